@@ -1,0 +1,1 @@
+"""The Kafka-native pipeline for AI-agent runs and their background work."""

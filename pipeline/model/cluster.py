@@ -1,0 +1,265 @@
+"""What the pipeline needs of a Kafka cluster: the ports that `pipeline.kafka` and `pipeline.memory` implement.
+
+One conformance suite (tests/conformance) runs over both. The message type is confluent-kafka's own shape, so that
+the hot path wraps nothing. Every blocking call has a deadline in seconds and raises `ClusterUnavailable` past it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from pipeline.model.errors import ClusterError
+
+Headers = list[tuple[str, bytes | None]]
+
+
+class TopicPartition(NamedTuple):
+    """A partition of a topic. Compares equal to the plain tuple `(topic, partition)`, so hot code may use that."""
+
+    topic: str
+    partition: int
+
+
+class Message(Protocol):
+    """A fetched record: the methods of `confluent_kafka.Message` that we use."""
+
+    def topic(self) -> str: ...
+    def partition(self) -> int: ...
+    def offset(self) -> int: ...
+    def key(self) -> bytes | None: ...
+    def value(self) -> bytes | None: ...
+    def headers(self) -> Headers | None: ...
+    def timestamp(self) -> tuple[int, int]:
+        """(type, milliseconds since the epoch); type 0 means not available."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A committed offset: the next offset to read, and the text kept with it (at most 4,095 characters)."""
+
+    offset: int
+    metadata: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFault:
+    """A fetch error that concerns one partition, as data: the caller decides (seek past, stop, alarm).
+
+    `kind`: "bad_batch" (can't be decompressed or fails its CRC), "out_of_range", "unknown_topic", "not_authorized", "other".
+    """
+
+    partition: TopicPartition
+    offset: int
+    kind: str
+    text: str
+
+
+class RebalanceListener(Protocol):
+    """Called from inside `GroupConsumer.poll`, in its thread. Must not raise."""
+
+    def assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        """New source partitions are ours. Nothing is fetched until `add` is called (now or in a later poll)."""
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> bool:
+        """The group wants them back. Asked again until it returns True (or the drain deadline passes): then they are let go.
+
+        All partitions that were `add`ed for them (their lanes) must have been `remove`d by then.
+        """
+        ...
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        """They already belong to someone else: stop, never commit."""
+
+    def fault(self, fault: FetchFault) -> None:
+        """A fetch error of one partition."""
+
+
+CommitCallback = Callable[[Mapping[TopicPartition, ClusterError | None]], None]
+
+
+class GroupConsumer(Protocol):
+    """One member of a consumer group. All methods are called from one thread, except `wake`, which any thread may call."""
+
+    def subscribe(self, topic: str, listener: RebalanceListener) -> None:
+        """Join the group for one source topic. Assignments come through the listener, during `poll`."""
+
+    def poll(self, max_records: int, timeout_s: float) -> list[Message]:
+        """Serve callbacks, then return what has been fetched, at most `max_records`; waits up to `timeout_s` for the first only."""
+        ...
+
+    def wake(self) -> None:
+        """Make a `poll` that is waiting in another thread return soon (best effort)."""
+
+    def add(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Start fetching these partitions (source partitions of ours, or lanes assigned by hand) from these offsets."""
+
+    def remove(self, partitions: Collection[TopicPartition]) -> None:
+        """Stop fetching them; those that are not assigned are ignored."""
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Fetch from there next; records fetched before are never returned by a later poll."""
+
+    def pause(self, partitions: Collection[TopicPartition]) -> None: ...
+
+    def resume(self, partitions: Collection[TopicPartition]) -> None: ...
+
+    def committed(self, partitions: Collection[TopicPartition], timeout_s: float) -> dict[TopicPartition, Position | None]:
+        """None where the group never committed."""
+        ...
+
+    def end_offsets(self, partitions: Collection[TopicPartition], timeout_s: float) -> dict[TopicPartition, int]:
+        """High watermark: the offset that the next record will get."""
+        ...
+
+    def beginning_offsets(self, partitions: Collection[TopicPartition], timeout_s: float) -> dict[TopicPartition, int]: ...
+
+    def offsets_at(self, partitions: Collection[TopicPartition], time_ms: int, timeout_s: float) -> dict[TopicPartition, int]:
+        """The first offset whose timestamp is >= time_ms, or the end."""
+        ...
+
+    def commit(self, positions: Mapping[TopicPartition, Position], done: CommitCallback) -> None:
+        """Send ONE OffsetCommit; `done` is called in a later `poll` with every partition's own error (None = stored)."""
+
+    def commit_now(self, positions: Mapping[TopicPartition, Position], timeout_s: float) -> dict[TopicPartition, ClusterError | None]:
+        """The same, waiting for the answer. A stale generation is a `FencedError` per partition."""
+        ...
+
+    def member_id(self) -> str: ...
+
+    def close(self) -> None:
+        """Leave the group (so that partitions move at once) and free everything. Calling it twice is fine."""
+
+
+DeliveryCallback = Callable[[ClusterError | None, int], None]
+"""(error or None, offset): called once per record, in any thread: post to your own thread and return."""
+
+
+class RecordProducer(Protocol):
+    """Idempotent producer, acks=all: records of one partition land in the order they were sent. Thread-safe."""
+
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None = None,
+        partition: int = -1,
+        timestamp_ms: int = 0,
+        delivered: DeliveryCallback | None = None,
+    ) -> None:
+        """Queue a record (partition -1 = by key, murmur2 as the Java client does). Raises `BufferFull` at once when the local queue is full."""
+
+    def flush(self, timeout_s: float) -> int:
+        """Wait until everything is answered; returns how many are not."""
+        ...
+
+    def close(self, timeout_s: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic as it should be, or as it is. `configs` holds only what is set on purpose (strings, as Kafka has them)."""
+
+    name: str
+    partitions: int
+    replication_factor: int = -1
+    configs: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    member_id: str
+    client_id: str
+    host: str
+    partitions: tuple[TopicPartition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupState:
+    """What the coordinator says of a group. `state`: "stable", "empty", "rebalancing", "dead", "unknown"."""
+
+    group: str
+    state: str
+    protocol: str
+    members: tuple[GroupMember, ...]
+
+
+class ClusterAdmin(Protocol):
+    """Reading and making topics and looking at groups."""
+
+    def topics(self, names: Collection[str] | None = None, timeout_s: float = 10.0) -> dict[str, TopicSpec]:
+        """Those that exist, with every config value in force; all (without internal ones) when `names` is None."""
+        ...
+
+    def create_topics(self, specs: Sequence[TopicSpec], timeout_s: float = 30.0) -> None:
+        """Returns when they are visible; one that exists already is a `TopologyError`."""
+
+    def set_configs(self, topic: str, configs: Mapping[str, str], timeout_s: float = 30.0) -> None: ...
+
+    def add_partitions(self, topic: str, total: int, timeout_s: float = 30.0) -> None: ...
+
+    def delete_topics(self, names: Collection[str], timeout_s: float = 30.0) -> None: ...
+
+    def delete_records(self, before: Mapping[TopicPartition, int], timeout_s: float = 30.0) -> None: ...
+
+    def groups(self, timeout_s: float = 10.0) -> list[str]: ...
+
+    def describe_group(self, group: str, timeout_s: float = 10.0) -> GroupState: ...
+
+    def group_positions(self, group: str, timeout_s: float = 10.0) -> dict[TopicPartition, Position]: ...
+
+    def set_group_positions(self, group: str, positions: Mapping[TopicPartition, Position], timeout_s: float = 10.0) -> None:
+        """Only for a group with no members."""
+
+    def end_offsets(self, partitions: Collection[TopicPartition], timeout_s: float = 10.0) -> dict[TopicPartition, int]: ...
+
+    def beginning_offsets(self, partitions: Collection[TopicPartition], timeout_s: float = 10.0) -> dict[TopicPartition, int]: ...
+
+    def broker_version(self, timeout_s: float = 10.0) -> str: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerPolicy:
+    """How a member joins and fetches. Times in milliseconds, sizes in bytes. `protocol`: "classic" or "consumer" (KIP-848)."""
+
+    group: str
+    client_id: str = "pipeline"
+    protocol: str = "classic"
+    session_timeout_ms: int = 10_000
+    max_poll_interval_ms: int = 300_000
+    instance_id: str | None = None
+    drain_timeout_ms: int = 20_000
+    fetch_wait_ms: int = 10
+    fetch_partition_bytes: int = 1_048_576
+    queued_records: int = 20_000
+    queued_bytes: int = 16_777_216
+    isolation: str = "read_committed"
+
+
+class PartitionReader(Protocol):
+    """Reads partitions without a group: for tools, read-back and compacted control topics. One thread."""
+
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None: ...
+
+    def poll(self, max_records: int, timeout_s: float) -> list[Message]: ...
+
+    def close(self) -> None: ...
+
+
+class Cluster(Protocol):
+    """Where the pipeline runs: makes clients. `address` is a bootstrap list, or `memory://name`."""
+
+    address: str
+
+    def consumer(self, policy: ConsumerPolicy) -> GroupConsumer: ...
+
+    def producer(self, client_id: str = "pipeline") -> RecordProducer: ...
+
+    def reader(self, client_id: str = "pipeline") -> PartitionReader: ...
+
+    def admin(self) -> ClusterAdmin: ...

@@ -1,0 +1,87 @@
+"""Everything that can go wrong, as one drawn tree.
+
+    PipelineError
+    |- ConfigurationError      a setting, declaration or topology that can't work; nothing was consumed
+    |  |- TopologyError        topics are missing or would lose data
+    |- ClusterError            Kafka said no, or did not answer
+    |  |- ClusterUnavailable   it may heal: retried with back-off by those who can wait
+    |  |- NotAuthorized        an ACL is missing
+    |  `- FencedError          this member no longer owns what it wanted to write for
+    |- CodecError              bytes <-> values
+    |  |- UndecodableError     the bytes are wrong and stay wrong: dead letter, no retry
+    |  |- EncodeError          the value does not fit its schema: nothing was sent
+    |  |- SchemaUnavailable    the registry did not answer: wait, never a dead letter
+    |  `- IncompatibleSchema   a schema change would break readers
+    |- PublishError            a record could not be published
+    |  `- BufferFull           the bounded buffer is full and its policy is to say so
+    `- BrokerStartError        the embedded broker could not be started
+
+Each message is one sentence that names the setting, topic, offset or field, and what to do.
+What a *handler* raises to steer its record (`Retry`, `Reject`) is not an error of the pipeline: see `outcome`.
+"""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Root of the tree: catch this to catch everything the product raises on purpose."""
+
+
+class ConfigurationError(PipelineError):
+    """A setting or declaration that can't work."""
+
+
+class TopologyError(ConfigurationError):
+    """Topics are missing or their settings would lose data."""
+
+
+class ClusterError(PipelineError):
+    """Kafka refused a request."""
+
+
+class ClusterUnavailable(ClusterError):
+    """Kafka did not answer in time; trying again may help."""
+
+
+class NotAuthorized(ClusterError):
+    """The principal lacks an ACL."""
+
+
+class FencedError(ClusterError):
+    """This member no longer owns the partition."""
+
+
+class CodecError(PipelineError):
+    """Bytes and values do not agree."""
+
+
+class UndecodableError(CodecError):
+    """The bytes are wrong and will stay wrong."""
+
+
+class EncodeError(CodecError):
+    """The value does not fit its schema."""
+
+
+class SchemaUnavailable(CodecError):
+    """The registry did not answer, so the schema of an id is not known yet."""
+
+    def __init__(self, message: str, schema_id: int | None = None) -> None:
+        super().__init__(message)
+        self.schema_id = schema_id
+
+
+class IncompatibleSchema(CodecError):
+    """A schema would break readers or writers that exist."""
+
+
+class PublishError(PipelineError):
+    """A record could not be published."""
+
+
+class BufferFull(PublishError):
+    """The bounded buffer stayed full for as long as the policy allows."""
+
+
+class BrokerStartError(PipelineError):
+    """The embedded broker could not be started."""

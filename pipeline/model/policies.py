@@ -1,0 +1,129 @@
+"""Frozen policies: how a subscription retries, how much it holds, where it starts. Everything validated before anything is consumed."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.model.durations import parse_duration_ms
+from pipeline.model.errors import ConfigurationError
+from pipeline.model.outcome import FailureKind
+
+Order = Literal["key", "key_relaxed", "none"]
+ValueKind = Literal["avro", "json", "bytes"]
+DEFAULT_TIERS = ("10s", "30s", "2m", "10m")
+
+
+class HandlerKind(enum.Enum):
+    ASYNC = "async def"
+    PLAIN = "def"
+    BATCH = "batch"
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Delay before retry number n (from 1): min(max_delay, delay * factor ** (n - 1)), in milliseconds."""
+
+    delay_ms: int
+    factor: float = 2.0
+    max_delay_ms: int = 600_000
+
+    def before_retry_ms(self, retry: int) -> int:
+        return min(self.max_delay_ms, int(self.delay_ms * self.factor ** (retry - 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """`attempts` counts executions in all. Without `backoff`, retry n goes to the n-th tier (the last one from then on).
+
+    `terminal` and `retryable` are exception types: terminal ones go to the dead letters at once; the rest is retryable.
+    `jitter` is the part of an in-memory wait that is drawn at random, 0..1.
+    """
+
+    attempts: int = 5
+    tiers_ms: tuple[int, ...] = (10_000, 30_000, 120_000, 600_000)
+    backoff: Backoff | None = None
+    jitter: float = 0.2
+    terminal: tuple[type[BaseException], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FlowPolicy:
+    """Bounds. `concurrency`: running at once; `buffered`: fetched and waiting; `look_ahead`: waiting tier records kept per tier and partition.
+
+    `dead_letter_flood`: dead letters within `flood_window_ms` that pause the subscription (0 = never).
+    `amplification_alarm`: hand-offs of successors per failed head that raise the alarm.
+    """
+
+    concurrency: int = 1_000
+    buffered: int = 10_000
+    look_ahead: int = 200
+    commit_interval_ms: int = 500
+    drain_timeout_ms: int = 20_000
+    dead_letter_flood: int = 1_000
+    flood_window_ms: int = 60_000
+    amplification_alarm: int = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """A batch handler gets up to `size` records, waiting at most `wait_ms` for them."""
+
+    size: int = 500
+    wait_ms: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a group starts that has never committed: "earliest", "latest", or milliseconds since the epoch."""
+
+    at: Literal["earliest", "latest"] | int = "earliest"
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One handler + consumer group + policies. `topic` and `group` are the names as declared (no environment prefix)."""
+
+    topic: str
+    group: str
+    handler: Callable[..., object]
+    kind: HandlerKind
+    order: Order = "key"
+    value: ValueKind = "avro"
+    typed: bool = True
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    flow: FlowPolicy = field(default_factory=FlowPolicy)
+    batch: BatchPolicy = field(default_factory=BatchPolicy)
+    start: Start = field(default_factory=Start)
+    timeout_ms: int = 300_000
+    dead_letter_topic: str | None = None
+    unknown_event: Literal["skip", "dead_letter"] = "skip"
+
+
+def _between(name: str, value: int, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigurationError(f"{name}={value!r} must be a whole number from {low} to {high}")
+
+
+def check_retry(policy: RetryPolicy) -> RetryPolicy:
+    """The policy, or a `ConfigurationError` naming the setting."""
+    _between("attempts", policy.attempts, 1, 1_000)
+    if any(b <= a for a, b in zip(policy.tiers_ms, policy.tiers_ms[1:], strict=False)):
+        raise ConfigurationError(f"tiers={policy.tiers_ms!r} must grow from one to the next: each tier is one constant delay")
+    if any(tier <= 0 for tier in policy.tiers_ms):
+        raise ConfigurationError("tiers must be longer than zero: for an immediate retry use backoff with a short delay")
+    if not 0 <= policy.jitter <= 1:
+        raise ConfigurationError(f"jitter={policy.jitter!r} must be between 0 and 1")
+    return policy
+
+
+def parse_tiers(tiers: tuple[str | float, ...]) -> tuple[int, ...]:
+    """("10s", "2m") -> (10_000, 120_000)."""
+    if isinstance(tiers, str):
+        raise ConfigurationError(f"tiers={tiers!r} must be a sequence such as ('10s', '2m'), not one text")
+    return tuple(parse_duration_ms(tier, "tiers") for tier in tiers)
+
+
+RETRIED = frozenset({FailureKind.RETRYABLE, FailureKind.TIMED_OUT})
