@@ -1,0 +1,83 @@
+"""Which keys wait behind a retry, and which copy of a record counts.
+
+A record that failed lives on as a copy in a tier; until it is resolved, later records of its key wait behind it.
+`design.md` names the rules (a), (c) and (d); their executable model is the history test in tests/property.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from typing import NamedTuple
+
+
+class Identity(NamedTuple):
+    """A record for its whole life: where it was first published, and the replay that brought it back ("" = none).
+
+    Sorts by origin offset: the order that a key's records must have.
+    """
+
+    origin: int
+    replay_id: str = ""
+
+
+class Holder(NamedTuple):
+    """The copy that counts: how many hand-offs it has seen and the index of the lane it is in."""
+
+    hop: int
+    lane: int
+
+
+class Parking:
+    """Unresolved records that have been handed off, by key. `keys` is read by the hot path: a key not in it is not parked."""
+
+    __slots__ = ("_holders", "keys")
+
+    def __init__(self) -> None:
+        self.keys: dict[bytes | None, list[Identity]] = {}
+        self._holders: dict[Identity, Holder] = {}
+
+    def __len__(self) -> int:
+        return len(self._holders)
+
+    def observe(self, key: bytes | None, identity: Identity, hop: int, lane: int) -> None:
+        """A copy found while rebuilding: of several, the one with the most hops counts (c)."""
+        best = self._holders.get(identity)
+        if best is None:
+            insort(self.keys.setdefault(key, []), identity)
+        if best is None or hop > best.hop:
+            self._holders[identity] = Holder(hop, lane)
+
+    def hand_off(self, key: bytes | None, identity: Identity, hop: int, lane: int) -> None:
+        """A copy is on its way to a lane: from now on it is the one that counts."""
+        if identity not in self._holders:
+            insort(self.keys.setdefault(key, []), identity)
+        self._holders[identity] = Holder(hop, lane)
+
+    def resolve(self, key: bytes | None, identity: Identity) -> None:
+        """The record has its ending; resolving one that was never handed off does nothing."""
+        if self._holders.pop(identity, None) is None:
+            return
+        waiting = self.keys[key]
+        del waiting[bisect_left(waiting, identity)]
+        if not waiting:
+            del self.keys[key]
+
+    def holder(self, identity: Identity) -> Holder | None:
+        return self._holders.get(identity)
+
+    def counts(self, identity: Identity, hop: int, lane: int) -> bool:
+        """Is this fetched copy the one that counts (c)?"""
+        return self._holders.get(identity) == (hop, lane)
+
+    def tail_before(self, key: bytes | None, identity: Identity) -> Identity | None:
+        """The highest unresolved record of the key below this one (a), or None: nothing to wait for."""
+        waiting = self.keys.get(key)
+        if not waiting:
+            return None
+        below = bisect_left(waiting, identity)
+        return waiting[below - 1] if below else None
+
+    def head(self, key: bytes | None) -> Identity | None:
+        """The lowest unresolved record of the key."""
+        waiting = self.keys.get(key)
+        return waiting[0] if waiting else None

@@ -1,0 +1,172 @@
+"""What a group keeps with a committed offset: the owner's epoch, the lanes' fences and which later offsets are done.
+
+The commit says "everything below this offset is settled". Out-of-order completions beyond it travel in the commit's metadata
+text, so a crash does not run them again. One text per partition, at most 4,095 characters (Kafka's `offset.metadata.max.bytes`).
+
+    "pl1:" base64url( epoch  fence-count { name-length name end }  kind  payload )      all numbers are varints
+
+`kind` 0: nothing is open below `end`; 1: a bitset of open offsets from the committed one; 2: run lengths, open and settled in turn.
+Whatever is not open and lies in [offset, end) is settled: gaps of compaction and transactions count as done.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+METADATA_LIMIT = 4_095
+_PREFIX = "pl1:"
+_NOTHING_OPEN, _BITSET, _RUNS = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The settled part of one lane of one partition. `open`: offsets in [offset, end) that are not settled, ascending.
+
+    `epoch` and `fences` (lane name -> its end when that epoch began) are set on the source lane only.
+    """
+
+    offset: int
+    end: int
+    open: tuple[int, ...] = ()
+    epoch: int = 0
+    fences: Mapping[str, int] = field(default_factory=dict)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _numbers(raw: bytes, at: int) -> Iterator[int]:
+    number, shift = 0, 0
+    for byte in memoryview(raw)[at:]:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            yield number
+            number, shift = 0, 0
+
+
+def _run_lengths(offset: int, end: int, open_offsets: Collection[int]) -> bytes:
+    """Alternating lengths, an open run first (it may be empty)."""
+    out, at, run = bytearray(), offset, 0
+    for position in open_offsets:
+        if position != at + run:
+            out += _varint(run) + _varint(position - at - run)
+            at, run = position, 0
+        run += 1
+    out += _varint(run)
+    if end > at + run:
+        out += _varint(end - at - run)
+    return bytes(out)
+
+
+def _bitset(offset: int, end: int, open_offsets: Collection[int]) -> bytes:
+    bits = bytearray((end - offset + 7) // 8)
+    for position in open_offsets:
+        bits[(position - offset) >> 3] |= 1 << ((position - offset) & 7)
+    return bytes(bits)
+
+
+def _head(epoch: int, fences: Mapping[str, int]) -> bytes:
+    out = bytearray(_varint(epoch) + _varint(len(fences)))
+    for name, end in sorted(fences.items()):
+        raw = name.encode()
+        out += _varint(len(raw)) + raw + _varint(end)
+    return bytes(out)
+
+
+def _text(head: bytes, payload: bytes) -> str:
+    return _PREFIX + base64.urlsafe_b64encode(head + payload).decode().rstrip("=")
+
+
+def encode(progress: Progress, limit: int = METADATA_LIMIT) -> str:
+    """The metadata text. What does not fit `limit` is cut from the far end: those offsets would run again, none is lost."""
+    head = _head(progress.epoch, progress.fences)
+    span = progress.end - progress.offset
+    if not progress.open:
+        return _text(head, _varint(_NOTHING_OPEN) + _varint(span))
+    open_offsets = progress.open
+    room = (limit - len(_PREFIX)) * 3 // 4 - len(head) - 1
+    runs = _run_lengths(progress.offset, progress.end, open_offsets)
+    if len(runs) <= min(room, (span + 7) // 8):
+        return _text(head, _varint(_RUNS) + runs)
+    size = (span + 7) // 8
+    bits = _bitset(progress.offset, progress.end, open_offsets)
+    if size > room:
+        # The offsets past the cut are unknown to the next owner, hence open for it: trailing bits say no more than that.
+        bits = bits[:room]
+    else:
+        spare = size * 8 - span
+        if spare:
+            # Bits past `end` must not read as settled.
+            bits = bits[:-1] + bytes([bits[-1] | (0xFF << (8 - spare)) & 0xFF])
+    return _text(head, _varint(_BITSET) + bits)
+
+
+def load(progress: Progress, limit: int = METADATA_LIMIT) -> float:
+    """How full the metadata would be, as a part of `limit`, the bitset's size being the bound on what run lengths save."""
+    if not progress.open:
+        return 0.0
+    span_bytes = (progress.end - progress.offset + 7) // 8
+    if span_bytes * 4 < limit:
+        return (span_bytes * 4 / 3 + 64) / limit
+    return len(encode(progress, limit=1 << 30)) / limit
+
+
+def decode(offset: int, metadata: str) -> Progress:
+    """What a commit says. Text that is not ours (another tool committed) means: nothing known beyond the offset."""
+    if not metadata.startswith(_PREFIX):
+        return Progress(offset, offset)
+    text = metadata[len(_PREFIX) :]
+    try:
+        raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        return _decode(offset, raw)
+    except (binascii.Error, StopIteration, IndexError, UnicodeDecodeError, ValueError):
+        return Progress(offset, offset)
+
+
+def _take(raw: bytes, at: int) -> tuple[int, int]:
+    number, shift = 0, 0
+    while True:
+        byte = raw[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, at
+        shift += 7
+
+
+def _decode(offset: int, raw: bytes) -> Progress:
+    epoch, at = _take(raw, 0)
+    count, at = _take(raw, at)
+    fences = {}
+    for _ in range(count):
+        length, at = _take(raw, at)
+        name = raw[at : at + length].decode()
+        fences[name], at = _take(raw, at + length)
+    kind, at = _take(raw, at)
+    if kind == _NOTHING_OPEN:
+        span, at = _take(raw, at)
+        return Progress(offset, offset + span, (), epoch, fences)
+    if kind == _BITSET:
+        bits = raw[at:]
+        opened = tuple(offset + i for i in range(len(bits) * 8) if bits[i >> 3] >> (i & 7) & 1)
+        return Progress(offset, offset + len(bits) * 8, opened, epoch, fences)
+    if kind != _RUNS:
+        return Progress(offset, offset, (), epoch, fences)
+    position, is_open = offset, True
+    found: list[int] = []
+    for run in _numbers(raw, at):
+        if is_open:
+            found.extend(range(position, position + run))
+        position += run
+        is_open = not is_open
+    return Progress(offset, position, tuple(found), epoch, fences)
