@@ -65,23 +65,30 @@ def _missing(artifacts: Sequence[LockedArtifact], store: Path) -> list[LockedArt
 
 
 class _Meter:
-    """Adds up the bytes of parallel downloads and reports them one call at a time."""
+    """Adds up the bytes of parallel downloads and reports them one call at a time.
+
+    A server that sends no length makes jgo report nothing for the file: what is missing is added at its end.
+    """
 
     def __init__(self, total_bytes: int, progress: Progress | None) -> None:
-        self._done_bytes = 0
+        self._of_file: dict[str, int] = {}
         self._total_bytes = total_bytes
         self._progress = progress
         self._lock = threading.Lock()
 
     @contextmanager
-    def file(self, name: str, size_bytes: int) -> Iterator[Callable[[int], None]]:
-        def received(count: int) -> None:
-            with self._lock:
-                self._done_bytes += count
-                if self._progress is not None:
-                    self._progress(f"downloading {name}", self._done_bytes, self._total_bytes)
+    def chunks(self, name: str, _size_bytes: int) -> Iterator[Callable[[int], None]]:
+        """jgo's form of a progress callback."""
+        yield lambda count: self._set(name, self._of_file.get(name, 0) + count)
 
-        yield received
+    def finished(self, name: str, size_bytes: int) -> None:
+        self._set(name, size_bytes)
+
+    def _set(self, name: str, done_bytes: int) -> None:
+        with self._lock:
+            self._of_file[name] = done_bytes
+            if self._progress is not None:
+                self._progress(f"downloading {name}", sum(self._of_file.values()), self._total_bytes)
 
 
 def _download(missing: list[LockedArtifact], store: Path, mirror: str | None, progress: Progress | None) -> None:
@@ -91,7 +98,7 @@ def _download(missing: list[LockedArtifact], store: Path, mirror: str | None, pr
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=store))
     meter = _Meter(sum(each.size_bytes for each in missing), progress)
     context = MavenContext(
-        resolver=PythonResolver(progress_callback=meter.file),
+        resolver=PythonResolver(progress_callback=meter.chunks),
         repo_cache=staging,
         remote_repos={"mirror": mirror.rstrip("/")} if mirror else None,
         timeout=_REQUEST_TIMEOUT_S,
@@ -104,6 +111,7 @@ def _download(missing: list[LockedArtifact], store: Path, mirror: str | None, pr
         except (OSError, RuntimeError, AssertionError) as error:
             raise BrokerStartError(_cannot_download(each, mirror, error)) from error
         verify(each, file)
+        meter.finished(each.path.name, each.size_bytes)
         target = store / each.path
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, target)

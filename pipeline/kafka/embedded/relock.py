@@ -10,34 +10,36 @@ import hashlib
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.kafka.embedded.lock import LockedArtifact, parse_lock
 
+if TYPE_CHECKING:
+    from jgo.maven import Artifact, MavenContext
+
 KAFKA = ("org.apache.kafka:kafka_2.13:4.4.0", "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5!")
-APICURIO = ("io.apicurio:apicurio-registry-app:3.1.6:all:tar.gz!",)
+APICURIO = "io.apicurio:apicurio-registry-app:3.3.3:all:tar.gz"
 
 
-def resolve(coordinates: tuple[str, ...], cache: Path, *, transitive: bool) -> list[LockedArtifact]:
-    """Downloads what the coordinates need and returns it with its measured sha256."""
-    from jgo.maven import MavenContext  # noqa: PLC0415
+def resolve_kafka(context: MavenContext) -> list[LockedArtifact]:
+    """Everything on the broker's class path."""
+    inputs, others = context.resolver.resolve([context.create_dependency(each) for each in KAFKA])
+    return sorted((_locked(each.artifact) for each in [*inputs, *others]), key=lambda each: each.coordinates)
 
-    context = MavenContext(repo_cache=cache, timeout=60)
-    wanted = [context.create_dependency(each) for each in coordinates]
-    needed = wanted
-    if transitive:
-        inputs, others = context.resolver.resolve(wanted)
-        needed = [*inputs, *others]
-    locked = []
-    for dependency in needed:
-        artifact = dependency.artifact
-        data = artifact.resolve().read_bytes()
-        locked.append(
-            LockedArtifact(
-                artifact.groupId, artifact.artifactId, artifact.version, artifact.classifier or "",
-                artifact.packaging, hashlib.sha256(data).hexdigest(), len(data),
-            )
-        )
-    return sorted(locked, key=lambda each: each.coordinates)
+
+def resolve_apicurio(context: MavenContext) -> list[LockedArtifact]:
+    """One archive with everything in it (jgo can't parse `tar.gz` in a coordinate)."""
+    group, name, version, classifier, packaging = APICURIO.split(":")
+    return [_locked(context.project(group, name).at_version(version).artifact(classifier, packaging))]
+
+
+def _locked(artifact: Artifact) -> LockedArtifact:
+    data = artifact.resolve().read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    return LockedArtifact(
+        artifact.groupId, artifact.artifactId, artifact.version, artifact.classifier or "", artifact.packaging,
+        sha256, len(data),
+    )  # fmt: skip
 
 
 def write(name: str, coordinates: tuple[str, ...], locked: list[LockedArtifact]) -> None:
@@ -50,9 +52,12 @@ def write(name: str, coordinates: tuple[str, ...], locked: list[LockedArtifact])
 
 
 def main() -> None:
+    from jgo.maven import MavenContext  # noqa: PLC0415
+
     with tempfile.TemporaryDirectory() as scratch:
-        write("kafka", KAFKA, resolve(KAFKA, Path(scratch), transitive=True))
-        write("apicurio", APICURIO, resolve(APICURIO, Path(scratch), transitive=False))
+        context = MavenContext(repo_cache=Path(scratch), timeout=60)
+        write("kafka", KAFKA, resolve_kafka(context))
+        write("apicurio", (APICURIO,), resolve_apicurio(context))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,164 @@
+"""Fixtures that give a test real Kafka: an address from PIPELINE_TEST_BROKER, else Docker, else the embedded broker.
+
+One broker serves the whole run, also under pytest-xdist: it belongs to the controlling process, which starts it when the
+first test asks (a worker asks over a loopback socket) and stops it at the end. Tests keep apart by `topic_name`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker, EmbeddedRegistry
+
+_HOST = "127.0.0.1"
+_FIRST_START_S = 300
+
+
+def _docker_answers() -> bool:
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        docker.from_env(timeout=3).ping()
+    except DockerException:
+        return False
+    return True
+
+
+class _RunBroker:
+    """The run's broker: chosen at once, started on the first request, stopped once."""
+
+    def __init__(self) -> None:
+        self._given = os.environ.get("PIPELINE_TEST_BROKER", "")
+        self.choice = "given by PIPELINE_TEST_BROKER" if self._given else "Docker" if _docker_answers() else "embedded"
+        self._lock = threading.Lock()
+        self._bootstrap = self._given
+        self._stop: Callable[[], object] = lambda: None
+
+    def bootstrap(self) -> str:
+        with self._lock:
+            if not self._bootstrap:
+                self._bootstrap = self._start_docker() if self.choice == "Docker" else self._start_embedded()
+            return self._bootstrap
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stop()
+
+    def _start_docker(self) -> str:
+        from testcontainers.kafka import KafkaContainer
+
+        container = KafkaContainer("apache/kafka:4.4.0")
+        container.start()
+        self._stop = container.stop
+        return str(container.get_bootstrap_server())
+
+    def _start_embedded(self) -> str:
+        broker = EmbeddedBroker(BrokerSpec())
+        broker.start()
+        self._stop = broker.stop
+        return broker.bootstrap
+
+
+class _BrokerDesk:
+    """Answers xdist workers: one connection, one line with the bootstrap address or `!` and why there is none."""
+
+    def __init__(self, broker: _RunBroker) -> None:
+        self._broker = broker
+        self._server = socket.create_server((_HOST, 0))
+        self.port: int = self._server.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, name="broker-desk", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            with connection:
+                try:
+                    answer = self._broker.bootstrap()
+                except Exception as error:  # whatever it is, the worker must hear of it
+                    answer = f"!{error}"
+                connection.sendall(f"{answer}\n".encode())
+
+    def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self._thread.join(5)
+
+
+def _ask_desk(port: int) -> str:
+    with socket.create_connection((_HOST, port), _FIRST_START_S) as connection:
+        answer = connection.makefile(encoding="utf-8").readline().strip()
+    if not answer or answer.startswith("!"):
+        raise RuntimeError(answer[1:] or "the controlling pytest process ended")
+    return answer
+
+
+_BROKER = pytest.StashKey[_RunBroker]()
+_DESK = pytest.StashKey[_BrokerDesk]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        return
+    config.stash[_BROKER] = _RunBroker()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if desk := config.stash.get(_DESK, None):
+        desk.close()
+    if broker := config.stash.get(_BROKER, None):
+        broker.stop()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: object) -> None:
+    """xdist, in the controller: tell a new worker where to ask."""
+    stash: pytest.Stash = node.config.stash  # type: ignore[attr-defined]
+    if _DESK not in stash:
+        stash[_DESK] = _BrokerDesk(stash[_BROKER])
+    node.workerinput["pipeline_broker_desk"] = stash[_DESK].port  # type: ignore[attr-defined]
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    broker = config.stash.get(_BROKER, None)
+    return f"kafka for tests: {broker.choice}" if broker else None
+
+
+@pytest.fixture(scope="session")
+def kafka(request: pytest.FixtureRequest) -> str:
+    """Bootstrap address of the run's broker. Topics are not created by themselves; sessions last 6 s."""
+    workerinput = getattr(request.config, "workerinput", None)
+    if workerinput is not None:
+        return _ask_desk(workerinput["pipeline_broker_desk"])
+    return request.config.stash[_BROKER].bootstrap()
+
+
+@pytest.fixture(scope="module")
+def kafka3() -> Iterator[EmbeddedBroker]:
+    """A cluster of three nodes (replication 3, min ISR 2) whose nodes may be killed; start them again afterwards."""
+    with EmbeddedBroker(BrokerSpec(nodes=3)) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def registry_server() -> Iterator[EmbeddedRegistry]:
+    """A Confluent-compatible registry (`.url`) that a test may stop and start."""
+    with EmbeddedRegistry() as registry:
+        yield registry
+
+
+@pytest.fixture
+def topic_name(request: pytest.FixtureRequest) -> str:
+    """A topic name no other test and no other run uses."""
+    readable = "".join(c if c.isalnum() else "-" for c in request.node.name)[:60].strip("-")
+    return f"t.{readable}.{uuid.uuid4().hex[:10]}"
