@@ -62,6 +62,11 @@ class OffsetTracker(Generic[T]):
             self.open.pop(self._awaited.popleft(), None)
 
     @property
+    def restoring(self) -> bool:
+        """Restored open offsets are still to be fetched."""
+        return bool(self._awaited)
+
+    @property
     def position(self) -> int:
         """What to commit."""
         return next(iter(self.open), self.next_offset)

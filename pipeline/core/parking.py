@@ -35,6 +35,7 @@ class Parking:
     def __init__(self) -> None:
         self.keys: dict[bytes | None, list[Identity]] = {}
         self._holders: dict[Identity, Holder] = {}
+        self._aside: set[Identity] = set()
 
     def __len__(self) -> int:
         return len(self._holders)
@@ -57,6 +58,18 @@ class Parking:
         """The record has its ending; resolving one that was never handed off does nothing."""
         if self._holders.pop(identity, None) is None:
             return
+        if identity in self._aside:
+            self._aside.discard(identity)
+            return
+        self._unlist(key, identity)
+
+    def step_aside(self, key: bytes | None, identity: Identity) -> None:
+        """Nobody waits for this record any more, though its copy still counts when it comes up."""
+        if identity in self._holders and identity not in self._aside:
+            self._aside.add(identity)
+            self._unlist(key, identity)
+
+    def _unlist(self, key: bytes | None, identity: Identity) -> None:
         waiting = self.keys[key]
         del waiting[bisect_left(waiting, identity)]
         if not waiting:

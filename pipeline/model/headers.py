@@ -187,3 +187,11 @@ def event_id_of(headers: Headers | None) -> str | None:
         if name == EVENT_ID and value:
             return value.decode("utf-8", "replace")
     return None
+
+
+def replay_count_of(headers: Headers | None) -> int:
+    """How often the record was replayed, as its producer says (untrusted: anything unreadable counts as 0)."""
+    for name, value in headers or ():
+        if name == REPLAY_COUNT and value and value.isdigit() and len(value) < 10:
+            return int(value)
+    return 0

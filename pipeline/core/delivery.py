@@ -1,0 +1,47 @@
+"""A fetched record on its way through one worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.core.parking import Identity
+from pipeline.model.cluster import Message
+from pipeline.model.headers import DeliveryHeaders
+
+if TYPE_CHECKING:
+    from pipeline.core.unit import Unit
+
+SOURCE = 0
+"""Index of the source among a unit's lanes."""
+
+
+class Delivery:
+    """One record of a unit. `attempt` counts executions so far, `hop` hand-offs so far; `headers` is None on the source lane.
+
+    Made once per record on the hot path, hence slots and nothing that a source record does not need.
+    """
+
+    __slots__ = ("attempt", "headers", "hop", "key", "lane", "message", "offset", "unit")
+
+    def __init__(self, unit: Unit, lane: int, offset: int, key: bytes | None, message: Message) -> None:
+        self.unit = unit
+        self.lane = lane
+        self.offset = offset
+        self.key = key
+        self.message = message
+        self.attempt = 0
+        self.hop = 0
+        self.headers: DeliveryHeaders | None = None
+
+    @property
+    def identity(self) -> Identity:
+        headers = self.headers
+        return Identity(self.offset) if headers is None else Identity(headers.origin_offset, headers.replay_id)
+
+    @property
+    def due_ms(self) -> int:
+        return 0 if self.headers is None else self.headers.due_ms
+
+    @property
+    def not_before_ms(self) -> int:
+        return 0 if self.headers is None else self.headers.not_before_ms

@@ -1,0 +1,95 @@
+"""What a new owner of a partition learns by reading its lanes before it processes anything.
+
+It reads every lane from the committed offset to the end as it was when ownership began (the *fence*), and finds: which
+copies are unsettled, which keys are parked, and which records a zombie wrote. Rule (g): a record at or past the previous
+owner's fence with an epoch below that owner's was written by a zombie and is settled unseen.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.core.parking import Identity, Parking
+from pipeline.core.progress import Progress
+from pipeline.model.cluster import Headers
+from pipeline.model.headers import HeaderError, decode
+
+
+@dataclass(slots=True)
+class _Scan:
+    """One lane being read: the settled part before, and what is found open."""
+
+    name: str
+    index: int
+    before: Progress
+    fence: int
+    previous_fence: int
+    at: int
+    last_due_ms: int = 0
+    open: list[int] = field(default_factory=list)
+
+
+class Rebuild:
+    """Feed it every record of the lanes up to their fences; then `complete` is true and the results stand.
+
+    `lanes` are names in index order starting at 1; `progress` is each lane's settled part (its offset not below the log's start);
+    `ends` are the lanes' ends, read *after* the committed offsets.
+    """
+
+    def __init__(self, source: Progress, lanes: Sequence[str], progress: Mapping[str, Progress], ends: Mapping[str, int]) -> None:
+        self.epoch = source.epoch + 1
+        self.source = source
+        self.fences = {name: ends[name] for name in lanes}
+        self.parking = Parking()
+        self.zombies = 0
+        self._scans = [
+            _Scan(name, index, progress[name], ends[name], source.fences.get(name, 0), at=progress[name].offset)
+            for index, name in enumerate(lanes, start=1)
+        ]
+
+    @property
+    def scan_from(self) -> dict[int, int]:
+        """Lane index -> offset to read from, for lanes that have something to read."""
+        return {scan.index: scan.at for scan in self._scans if scan.at < scan.fence}
+
+    @property
+    def complete(self) -> bool:
+        return all(scan.at >= scan.fence for scan in self._scans)
+
+    def observe(self, lane: int, offset: int, key: bytes | None, headers: Headers | None) -> None:
+        """A record of a lane, in order."""
+        scan = self._scans[lane - 1]
+        if offset < scan.at or offset >= scan.fence:
+            scan.at = max(scan.at, offset + 1)
+            return
+        scan.at = offset + 1
+        before = scan.before
+        if offset < before.end and not _contains(before.open, offset):
+            return
+        try:
+            delivery = decode(headers)
+        except HeaderError:
+            scan.open.append(offset)  # not ours: it comes up again and goes to the dead letters
+            return
+        if offset >= scan.previous_fence and delivery.epoch < self.epoch - 1 and delivery.hop:
+            self.zombies += 1
+            return
+        scan.open.append(offset)
+        scan.last_due_ms = max(scan.last_due_ms, delivery.due_ms)
+        self.parking.observe(key, Identity(delivery.origin_offset, delivery.replay_id), delivery.hop, lane)
+
+    def lane_progress(self, lane: int) -> Progress:
+        scan = self._scans[lane - 1]
+        opened = tuple(scan.open)
+        end = max(scan.fence, scan.before.offset)
+        return Progress(opened[0] if opened else end, end, opened)
+
+    def last_due_ms(self, lane: int) -> int:
+        return self._scans[lane - 1].last_due_ms
+
+
+def _contains(ascending: Sequence[int], offset: int) -> bool:
+    at = bisect_left(ascending, offset)
+    return at < len(ascending) and ascending[at] == offset

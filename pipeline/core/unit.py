@@ -1,0 +1,371 @@
+"""A source partition and its lanes: assigned, processed, committed and let go as one (rule f).
+
+    fetched -> receive -> ready -> admit -> run -> finish -> settled
+                            ^        |                |
+                            |        +-> hand-off <---+        (acknowledged -> settled)
+                            +-- look-ahead <- lane <-+
+
+The unit decides; the worker performs. Decisions that need I/O are appended to `effects`; the worker takes them after each step.
+Rules (a)-(h) are explained in docs/design.md.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from pipeline.core.delivery import SOURCE, Delivery
+from pipeline.core.offsets import OffsetTracker
+from pipeline.core.parking import Identity, Parking
+from pipeline.core.progress import Progress
+from pipeline.core.rebuild import Rebuild
+from pipeline.core.retry import GiveUp, WaitInMemory, after_failure, next_hop, tier_for
+from pipeline.model.cluster import Message
+from pipeline.model.headers import DeliveryHeaders, ErrorInfo, HeaderError, clip_error, decode, event_id_of, replay_count_of
+from pipeline.model.outcome import Failure, FailureKind
+from pipeline.model.policies import Order, RetryPolicy
+
+SKIPPED = Failure(FailureKind.TERMINAL, "Skipped", "Skipped", "an operator skipped this record")
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSpec:
+    """A lane as this worker knows it. `delay_ms` is None for the replay lane; `declared` is False for a retired tier: read, not fed by failures."""
+
+    name: str
+    topic: str
+    delay_ms: int | None
+    declared: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPolicy:
+    """What the unit needs of its subscription. `source`: topic name; `group`: as the headers name it."""
+
+    source: str
+    group: str
+    order: Order
+    retry: RetryPolicy
+    look_ahead: int = 200
+
+
+@dataclass(slots=True)
+class Lane:
+    """A lane at work: offsets, look-ahead in due order, and the latest due time written or read (rule b)."""
+
+    spec: LaneSpec
+    tracker: OffsetTracker[Delivery]
+    fence: int = 0
+    last_due_ms: int = 0
+    look_ahead: deque[Delivery] = field(default_factory=deque)
+
+
+@dataclass(frozen=True, slots=True)
+class HandOff:
+    """Write this record to a lane of the unit; answer with `Unit.handed_off` when acknowledged. `caused_by`: "retry", "wait" or "hop"."""
+
+    delivery: Delivery
+    lane: int
+    headers: DeliveryHeaders
+    caused_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Write this record to the dead letters; answer with `Unit.dead_lettered` when acknowledged."""
+
+    delivery: Delivery
+    headers: DeliveryHeaders
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class RunAgain:
+    """Run it again at `at_ms`; its key stays blocked until then."""
+
+    delivery: Delivery
+    at_ms: int
+
+
+Effect = HandOff | DeadLetter | RunAgain
+
+
+class Unit:
+    """See the module. `closed` units ignore everything: a stale completion changes nothing."""
+
+    def __init__(self, partition: int, policy: UnitPolicy, lanes: Sequence[LaneSpec], rebuild: Rebuild) -> None:
+        self.partition = partition
+        self.policy = policy
+        self.epoch = rebuild.epoch
+        self.fences = rebuild.fences
+        self.parking: Parking = rebuild.parking
+        self.open = True
+        self.draining = False
+        self.effects: list[Effect] = []
+        self.busy: set[bytes | None] = set()
+        self.waiting: dict[bytes | None, deque[Delivery]] = {}
+        self.waiting_count = 0
+        self.skipped: set[Identity] = set()
+        self.released: dict[bytes | None, Identity] = {}
+        source = LaneSpec("source", policy.source, None)
+        self.lanes = [Lane(source, OffsetTracker(rebuild.source))]
+        for index, spec in enumerate(lanes, start=1):
+            tracker: OffsetTracker[Delivery] = OffsetTracker(rebuild.lane_progress(index))
+            self.lanes.append(Lane(spec, tracker, rebuild.fences[spec.name], rebuild.last_due_ms(index)))
+        self._by_key = policy.order != "none"
+        self._waits = policy.order == "key"
+        self._tier_lanes = [i for i, lane in enumerate(self.lanes) if i and lane.spec.declared and lane.spec.delay_ms is not None]
+        self._replay_lane = next((i for i, lane in enumerate(self.lanes) if i and lane.spec.delay_ms is None), SOURCE)
+
+    # -- fetched records in
+
+    def receive_source(self, messages: Sequence[Message], ready: deque[Delivery]) -> None:
+        """New source records, in offset order; those to be processed are appended to `ready`."""
+        tracker = self.lanes[SOURCE].tracker
+        opened = tracker.open
+        append = ready.append
+        first = messages[0].offset()
+        if tracker.restoring or first < tracker.next_offset:
+            for message in messages:
+                offset = message.offset()
+                delivery = Delivery(self, SOURCE, offset, message.key(), message)
+                if tracker.receive(offset, delivery):
+                    append(delivery)
+            return
+        for message in messages:
+            offset = message.offset()
+            opened[offset] = delivery = Delivery(self, SOURCE, offset, message.key(), message)
+            append(delivery)
+        tracker.next_offset = offset + 1
+
+    def receive_lane(self, index: int, messages: Sequence[Message]) -> None:
+        """New records of a lane: to the look-ahead, but for what is settled, a zombie's, or not readable."""
+        lane = self.lanes[index]
+        for message in messages:
+            offset = message.offset()
+            delivery = Delivery(self, index, offset, message.key(), message)
+            if not lane.tracker.receive(offset, delivery):
+                continue
+            try:
+                headers = decode(message.headers())
+            except HeaderError as error:
+                failure = Failure(FailureKind.UNDECODABLE, "ForeignRecord", "HeaderError", f"{lane.spec.topic}: {error}")
+                self.effects.append(DeadLetter(delivery, self._headers(delivery, 1, 0, 0, 0, failure), failure))
+                continue
+            if offset >= lane.fence and headers.epoch < self.epoch and headers.hop:
+                lane.tracker.settle(offset)  # (g); a replay tool's own records have hop 0 and no epoch
+                continue
+            delivery.headers = headers
+            delivery.attempt, delivery.hop = headers.attempt, headers.hop
+            if index == self._replay_lane and self.parking.holder(delivery.identity) is None:
+                self.parking.observe(delivery.key, delivery.identity, headers.hop, index)
+            lane.look_ahead.append(delivery)
+
+    def release_due(self, now_ms: int, ready: deque[Delivery]) -> int | None:
+        """Move due lane records to `ready`; returns when the next one is due (None: nothing waits in the look-ahead)."""
+        next_due: int | None = None
+        for lane in self.lanes:
+            look_ahead = lane.look_ahead
+            while look_ahead:
+                due = look_ahead[0].due_ms
+                if due > now_ms:
+                    next_due = due if next_due is None else min(next_due, due)
+                    break
+                ready.append(look_ahead.popleft())
+        return next_due
+
+    # -- may it run?
+
+    def admit(self, delivery: Delivery, now_ms: int) -> bool:
+        """True: run it now (its key is busy until `finish`). False: it waits, was handed on, or needs nothing."""
+        if self.draining:
+            return False
+        key = delivery.key
+        if self._by_key and key is not None:
+            if key in self.busy:
+                self.waiting.setdefault(key, deque()).append(delivery)
+                self.waiting_count += 1
+                return False
+            if (delivery.lane or key in self.parking.keys) and not self._admit_parked(delivery, now_ms):
+                return False
+            self.busy.add(key)
+            return True
+        return not (delivery.lane or key in self.parking.keys) or self._admit_parked(delivery, now_ms)
+
+    def _admit_parked(self, delivery: Delivery, now_ms: int) -> bool:
+        identity, key, parking = delivery.identity, delivery.key, self.parking
+        if delivery.lane == SOURCE:
+            if parking.holder(identity) is not None:
+                self.lanes[SOURCE].tracker.settle(delivery.offset)  # (d)
+                return False
+        elif not parking.counts(identity, delivery.hop, delivery.lane):
+            self.lanes[delivery.lane].tracker.settle(delivery.offset)  # (c)
+            return False
+        if identity in self.skipped:
+            self._dead_letter(delivery, SKIPPED, now_ms)
+            return False
+        tail = parking.tail_before(key, identity) if self._waits and key is not None else None
+        if tail is not None and identity > self.released.get(key, Identity(-1)):
+            target = self._lane_behind(tail)
+            self._hand_off(delivery, target, max(delivery.due_ms, now_ms), delivery.not_before_ms, "wait", now_ms)
+            return False
+        hop = next_hop(self.policy.retry.tiers_ms, delivery.not_before_ms, now_ms)
+        if hop is not None:
+            target = self._tier_lanes[hop]
+            self._hand_off(delivery, target, self._due(target, now_ms), delivery.not_before_ms, "hop", now_ms)
+            return False
+        return True
+
+    def _lane_behind(self, tail: Identity) -> int:
+        """The lane that holds the key's tail (a); for a retired tier the declared one nearest to it, so that it can run dry."""
+        holder = self.parking.holder(tail)
+        assert holder is not None, f"{tail} is unresolved, so a copy of it counts"
+        spec = self.lanes[holder.lane].spec
+        if spec.declared or not self._tier_lanes:
+            return holder.lane
+        return self._tier_lanes[tier_for(spec.delay_ms or 0, self.policy.retry.tiers_ms)]
+
+    def _due(self, lane: int, now_ms: int) -> int:
+        return now_ms + (self.lanes[lane].spec.delay_ms or 0)
+
+    # -- what became of it
+
+    def done(self, delivery: Delivery, now_ms: int) -> Delivery | None:
+        """Processed, and its outputs acknowledged. Returns the key's next record, already admitted, if there is one."""
+        key = delivery.key
+        lane = delivery.lane
+        del self.lanes[lane].tracker.open[delivery.offset]
+        if lane or key in self.parking.keys:
+            self.parking.resolve(key, delivery.identity)
+        return self.free(key, now_ms)
+
+    def free(self, key: bytes | None, now_ms: int) -> Delivery | None:
+        """The key is not busy any more: its next record that may run, if any."""
+        self.busy.discard(key)
+        queue = self.waiting.get(key)
+        while queue:
+            delivery = self._pop_lowest(queue) if key in self.parking.keys else queue.popleft()
+            self.waiting_count -= 1
+            if not queue:
+                del self.waiting[key]
+            if self.admit(delivery, now_ms):
+                return delivery
+        return None
+
+    @staticmethod
+    def _pop_lowest(queue: deque[Delivery]) -> Delivery:
+        # Records of several lanes met here: taking the lowest origin first saves hops (the wait rule alone keeps the order).
+        lowest = min(range(len(queue)), key=lambda i: queue[i].identity)
+        delivery = queue[lowest]
+        del queue[lowest]
+        return delivery
+
+    def failed(self, delivery: Delivery, failure: Failure, now_ms: int, draw: float) -> Delivery | None:
+        """One more execution failed: retry, wait or give up. Returns the key's next record if the key is free now."""
+        delivery.attempt += 1
+        decision = after_failure(self.policy.retry, delivery.attempt, failure, now_ms, draw)
+        if isinstance(decision, WaitInMemory):
+            self.effects.append(RunAgain(delivery, decision.until_ms))
+            return None
+        if isinstance(decision, GiveUp):
+            self._dead_letter(delivery, failure, now_ms)
+            return None
+        target = self._tier_lanes[decision.tier]
+        self._hand_off(delivery, target, self._due(target, now_ms), decision.not_before_ms, "retry", now_ms, failure)
+        return self.free(delivery.key, now_ms)
+
+    def handed_off(self, delivery: Delivery) -> None:
+        """The copy in the lane is acknowledged: this one is settled."""
+        self.lanes[delivery.lane].tracker.settle(delivery.offset)
+
+    def dead_lettered(self, delivery: Delivery, now_ms: int) -> Delivery | None:
+        """Acknowledged: the record has its ending. Returns the key's next record."""
+        if delivery.lane and delivery.headers is None:  # a foreign record in a lane: it never took part in its key's order
+            self.lanes[delivery.lane].tracker.settle(delivery.offset)
+            return None
+        self.skipped.discard(delivery.identity)
+        return self.done(delivery, now_ms)
+
+    def _dead_letter(self, delivery: Delivery, failure: Failure, now_ms: int) -> None:
+        if delivery.key is not None and self._by_key:
+            self.busy.add(delivery.key)  # until it is written: a crash now runs it again, and its successors must not be ahead
+        headers = self._headers(delivery, delivery.hop + 1, 0, 0, now_ms, failure)
+        self.effects.append(DeadLetter(delivery, headers, failure))
+
+    def _hand_off(
+        self, delivery: Delivery, lane: int, due_ms: int, not_before_ms: int, cause: str, now_ms: int, failure: Failure | None = None
+    ) -> None:
+        target = self.lanes[lane]
+        target.last_due_ms = due_ms = max(due_ms, target.last_due_ms)  # (b)
+        hop = delivery.hop + 1
+        self.parking.hand_off(delivery.key, delivery.identity, hop, lane)
+        headers = self._headers(delivery, hop, due_ms, not_before_ms, now_ms, failure)
+        self.effects.append(HandOff(delivery, lane, headers, cause))
+
+    def _headers(
+        self, delivery: Delivery, hop: int, due_ms: int, not_before_ms: int, now_ms: int, failure: Failure | None
+    ) -> DeliveryHeaders:
+        before = delivery.headers or self._first_headers(delivery)
+        error = before.error
+        if failure is not None:
+            error = clip_error(ErrorInfo(failure.error_class, failure.error_type, failure.message, failure.stack))
+        return replace(
+            before,
+            attempt=delivery.attempt,
+            hop=hop,
+            epoch=self.epoch,
+            due_ms=due_ms,
+            not_before_ms=not_before_ms,
+            first_failed_ms=before.first_failed_ms or (now_ms if failure else 0),
+            error=error,
+        )
+
+    def _first_headers(self, delivery: Delivery) -> DeliveryHeaders:
+        return DeliveryHeaders(
+            attempt=0,
+            hop=0,
+            epoch=self.epoch,
+            origin_topic=self.policy.source,
+            origin_partition=self.partition,
+            origin_offset=delivery.offset,
+            origin_timestamp_ms=max(0, delivery.message.timestamp()[1]),
+            group=self.policy.group,
+            replay_count=replay_count_of(delivery.message.headers()),
+        )
+
+    # -- operators, and letting go
+
+    def skip(self, key: bytes | None, identity: Identity) -> None:
+        """The record goes to the dead letters when it comes up; its successors stop waiting for it now."""
+        if self.parking.holder(identity) is not None:
+            self.skipped.add(identity)
+            self.parking.step_aside(key, identity)
+
+    def release(self, key: bytes | None, up_to: Identity) -> None:
+        """Records of the key up to this one no longer wait for each other: each runs when it is due."""
+        self.released[key] = up_to
+
+    def progress(self) -> dict[int, Progress]:
+        """What may be committed, by lane index; the source's carries epoch and fences."""
+        found = {index: lane.tracker.progress() for index, lane in enumerate(self.lanes) if index}
+        found[SOURCE] = self.lanes[SOURCE].tracker.progress(self.epoch, self.fences)
+        return found
+
+    def drain(self) -> None:
+        """Take no more work; what runs may finish."""
+        self.draining = True
+        self.waiting.clear()
+        self.waiting_count = 0
+        for lane in self.lanes:
+            lane.look_ahead.clear()
+
+    def close(self) -> None:
+        self.drain()
+        self.open = False
+
+
+def event_id(delivery: Delivery, source: str) -> str:
+    """The producer's event id, or a stable one made of the origin."""
+    given = event_id_of(delivery.message.headers())
+    return given or f"{source}/{delivery.unit.partition}/{delivery.identity.origin}"
