@@ -1,0 +1,272 @@
+"""The Avro codec: bytes <-> typed events, with every schema found beforehand, so that no call here waits.
+
+A reader belongs to a topic *and* an id: an id that the registry knows but that is none of this topic's is refused.
+`decode` of an id not seen yet raises SchemaUnavailable; whoever owns a thread that may wait calls `fetch` with it and
+decodes again. `fetch` also settles for good that an id is foreign: from then on it is an UndecodableError.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fastavro.validation import validate
+
+from pipeline.codec import wire
+from pipeline.codec.catalogue import SchemaCatalogue, product_catalogue
+from pipeline.codec.reading import Reader, SchemaReader, Unreadable
+from pipeline.codec.registry import SchemaNotFound, SchemaRegistry, subject_of, topic_subjects
+from pipeline.codec.schema import AvroSchema, SchemaRefused, parse
+from pipeline.codec.wire import SchemaKey, WireHeaders
+from pipeline.codec.writer import WRITE_ERRORS, Write, compile_writer
+from pipeline.model.errors import CodecError, EncodeError, SchemaUnavailable, UndecodableError
+from pipeline.model.events import EVENT_TYPES, RunEvent, TypedValue, UnknownEvent
+from pipeline.model.views import VALUE_TYPES
+
+UNREADABLE_MAX: Final = 10_000
+"""Ids found foreign that are remembered per topic; a flood of made-up ids must not fill the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class AvroPolicy:
+    """Bounds of decoding. `max_value_bytes` is checked before a byte is read."""
+
+    max_value_bytes: int = 8 * 1024 * 1024
+    types: Mapping[str, type[TypedValue]] = field(default_factory=lambda: VALUE_TYPES)
+
+
+@dataclass(slots=True)
+class _Topic:
+    """What is known of one topic: how to read each id, and how to write each type."""
+
+    readers: dict[SchemaKey, Reader] = field(default_factory=dict)
+    unreadable: deque[SchemaKey] = field(default_factory=deque)
+    writers: dict[str | type, _Writer] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    schema: AvroSchema
+    prefix: bytes
+    write: Write
+    field_names: frozenset[str]
+
+
+class AvroCodec:
+    """One per worker or producer. `decode*` and `encode` never block; `prepare` and `fetch` do.
+
+    `decode*` and `encode` may run in one thread while `fetch` runs in another. Retry tiers, the replay lane and dead
+    letters hold the original bytes: decode them under the name of their source topic.
+    """
+
+    def __init__(
+        self, registry: SchemaRegistry, catalogue: SchemaCatalogue | None = None, policy: AvroPolicy | None = None
+    ) -> None:
+        self.catalogue = catalogue or product_catalogue()
+        self._registry = registry
+        self._policy = policy or AvroPolicy()
+        self._max_bytes = self._policy.max_value_bytes
+        self._topics: dict[str, _Topic] = {}
+        self._by_fingerprint: dict[str, SchemaReader] = {}
+
+    # -- finding schemas: these block -------------------------------------------------------------------------
+
+    def prepare(self, topic: str, record_names: Iterable[str] = tuple(EVENT_TYPES)) -> list[str]:
+        """Look up the ids of this build's contracts under the topic; gives the names the registry lacks.
+
+        Those can't be encoded until `pipeline schemas register` has run. Raises SchemaUnavailable.
+        """
+        known, missing = self._topic(topic), []
+        for name in record_names:
+            schema = self._contract(name)
+            try:
+                schema_id = self._registry.lookup(subject_of(topic, name), schema)
+            except SchemaNotFound:
+                missing.append(name)
+                continue
+            prefix = wire.key_of_id(schema_id)
+            names = frozenset(member["name"] for member in schema.node["fields"])
+            writer = _Writer(schema, prefix, compile_writer(schema), names)
+            known.writers[name] = writer
+            if name in self._policy.types:
+                known.writers[self._policy.types[name]] = writer
+            known.readers[prefix] = self._schema_reader(schema)
+        return missing
+
+    def fetch(self, topic: str, schema_id: int) -> None:
+        """Ask the registry for the id of a SchemaUnavailable, so that decoding it next time succeeds or is refused.
+
+        Raises SchemaUnavailable while the registry does not answer; call it again after a pause.
+        """
+        known, key = self._topic(topic), wire.key_of_id(schema_id)
+        try:
+            known.readers[key] = self._schema_reader(self._find(topic, schema_id))
+        except SchemaUnavailable:
+            raise
+        except CodecError as error:
+            known.readers[key] = Unreadable(str(error))
+            known.unreadable.append(key)
+            if len(known.unreadable) > UNREADABLE_MAX:
+                known.readers.pop(known.unreadable.popleft(), None)
+
+    def _find(self, topic: str, schema_id: int) -> AvroSchema:
+        """The writer's schema, when it is one of the topic's own. Raises SchemaNotFound or SchemaRefused."""
+        guid = wire.guid_of_id(schema_id)
+        text = self._registry.schema_by_guid(guid) if guid else self._registry.schema_by_id(schema_id)
+        schema = parse(text)
+        allowed = topic_subjects(topic, schema.name)
+        if guid:
+            belongs = any(version.text == schema.text for name in allowed for version in self._versions(name))
+        else:
+            belongs = not set(allowed).isdisjoint(self._registry.subjects_of(schema_id))
+        if not belongs:
+            raise SchemaNotFound(
+                f"Schema {guid or schema_id} ({schema.name}) is registered, but not for topic {topic}: "
+                f"none of its subjects is {' or '.join(allowed)}."
+            )
+        return schema
+
+    def _versions(self, subject: str) -> Sequence[Any]:
+        try:
+            return [parse(version.text) for version in self._registry.versions(subject)]
+        except (SchemaNotFound, SchemaRefused):
+            return []
+
+    def _schema_reader(self, writer: AvroSchema) -> SchemaReader:
+        reader = self._by_fingerprint.get(writer.fingerprint)
+        if reader is None or reader.writer.name != writer.name:
+            contract = self.catalogue.present.get(writer.name)
+            reader = SchemaReader.make(writer, contract, self._policy.types.get(writer.name))
+            self._by_fingerprint[writer.fingerprint] = reader
+        return reader
+
+    def _contract(self, name: str) -> AvroSchema:
+        schema = self.catalogue.present.get(name)
+        if schema is None:
+            raise EncodeError(f"Record {name} has no contract in schemas/; add {name}.avsc or correct the name.")
+        return schema
+
+    def _topic(self, topic: str) -> _Topic:
+        return self._topics.setdefault(topic, _Topic())
+
+    # -- decoding: these never block --------------------------------------------------------------------------
+
+    def decode_dict(self, topic: str, data: bytes | None, headers: WireHeaders | None = None) -> tuple[str, Any]:
+        """(full record name, fields). Fields are those of this build's contract when it has one, else the writer's.
+
+        Raises UndecodableError when the bytes are not exactly one value of a schema of this topic, and
+        SchemaUnavailable (with the id to `fetch`) when the schema is not known yet.
+        """
+        reader, start = self._reader(topic, data, headers)
+        return reader.name, reader.fields(data, start)
+
+    def decode(self, topic: str, data: bytes | None, headers: WireHeaders | None = None) -> TypedValue | UnknownEvent:
+        """The typed value (a RunEvent on a topic of run events); an UnknownEvent when this build has no class for it.
+
+        Raises as `decode_dict`. The value is not validated again: the schema has fixed every field's type.
+        """
+        reader, start = self._reader(topic, data, headers)
+        return reader.typed(data, start)
+
+    def fingerprint(self, topic: str, data: bytes | None, headers: WireHeaders | None = None) -> str:
+        """The writer schema's fingerprint for a dead letter's header; empty when it is not known."""
+        try:
+            reader, _ = self._reader(topic, data, headers)
+        except CodecError:
+            return ""
+        return reader.writer.fingerprint if isinstance(reader, SchemaReader) else ""
+
+    def decode_by_fingerprint(
+        self, fingerprint: str, data: bytes, headers: WireHeaders | None = None, writer_schema: str | None = None
+    ) -> tuple[str, Any]:
+        """As `decode_dict`, without a registry: the writer's schema is found in `schemas/`, its history, or given.
+
+        Raises UndecodableError when the fingerprint is none of those.
+        """
+        _, start = wire.split(data, headers)
+        schema = parse(writer_schema) if writer_schema else self.catalogue.by_fingerprint.get(fingerprint)
+        if schema is None and fingerprint in self._by_fingerprint:
+            schema = self._by_fingerprint[fingerprint].writer
+        if schema is None:
+            raise UndecodableError(
+                f"No schema with fingerprint {fingerprint or '(none)'} is in schemas/ or its history; "
+                "give the writer's schema or a registry."
+            )
+        reader = self._schema_reader(schema)
+        return reader.name, reader.fields(data, start)
+
+    def _reader(self, topic: str, data: bytes | None, headers: WireHeaders | None) -> tuple[Reader, int]:
+        if not data:
+            raise UndecodableError(f"A record of {topic} has no value (a tombstone or empty), so there is no event in it.")
+        if len(data) > self._max_bytes:
+            raise UndecodableError(
+                f"A value of {topic} has {len(data)} bytes, more than max_value_bytes={self._max_bytes}."
+            )
+        key, start = wire.split(data, headers)
+        known = self._topics.get(topic)
+        reader = known.readers.get(key) if known else None
+        if reader is None:
+            schema_id = wire.id_of_key(key)
+            raise SchemaUnavailable(f"Schema {wire.guid_of_id(schema_id) or schema_id} of {topic} is not known yet.", schema_id)
+        return reader, start
+
+    # -- encoding: never blocks -------------------------------------------------------------------------------
+
+    def encode(self, value: TypedValue | Mapping[str, Any], *, topic: str, record_name: str | None = None) -> bytes:
+        """The framed bytes of an event, or of a mapping together with its record's full name.
+
+        Raises EncodeError naming the field that does not fit, or the record that is not registered for the topic.
+        """
+        known = self._topics.get(topic)
+        if isinstance(value, TypedValue):
+            writer = known.writers.get(type(value)) if known else None
+            fields: Mapping[str, Any] = value.__dict__
+        else:
+            writer = known.writers.get(record_name or "") if known else None
+            fields = value
+            if writer and not fields.keys() <= writer.field_names:
+                raise EncodeError(f"{record_name} has no field {', '.join(sorted(fields.keys() - writer.field_names))}.")
+        if writer is None:
+            name = record_name or getattr(value, "record_name", "") or "(no record_name given)"
+            raise EncodeError(
+                f"{name} is not registered for topic {topic}: run `pipeline schemas register` for it, "
+                "then prepare the topic again."
+            )
+        try:
+            return writer.write(fields, writer.prefix)
+        except WRITE_ERRORS as error:
+            raise EncodeError(_misfit(writer.schema, fields, error)) from error
+
+
+def _misfit(schema: AvroSchema, fields: Mapping[str, Any], error: Exception) -> str:
+    """Which field does not fit, found by checking one after the other once something is known to be wrong."""
+    for member in schema.node["fields"]:
+        name = member["name"]
+        if name not in fields:
+            if "default" not in member:
+                return f"{schema.name} lacks field {name}."
+            continue
+        try:
+            lone: Callable[..., bytes] = compile_writer(_single(schema, member))
+            lone(fields, b"")
+            fits = validate(fields[name], member["type"], raise_errors=False)
+        except WRITE_ERRORS:
+            fits = False
+        if not fits:
+            return f"{schema.name}.{name} is {fields[name]!r:.80}, which does not fit {_type_name(member['type'])}."
+    return f"{schema.name} can't be encoded: {error!r}."
+
+
+def _single(schema: AvroSchema, member: Mapping[str, Any]) -> AvroSchema:
+    node = {**schema.node, "fields": [member]}
+    return AvroSchema(schema.name, "", "", node, node, schema.named)
+
+
+def _type_name(node: Any) -> str:
+    if isinstance(node, list):
+        return " or ".join(map(_type_name, node))
+    if isinstance(node, dict):
+        return f"one of {', '.join(node['symbols'])}" if node["type"] == "enum" else _type_name(node["type"])
+    return str(node)

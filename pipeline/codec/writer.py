@@ -1,0 +1,228 @@
+"""dict -> Avro bytes, by a function generated for one schema (see `reader` for why).
+
+Schemas with a union other than `[null, X]` are left to fastavro, which knows how to choose a branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from struct import Struct
+from struct import error as StructError
+from typing import Any, Final
+
+from fastavro import schemaless_writer
+
+from pipeline.codec.schema import PRIMITIVES, AvroSchema, Node
+
+Write = Callable[[Mapping[str, Any], bytes], bytes]
+"""(fields, prefix) -> prefix + Avro body. Raises one of WRITE_ERRORS when a field does not fit."""
+
+WRITE_ERRORS: Final = (ValueError, TypeError, KeyError, AttributeError, OverflowError, IndexError, StructError)
+
+_LONG_MAX = 2**63 - 1
+_INT_MAX = 2**31 - 1
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 127:  # noqa: PLR2004 - seven bits a byte
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+_SMALL: Final = tuple(_varint(number << 1) for number in range(8_192))
+"""Zigzag varints of 0..8191: nearly every length, count and duration there is."""
+
+
+def _long(number: int) -> bytes:
+    if not -_LONG_MAX - 1 <= number <= _LONG_MAX:
+        raise OverflowError(f"{number} does not fit a long")
+    return _varint((number << 1) ^ (number >> 63))
+
+
+def _int(number: int) -> bytes:
+    if not -_INT_MAX - 1 <= number <= _INT_MAX:
+        raise OverflowError(f"{number} does not fit an int")
+    return _varint((number << 1) ^ (number >> 63))
+
+
+def _fixed(value: bytes, size: int) -> bytes:
+    if len(value) != size:
+        raise ValueError(f"{len(value)} bytes instead of {size}")
+    return value
+
+
+def _container(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{type(value).__name__} is not a list or map")
+    return value
+
+
+def _default(member: Mapping[str, Any]) -> Any:
+    """A field's default as Python has it: JSON spells bytes as a string of code points below 256."""
+    kind, default = member["type"], member["default"]
+    if isinstance(kind, dict):
+        kind = kind["type"]
+    return default.encode("iso-8859-1") if kind in ("bytes", "fixed") and isinstance(default, str) else default
+
+
+def compile_writer(schema: AvroSchema) -> Write:
+    """The writer of one record schema. Missing fields take their default; unknown ones are not looked at."""
+    if not _is_simple(schema.node, schema):
+        return _fastavro_writer(schema)
+    source = _Source(schema)
+    parts = source.emit(schema.node, "d", "  ")
+    lines = ["def write(d, prefix):", *source.lines, f"  return b''.join((prefix, {', '.join(parts)}))"]
+    exec(compile("\n".join([*source.functions, *lines]), f"<writer of {schema.name}>", "exec"), source.scope)
+    write: Write = source.scope["write"]
+    return write
+
+
+def _fastavro_writer(schema: AvroSchema) -> Write:
+    def write(fields: Mapping[str, Any], prefix: bytes) -> bytes:
+        out = BytesIO()
+        out.write(prefix)
+        schemaless_writer(out, schema.node, fields)
+        return out.getvalue()
+
+    return write
+
+
+def _is_simple(node: Node, schema: AvroSchema) -> bool:
+    if isinstance(node, list):
+        return len(node) == 2 and node[0] == "null" and _is_simple(node[1], schema)  # noqa: PLR2004
+    if isinstance(node, str):
+        return node in PRIMITIVES or _is_simple(schema.named[node], schema)
+    kind = node["type"]
+    if kind in ("record", "error"):
+        return all(_is_simple(member["type"], schema) for member in node["fields"])
+    if kind in ("array", "map"):
+        return _is_simple(node["items" if kind == "array" else "values"], schema)
+    return kind in ("enum", "fixed") or _is_simple(kind, schema)
+
+
+class _Source:
+    """The lines of one generated function. `emit` gives the expressions whose bytes, joined, are the value."""
+
+    def __init__(self, schema: AvroSchema) -> None:
+        self.schema = schema
+        self.lines: list[str] = []
+        self.functions: list[str] = []
+        self.names = 0
+        self.scope: dict[str, Any] = {
+            "small": _SMALL,
+            "long": _long,
+            "int_": _int,
+            "fixed": _fixed,
+            "container": _container,
+            "Mapping": Mapping,
+            "float_of": Struct("<f").pack,
+            "double_of": Struct("<d").pack,
+        }
+
+    def new(self) -> str:
+        self.names += 1
+        return f"v{self.names}"
+
+    def emit(self, node: Node, value: str, pad: str) -> list[str]:
+        """Lines that prepare `value` (an expression, evaluated once), and the expressions of its bytes."""
+        if isinstance(node, list):
+            return self.optional(node[1], value, pad)
+        kind = node["type"] if isinstance(node, dict) else node
+        if isinstance(kind, (dict, list)):
+            return self.emit(kind, value, pad)
+        method = getattr(self, f"write_{kind}", None)
+        if method is None:
+            return self.emit(self.schema.named[kind], value, pad)
+        parts: list[str] = method(node, value, pad)
+        return parts
+
+    def hold(self, value: str, pad: str) -> str:
+        """A variable with the value of an expression, which is then evaluated once."""
+        if value.isidentifier():
+            return value
+        name = self.new()
+        self.lines.append(f"{pad}{name} = {value}")
+        return name
+
+    def write_null(self, _node: Node, value: str, pad: str) -> list[str]:
+        self.lines.append(f"{pad}if {value} is not None: raise ValueError('not null')")
+        return ["b''"]
+
+    def write_boolean(self, _node: Node, value: str, _pad: str) -> list[str]:
+        return [f"{{False: b'\\x00', True: b'\\x01'}}[{value}]"]
+
+    def write_long(self, _node: Node, value: str, pad: str) -> list[str]:
+        name = self.hold(value, pad)
+        return [f"small[{name}] if 0 <= {name} < 8192 else long({name})"]
+
+    def write_int(self, _node: Node, value: str, pad: str) -> list[str]:
+        name = self.hold(value, pad)
+        return [f"small[{name}] if 0 <= {name} < 8192 else int_({name})"]
+
+    def write_float(self, _node: Node, value: str, _pad: str) -> list[str]:
+        return [f"float_of({value})"]
+
+    def write_double(self, _node: Node, value: str, _pad: str) -> list[str]:
+        return [f"double_of({value})"]
+
+    def write_string(self, _node: Node, value: str, pad: str) -> list[str]:
+        name = self.hold(f"({value}).encode()", pad)
+        return [f"small[len({name})] if len({name}) < 8192 else long(len({name}))", name]
+
+    def write_bytes(self, _node: Node, value: str, pad: str) -> list[str]:
+        name = self.hold(value, pad)
+        return [f"small[len({name})] if len({name}) < 8192 else long(len({name}))", name]
+
+    def write_fixed(self, node: Node, value: str, _pad: str) -> list[str]:
+        return [f"fixed({value}, {int(node['size'])})"]
+
+    def write_enum(self, node: Node, value: str, _pad: str) -> list[str]:
+        symbols = self.new()
+        self.scope[symbols] = {symbol: _varint(index << 1) for index, symbol in enumerate(node["symbols"])}
+        return [f"{symbols}[{value}]"]
+
+    def write_record(self, node: Node, value: str, pad: str) -> list[str]:
+        parts: list[str] = []
+        for member in node["fields"]:
+            name = member["name"]
+            expression = f"{value}[{name!r}]"
+            if "default" in member:
+                default = self.new()
+                self.scope[default] = _default(member)
+                expression = f"{expression} if {name!r} in {value} else {default}"
+            parts += self.emit(member["type"], self.hold(expression, pad), pad)
+        return parts or ["b''"]
+
+    write_error = write_record
+
+    def write_array(self, node: Node, value: str, pad: str) -> list[str]:
+        items = self.hold(f"container({value}, (list, tuple))", pad)
+        item = self.item(node["items"])
+        return [f"long(len({items})) + b''.join([{item}(x) for x in {items}]) + b'\\x00' if {items} else b'\\x00'"]
+
+    def write_map(self, node: Node, value: str, pad: str) -> list[str]:
+        items = self.hold(f"container({value}, Mapping)", pad)
+        key, item = self.item("string"), self.item(node["values"])
+        pairs = f"b''.join([{key}(k) + {item}(x) for k, x in {items}.items()])"
+        return [f"long(len({items})) + {pairs} + b'\\x00' if {items} else b'\\x00'"]
+
+    def item(self, node: Node) -> str:
+        """A function of its own for a nested value: value -> bytes."""
+        outer, self.lines = self.lines, []
+        parts = self.emit(node, "x", "  ")
+        name = f"item_{self.new()}"
+        self.functions += [f"def {name}(x):", *self.lines, f"  return b''.join(({', '.join(parts)},))"]
+        self.lines = outer
+        return name
+
+    def optional(self, node: Node, value: str, pad: str) -> list[str]:
+        """`[null, X]`: the branch number and, unless it is null, the value."""
+        held, out = self.hold(value, pad), self.new()
+        self.lines += [f"{pad}if {held} is None: {out} = b'\\x00'", f"{pad}else:"]
+        parts = self.emit(node, held, pad + "  ")
+        self.lines.append(f"{pad}  {out} = b''.join((b'\\x02', {', '.join(parts)}))")
+        return [out]
