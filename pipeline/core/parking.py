@@ -30,7 +30,7 @@ class Holder(NamedTuple):
 class Parking:
     """Unresolved records that have been handed off, by key. `keys` is read by the hot path: a key not in it is not parked."""
 
-    __slots__ = ("_holders", "keys")
+    __slots__ = ("_aside", "_holders", "keys")
 
     def __init__(self) -> None:
         self.keys: dict[bytes | None, list[Identity]] = {}
@@ -58,22 +58,20 @@ class Parking:
         """The record has its ending; resolving one that was never handed off does nothing."""
         if self._holders.pop(identity, None) is None:
             return
+        waiting = self.keys[key]
         if identity in self._aside:
             self._aside.discard(identity)
-            return
-        self._unlist(key, identity)
+        else:
+            del waiting[bisect_left(waiting, identity)]
+        if not waiting:
+            self.keys.pop(key, None)
 
     def step_aside(self, key: bytes | None, identity: Identity) -> None:
         """Nobody waits for this record any more, though its copy still counts when it comes up."""
         if identity in self._holders and identity not in self._aside:
             self._aside.add(identity)
-            self._unlist(key, identity)
-
-    def _unlist(self, key: bytes | None, identity: Identity) -> None:
-        waiting = self.keys[key]
-        del waiting[bisect_left(waiting, identity)]
-        if not waiting:
-            del self.keys[key]
+            waiting = self.keys[key]
+            del waiting[bisect_left(waiting, identity)]
 
     def holder(self, identity: Identity) -> Holder | None:
         return self._holders.get(identity)
