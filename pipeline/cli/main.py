@@ -1,7 +1,7 @@
 """The command `pipeline`: mounts the sub-commands lazily and turns what went wrong into one sentence and an exit code.
 
-    0 fine   1 the check or action says no   2 bad usage or configuration   3 broker or registry unreachable
-    70 a bug of ours (`pipeline --debug ...` shows its trace)   130 interrupted
+0 fine   1 the check or action says no   2 bad usage or configuration   3 broker or registry unreachable
+70 a bug of ours (`pipeline --debug ...` shows its trace)   130 interrupted
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def _load(name: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as missing:
         if missing.name == module_name:
-            raise ConfigurationError(f"the command `pipeline {name}` is not part of this installation") from None
+            raise ConfigurationError(
+                f"the command `pipeline {name}` is not part of this installation"
+            ) from None
         raise ConfigurationError(
             f"`pipeline {name}` needs the Python package {missing.name}, which is not installed: install agent-run-pipeline with its extras"
         ) from None
@@ -143,7 +145,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an unexpected error.")] = False,
 ) -> None:
     """The Kafka-native pipeline for AI-agent runs and their background work.

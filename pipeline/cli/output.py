@@ -13,7 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-_BIDI_AND_BREAKS = frozenset("\u061c\u200b\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff")
+_BIDI_AND_BREAKS = frozenset(
+    "\u061c\u200b\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+)
 _HIDDEN = frozenset({"Cc", "Cs"})
 
 
@@ -94,7 +96,9 @@ def _styled(stream: TextIO, text: str, style: str) -> None:
         stream.flush()
 
 
-def table(columns: Sequence[Column | str], rows: Iterable[Sequence[object]], empty: str = "nothing to show") -> None:
+def table(
+    columns: Sequence[Column | str], rows: Iterable[Sequence[object]], empty: str = "nothing to show"
+) -> None:
     """Rows under headings; cells are cleaned here. Not on a terminal: aligned text with two spaces between, never cut."""
     heads = [column if isinstance(column, Column) else Column(column) for column in columns]
     cells = [["" if cell is None else clean(cell) for cell in row] for row in rows]
@@ -115,7 +119,9 @@ def _rich_table(heads: Sequence[Column], cells: Sequence[Sequence[str]]) -> None
 
     grid = Table(box=SIMPLE_HEAD, pad_edge=False)
     for head in heads:
-        grid.add_column(head.title, justify="right" if head.right else "left", style=head.style, overflow="fold")
+        grid.add_column(
+            head.title, justify="right" if head.right else "left", style=head.style, overflow="fold"
+        )
     for row in cells:
         grid.add_row(*(Text(cell) for cell in row))
     Console(highlight=False).print(grid)
@@ -126,6 +132,9 @@ def _plain_table(heads: Sequence[Column], cells: Sequence[Sequence[str]]) -> str
     widths = [max(len(row[i]) for row in everything) for i in range(len(heads))]
     lines = []
     for row in everything:
-        parts = [cell.rjust(w) if head.right else cell.ljust(w) for cell, w, head in zip(row, widths, heads, strict=True)]
+        parts = [
+            cell.rjust(w) if head.right else cell.ljust(w)
+            for cell, w, head in zip(row, widths, heads, strict=True)
+        ]
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines) + "\n"

@@ -1,0 +1,29 @@
+"""Topics of an application: a pure plan of what has to exist, the check a worker makes at start, and the hand that applies it."""
+
+from pipeline.topology.apply import apply, execute, plan_for
+from pipeline.topology.layout import Layout, RetiredTier, discover, layout, layouts, retired_of, retired_tiers
+from pipeline.topology.plan import Action, AddPartitions, CreateTopic, Finding, Plan, SetConfig, check, plan
+from pipeline.topology.rules import Defaults, Rule
+
+__all__ = [
+    "Action",
+    "AddPartitions",
+    "CreateTopic",
+    "Defaults",
+    "Finding",
+    "Layout",
+    "Plan",
+    "RetiredTier",
+    "Rule",
+    "SetConfig",
+    "apply",
+    "check",
+    "discover",
+    "execute",
+    "layout",
+    "layouts",
+    "plan",
+    "plan_for",
+    "retired_of",
+    "retired_tiers",
+]

@@ -1,0 +1,331 @@
+"""The plan: compares the topics that exist with those a set of subscriptions needs. Pure; `apply` is in the module next door.
+
+What can be put right without danger becomes an action; what can't is refused and becomes a finding that says what to do.
+Making a plan again after it was applied gives no actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.model.cluster import TopicSpec
+from pipeline.model.policies import Subscription
+from pipeline.model.topics import CONTROL_TOPIC
+from pipeline.topology.layout import Layout, RetiredTier, layouts, retired_of
+from pipeline.topology.rules import (
+    DECOMPRESSED,
+    Defaults,
+    LaneKind,
+    Level,
+    Rule,
+    control_rules,
+    lane_rules,
+    minimum_retention_ms,
+    source_rules,
+)
+
+APPLY = "run `pipeline topics apply`"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about one topic: `problem` is what is wrong, `remedy` what to do. An error keeps workers from starting."""
+
+    level: Level
+    topic: str
+    setting: str
+    problem: str
+    remedy: str
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.topic}: {self.problem}; {self.remedy}"
+
+
+@dataclass(frozen=True, slots=True)
+class CreateTopic:
+    spec: TopicSpec
+    why: str
+
+    @property
+    def topic(self) -> str:
+        return self.spec.name
+
+
+@dataclass(frozen=True, slots=True)
+class SetConfig:
+    topic: str
+    setting: str
+    value: str
+    was: str
+    why: str
+    level: Level = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class AddPartitions:
+    topic: str
+    total: int
+    was: int
+    why: str
+
+
+Action = CreateTopic | SetConfig | AddPartitions
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Actions in the order they have to be taken, and what they don't put right."""
+
+    actions: tuple[Action, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.level == "error")
+
+
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    topic: str
+    kind: LaneKind
+    delay_ms: int
+    declared: bool = True
+
+
+def _lanes(entry: Layout, retired: Sequence[RetiredTier]) -> Iterator[_Lane]:
+    for topic, delay_ms in zip(entry.topics.tiers, entry.topics.tier_delays_ms, strict=True):
+        yield _Lane(topic, "tier", delay_ms)
+    for tier in retired:
+        yield _Lane(tier.topic, "tier", tier.delay_ms, declared=False)
+    yield _Lane(entry.topics.replay, "replay", 0)
+    yield _Lane(entry.topics.dead_letters, "dead letters", 0)
+
+
+class _Planner:
+    """Collects actions and findings. `known` is the cluster as it will be once the actions so far are taken."""
+
+    def __init__(self, existing: Mapping[str, TopicSpec], defaults: Defaults) -> None:
+        self.known = dict(existing)
+        self.defaults = defaults
+        self.actions: dict[tuple[str, str], Action] = {}
+        self.findings: dict[tuple[str, str], Finding] = {}
+
+    def find(self, level: Level, topic: str, setting: str, problem: str, remedy: str) -> None:
+        self.findings.setdefault((topic, setting), Finding(level, topic, setting, problem, remedy))
+
+    def create(self, name: str, partitions: int, replication: int, rules: Sequence[Rule], why: str) -> None:
+        spec = TopicSpec(name, partitions, replication, {rule.setting: rule.value for rule in rules})
+        self.actions[name, ""] = CreateTopic(spec, why)
+        self.known[name] = spec
+
+    def settle(self, name: str, rules: Sequence[Rule]) -> None:
+        """Bring the settings of a topic that exists (or is about to) in line."""
+        for rule in rules:
+            topic = self.known[name]
+            actual = topic.configs.get(rule.setting)
+            if rule.holds(actual):
+                continue
+            self.known[name] = replace(topic, configs={**topic.configs, rule.setting: rule.value})
+            created = self.actions.get((name, ""))
+            if isinstance(created, CreateTopic):
+                self.actions[name, ""] = replace(created, spec=self.known[name])
+            else:
+                before = self.actions.get((name, rule.setting))
+                was = before.was if isinstance(before, SetConfig) else actual or "not set"
+                self.actions[name, rule.setting] = SetConfig(
+                    name, rule.setting, rule.value, was, rule.why, rule.level
+                )
+
+    def widen(self, name: str, total: int, why: str) -> None:
+        """More partitions for a lane."""
+        created = self.actions.get((name, ""))
+        was = self.known[name].partitions
+        self.known[name] = replace(self.known[name], partitions=total)
+        if isinstance(created, CreateTopic):
+            self.actions[name, ""] = replace(created, spec=self.known[name])
+        else:
+            before = self.actions.get((name, "partitions"))
+            self.actions[name, "partitions"] = AddPartitions(
+                name, total, before.was if isinstance(before, AddPartitions) else was, why
+            )
+
+    def source(self, name: str) -> TopicSpec | None:
+        if name in self.known:
+            return self.known[name]
+        if not self.defaults.create_sources:
+            self.find(
+                "error",
+                name,
+                "topic",
+                "the source topic does not exist",
+                f"create it, or {APPLY} with --partitions",
+            )
+            return None
+        self.create(
+            name,
+            self.defaults.partitions,
+            self.defaults.replication_factor,
+            source_rules(self.defaults),
+            "the source topic is missing",
+        )
+        return self.known[name]
+
+    def lane(self, lane: _Lane, source: TopicSpec, group: str) -> None:
+        rules = lane_rules(lane.kind, lane.delay_ms, source, self.defaults)
+        if lane.topic not in self.known:
+            self.create(
+                lane.topic,
+                source.partitions,
+                source.replication_factor,
+                rules,
+                f"{lane.kind} of group {group}",
+            )
+            return
+        self._partitions(lane, source)
+        self.settle(lane.topic, rules)
+        self._durability(lane.topic, source)
+
+    def _partitions(self, lane: _Lane, source: TopicSpec) -> None:
+        have = self.known[lane.topic].partitions
+        if have < source.partitions:
+            self.widen(
+                lane.topic,
+                source.partitions,
+                f"{source.name} has {source.partitions}: a record keeps its partition number",
+            )
+        elif have > source.partitions and lane.kind != "dead letters":
+            self.find(
+                "error", lane.topic, "partitions",
+                f"it has {have} partitions and {source.name} has {source.partitions}, and Kafka can't take partitions away",
+                f"stop the group, drain or copy the lane, delete it and {APPLY}",
+            )  # fmt: skip
+
+    def _durability(self, name: str, source: TopicSpec) -> None:
+        have, want = self.known[name].replication_factor, source.replication_factor
+        if 0 < have < want:
+            self.find(
+                "warning", name, "replication.factor",
+                f"it has {have} replicas and {source.name} has {want}, so it is lost sooner than its source",
+                "raise it with kafka-reassign-partitions",
+            )  # fmt: skip
+        in_sync, least = (
+            int(self.known[t].configs.get("min.insync.replicas", "1")) for t in (name, source.name)
+        )
+        if in_sync < least <= have:
+            why = f"a hand-off would count as safe with fewer copies than {source.name} asks for"
+            self.settle(name, (Rule("min.insync.replicas", str(least), why, "at_least", "warning"),))
+
+
+def _drains(
+    planner: _Planner, group: str, retired: Sequence[RetiredTier], unsettled: Mapping[str, int]
+) -> None:
+    for tier in retired:
+        waiting = unsettled.get(tier.topic)
+        problem = f"group {group} declares this tier no longer"
+        if waiting == 0:
+            remedy = "it is empty: delete it once no older worker runs"
+        else:
+            remedy = f"keep it while workers drain {'what waits in it' if waiting is None else f'its {waiting} records'}"
+        planner.find("warning", tier.topic, "tiers", problem, remedy)
+
+
+def plan(
+    subscriptions: Sequence[Subscription],
+    existing: Mapping[str, TopicSpec],
+    defaults: Defaults | None = None,
+    *,
+    prefix: str = "",
+    unsettled: Mapping[str, int] | None = None,
+) -> Plan:
+    """What has to be done to `existing` (topics with their values in force) so that the subscriptions can run.
+
+    `unsettled` (topic -> records beyond the committed offset) makes the findings about old tiers exact.
+    Raises `ConfigurationError` for declarations that can't work together or names that Kafka refuses.
+    """
+    planner = _Planner(existing, defaults or Defaults())
+    for entry in layouts(subscriptions, prefix):
+        source = planner.source(entry.topics.source)
+        if source is None:
+            continue
+        retired = retired_of(entry, existing)
+        for lane in _lanes(entry, retired):
+            planner.lane(lane, source, entry.group)
+        _drains(planner, entry.group, retired, unsettled or {})
+        if (
+            planner.defaults.bounds_decompressed
+            and entry.topics.source in existing
+            and DECOMPRESSED not in source.configs
+        ):
+            planner.find(
+                "warning",
+                source.name,
+                DECOMPRESSED,
+                "one small batch may unpack to any size",
+                f"set {DECOMPRESSED}",
+            )
+    _control(planner, prefix + CONTROL_TOPIC)
+    return Plan(tuple(planner.actions.values()), tuple(planner.findings.values()))
+
+
+def _control(planner: _Planner, name: str) -> None:
+    if name not in planner.known:
+        planner.create(
+            name,
+            1,
+            planner.defaults.replication_factor,
+            control_rules(),
+            "switches of operators travel on it",
+        )
+        return
+    planner.settle(name, control_rules())
+    if planner.known[name].partitions != 1:
+        planner.find(
+            "error",
+            name,
+            "partitions",
+            "it must have exactly one partition, so that switches have one order",
+            f"delete it and {APPLY}",
+        )
+
+
+def check(
+    subscriptions: Sequence[Subscription], existing: Mapping[str, TopicSpec], *, prefix: str = ""
+) -> list[Finding]:
+    """What a worker looks at before it starts: errors would lose data or stop the work, warnings are worth a log line.
+
+    The same rules as `plan`, except that retention is an error only when it is not longer than the delay and 7 days:
+    a larger default of ours does not stop a worker.
+    """
+    wanted = plan(subscriptions, existing, Defaults(create_sources=False), prefix=prefix)
+    strict = _retention_floors(subscriptions, existing, prefix)
+    return [*wanted.findings, *(_finding(action, strict) for action in wanted.actions)]
+
+
+def _retention_floors(
+    subscriptions: Sequence[Subscription], existing: Collection[str], prefix: str
+) -> dict[str, int]:
+    floors: dict[str, int] = {}
+    for entry in layouts(subscriptions, prefix):
+        for lane in _lanes(entry, retired_of(entry, existing)):
+            floors[lane.topic] = minimum_retention_ms(lane.kind, lane.delay_ms)
+    return floors
+
+
+def _finding(action: Action, floors: Mapping[str, int]) -> Finding:
+    if isinstance(action, CreateTopic):
+        return Finding("error", action.topic, "topic", f"it does not exist ({action.why})", APPLY)
+    if isinstance(action, AddPartitions):
+        return Finding(
+            "error", action.topic, "partitions", f"it has {action.was} partitions but {action.why}", APPLY
+        )
+    level = action.level
+    if (
+        action.setting == "retention.ms"
+        and action.was.isdigit()
+        and int(action.was) > floors.get(action.topic, 0)
+    ):
+        level = "warning"
+    problem = f"{action.setting}={action.was} is wrong: {action.why}"
+    return Finding(level, action.topic, action.setting, problem, f"set it to {action.value}, or {APPLY}")

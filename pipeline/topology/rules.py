@@ -1,0 +1,168 @@
+"""What every topic's settings must be so that nothing is lost, each rule with its reason.
+
+Lanes count time from when a record was written to them (LogAppendTime): the copy of an old record must not expire at once.
+Sources of the settings' meaning: Kafka's topic configuration reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.model.cluster import TopicSpec
+
+DAY_MS = 86_400_000
+MARGIN_MS = 7 * DAY_MS
+"""How much longer than its delay a tier keeps records: a group may be down for a week and lose nothing."""
+LANE_OVERHEAD_BYTES = 16_384
+"""Headers that a lane copy carries beyond its source record."""
+KAFKA_MAX_MESSAGE_BYTES = 1_048_588
+DECOMPRESSED_BYTES = 16_777_216
+SEGMENT_BYTES = 134_217_728
+DECOMPRESSED = "max.decompressed.message.bytes"
+
+Level = Literal["error", "warning"]
+LaneKind = Literal["tier", "replay", "dead letters"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A setting, the value we give it, and when another value is as good.
+
+    `kind`: "exact", "at_least" (a number; -1 = without limit), or "initial" (only when we make the topic).
+    A setting that the broker does not report holds, unless `must_be_set`. `why` says what a wrong value does.
+    """
+
+    setting: str
+    value: str
+    why: str
+    kind: Literal["exact", "at_least", "initial"] = "exact"
+    level: Level = "error"
+    must_be_set: bool = False
+
+    def holds(self, actual: str | None) -> bool:
+        if self.kind == "initial":
+            return True
+        if actual is None:
+            return not self.must_be_set
+        if self.kind == "exact":
+            return actual == self.value
+        return _number(actual) >= _number(self.value)
+
+
+def _number(text: str) -> float:
+    try:
+        number = int(text)
+    except ValueError:
+        return -1.0
+    return float("inf") if number == -1 else float(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a plan gives to topics that leave it open. Sizes in bytes, times in milliseconds.
+
+    `create_sources`: make a source topic that is missing (with `partitions`); otherwise that is a finding.
+    `broker_version` ("4.4", as the admin reports it) decides about settings that older brokers refuse.
+    """
+
+    partitions: int = 12
+    replication_factor: int = -1
+    create_sources: bool = True
+    dead_letter_retention_ms: int = 30 * DAY_MS
+    broker_version: str = ""
+
+    @property
+    def bounds_decompressed(self) -> bool:
+        """Does the broker have `max.decompressed.message.bytes`?"""
+        parts = self.broker_version.split("-")[0].split(".")
+        numbers = tuple(int(part) for part in parts[:2] if part.isdigit())
+        return numbers >= (4, 4)
+
+
+def source_rules(defaults: Defaults) -> tuple[Rule, ...]:
+    """What a source topic gets when we make it; settings of one that exists are its owner's."""
+    if not defaults.bounds_decompressed:
+        return ()
+    return (
+        Rule(
+            DECOMPRESSED,
+            str(DECOMPRESSED_BYTES),
+            "one small batch could unpack to any size",
+            "initial",
+            "warning",
+        ),
+    )
+
+
+def lane_rules(kind: LaneKind, delay_ms: int, source: TopicSpec, defaults: Defaults) -> tuple[Rule, ...]:
+    """Rules for one lane of `source` (as it is, or as it will be made). `delay_ms` is 0 for lanes that are no tier."""
+    message_bytes = (
+        int(source.configs.get("max.message.bytes", KAFKA_MAX_MESSAGE_BYTES)) + LANE_OVERHEAD_BYTES
+    )
+    rules = [
+        Rule("cleanup.policy", "delete", "compaction would remove all but the last record of a key"),
+        _retention(kind, delay_ms, defaults),
+        Rule("retention.bytes", "-1", "records would be deleted by size before they were handled"),
+        Rule(
+            "message.timestamp.type",
+            "LogAppendTime",
+            "retention would count from the original record, not from the hand-off",
+        ),
+        Rule(
+            "max.message.bytes",
+            str(message_bytes),
+            f"a record as large as {source.name} allows would not fit with its headers",
+            "at_least",
+        ),
+        Rule("segment.ms", str(DAY_MS), "", "initial"),
+        Rule("segment.bytes", str(max(SEGMENT_BYTES, message_bytes)), "", "initial"),
+    ]
+    bound = source.configs.get(DECOMPRESSED)
+    if bound is not None and defaults.bounds_decompressed:
+        value = str(int(bound) + LANE_OVERHEAD_BYTES)
+        rules.append(
+            Rule(
+                DECOMPRESSED,
+                value,
+                f"a record that {source.name} accepts could be refused here",
+                "at_least",
+                "warning",
+                must_be_set=True,
+            )
+        )
+    return tuple(rules)
+
+
+def _retention(kind: LaneKind, delay_ms: int, defaults: Defaults) -> Rule:
+    if kind == "dead letters":
+        return Rule(
+            "retention.ms",
+            str(defaults.dead_letter_retention_ms),
+            "dead letters would expire sooner than the application says",
+            "at_least",
+        )
+    wanted = str(delay_ms + MARGIN_MS + DAY_MS)
+    if kind == "replay":
+        return Rule(
+            "retention.ms",
+            wanted,
+            "replayed records would expire before a group comes back that was down for a week",
+            "at_least",
+        )
+    return Rule(
+        "retention.ms",
+        wanted,
+        f"waiting records would be deleted: keep them for the delay ({delay_ms} ms) and 7 days",
+        "at_least",
+    )
+
+
+def minimum_retention_ms(kind: LaneKind, delay_ms: int) -> int:
+    """A worker refuses to start unless the lane keeps records longer than this."""
+    return 1 if kind == "dead letters" else delay_ms + MARGIN_MS
+
+
+def control_rules() -> tuple[Rule, ...]:
+    """The control topic keeps the newest state of every switch for ever."""
+    return (Rule("cleanup.policy", "compact", "switches of operators would be forgotten after a while"),)

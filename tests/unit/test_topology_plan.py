@@ -1,0 +1,340 @@
+"""The plan against a pure model of a cluster: it settles, it refuses, and it names what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.model.cluster import TopicSpec
+from pipeline.model.errors import ConfigurationError
+from pipeline.model.policies import HandlerKind, RetryPolicy, Subscription
+from pipeline.topology import (
+    Action,
+    AddPartitions,
+    CreateTopic,
+    Defaults,
+    Finding,
+    SetConfig,
+    check,
+    discover,
+    plan,
+    retired_tiers,
+)
+from pipeline.topology.rules import DAY_MS
+
+BROKER_DEFAULTS = {
+    "cleanup.policy": "delete",
+    "retention.ms": str(7 * DAY_MS),
+    "retention.bytes": "-1",
+    "message.timestamp.type": "CreateTime",
+    "max.message.bytes": "1048588",
+    "min.insync.replicas": "1",
+    "segment.ms": str(7 * DAY_MS),
+    "segment.bytes": "1073741824",
+}
+SOURCE = "agent.run.events"
+TIER = f"{SOURCE}.billing.retry.10s"
+REPLAY = f"{SOURCE}.billing.replay"
+DEAD = f"{SOURCE}.billing.dlq"
+
+
+def subscription(
+    topic: str = SOURCE,
+    group: str = "billing",
+    tiers_ms: tuple[int, ...] = (10_000, 60_000),
+    dead_letters: str | None = None,
+) -> Subscription:
+    retry = RetryPolicy(tiers_ms=tiers_ms)
+    return Subscription(topic, group, print, HandlerKind.PLAIN, retry=retry, dead_letter_topic=dead_letters)
+
+
+def act(
+    existing: Mapping[str, TopicSpec], actions: tuple[Action, ...], **broker: str
+) -> dict[str, TopicSpec]:
+    """What a cluster has after the actions: every value in force is reported."""
+    topics = dict(existing)
+    for action in actions:
+        match action:
+            case CreateTopic(spec=spec):
+                assert spec.name not in topics
+                factor = 3 if spec.replication_factor == -1 else spec.replication_factor
+                configs = {**BROKER_DEFAULTS, **broker, **spec.configs}
+                topics[spec.name] = replace(spec, replication_factor=factor, configs=configs)
+            case AddPartitions(topic=name, total=total):
+                assert total > topics[name].partitions
+                topics[name] = replace(topics[name], partitions=total)
+            case SetConfig(topic=name, setting=setting, value=value):
+                topics[name] = replace(topics[name], configs={**topics[name].configs, setting: value})
+    return topics
+
+
+def made(*subscriptions: Subscription, partitions: int = 12) -> dict[str, TopicSpec]:
+    return act({}, plan(subscriptions or (subscription(),), {}, Defaults(partitions=partitions)).actions)
+
+
+def spoil(topics: dict[str, TopicSpec], name: str, **configs: str) -> dict[str, TopicSpec]:
+    values = {setting.replace("_", "."): value for setting, value in configs.items()}
+    return {**topics, name: replace(topics[name], configs={**topics[name].configs, **values})}
+
+
+def errors(findings: list[Finding]) -> list[tuple[str, str]]:
+    return [(finding.topic, finding.setting) for finding in findings if finding.level == "error"]
+
+
+def test_everything_is_made_for_an_empty_cluster() -> None:
+    topics = made()
+    assert set(topics) == {SOURCE, TIER, f"{SOURCE}.billing.retry.1m", REPLAY, DEAD, "_pipeline.control"}
+    assert {spec.partitions for name, spec in topics.items() if name != "_pipeline.control"} == {12}
+    assert topics["_pipeline.control"].partitions == 1
+    assert topics["_pipeline.control"].configs["cleanup.policy"] == "compact"
+    tier = topics[TIER].configs
+    assert int(tier["retention.ms"]) > 10_000 + 7 * DAY_MS
+    assert tier["message.timestamp.type"] == "LogAppendTime"
+    assert int(tier["max.message.bytes"]) == 1_048_588 + 16_384
+    assert int(topics[DEAD].configs["retention.ms"]) == 30 * DAY_MS
+    assert check([subscription()], topics) == []
+
+
+def test_the_prefix_stands_before_topics_groups_and_the_control_topic() -> None:
+    names = {action.topic for action in plan([subscription()], {}, prefix="eu.").actions}
+    assert (
+        f"eu.{SOURCE}" in names
+        and f"eu.{SOURCE}.eu.billing.replay" in names
+        and "eu._pipeline.control" in names
+    )
+
+
+@pytest.mark.parametrize(
+    ("topic", "setting", "value"),
+    [
+        (TIER, "retention.ms", "60000"),
+        (TIER, "retention.ms", str(7 * DAY_MS)),
+        (TIER, "retention.ms", str(10_000 + 7 * DAY_MS)),
+        (TIER, "retention.bytes", "1000000"),
+        (TIER, "cleanup.policy", "compact"),
+        (TIER, "cleanup.policy", "compact,delete"),
+        (TIER, "message.timestamp.type", "CreateTime"),
+        (TIER, "max.message.bytes", "1048588"),
+        (REPLAY, "cleanup.policy", "compact"),
+        (REPLAY, "retention.ms", str(DAY_MS)),
+        (DEAD, "cleanup.policy", "compact"),
+        ("_pipeline.control", "cleanup.policy", "delete"),
+    ],
+)
+def test_a_worker_is_refused_and_told_the_setting(topic: str, setting: str, value: str) -> None:
+    topics = spoil(made(), topic, **{setting.replace(".", "_"): value})
+    findings = check([subscription()], topics)
+    assert errors(findings) == [(topic, setting)]
+    assert topic in findings[0].sentence and f"{setting}={value}" in findings[0].sentence
+    repaired = plan([subscription()], topics)
+    assert [(a.topic, a.setting) for a in repaired.actions if isinstance(a, SetConfig)] == [(topic, setting)]
+    assert check([subscription()], act(topics, repaired.actions)) == []
+
+
+@pytest.mark.parametrize("value", ["-1", str(365 * DAY_MS)])
+def test_longer_retention_is_left_alone(value: str) -> None:
+    assert plan([subscription()], spoil(made(), DEAD, retention_ms=value)).actions == ()
+
+
+def test_a_shorter_dead_letter_retention_is_a_warning_not_a_refusal() -> None:
+    findings = check([subscription()], spoil(made(), DEAD, retention_ms=str(3 * DAY_MS)))
+    assert [(f.level, f.topic, f.setting) for f in findings] == [("warning", DEAD, "retention.ms")]
+
+
+@pytest.mark.parametrize("missing", [TIER, REPLAY, DEAD, SOURCE, "_pipeline.control"])
+def test_a_missing_topic_is_refused(missing: str) -> None:
+    topics = made()
+    del topics[missing]
+    assert errors(check([subscription()], topics)) == [(missing, "topic")]
+
+
+def test_partitions_added_to_the_source_are_reported_and_the_lanes_follow() -> None:
+    topics = made()
+    topics[SOURCE] = replace(topics[SOURCE], partitions=18)
+    lanes = {TIER, f"{SOURCE}.billing.retry.1m", REPLAY, DEAD}
+    assert set(errors(check([subscription()], topics))) == {(lane, "partitions") for lane in lanes}
+    actions = plan([subscription()], topics).actions
+    assert {a.topic: a.total for a in actions if isinstance(a, AddPartitions)} == dict.fromkeys(lanes, 18)
+    assert check([subscription()], act(topics, actions)) == []
+
+
+def test_a_lane_with_more_partitions_than_its_source_is_refused_and_never_touched() -> None:
+    topics = made()
+    topics[TIER] = replace(topics[TIER], partitions=24)
+    proposal = plan([subscription()], topics)
+    assert proposal.actions == ()
+    assert [(f.topic, f.setting) for f in proposal.errors] == [(TIER, "partitions")]
+
+
+def test_the_source_is_never_changed() -> None:
+    topics = spoil(made(), SOURCE, cleanup_policy="compact", retention_ms="1000", retention_bytes="1")
+    actions = plan([subscription()], topics, Defaults(partitions=100)).actions
+    assert SOURCE not in {action.topic for action in actions}
+
+
+def test_lanes_follow_a_larger_record_size_of_the_source() -> None:
+    topics = spoil(made(), SOURCE, max_message_bytes="5000000")
+    values = {a.topic: a.value for a in plan([subscription()], topics).actions if isinstance(a, SetConfig)}
+    assert values[TIER] == values[DEAD] == str(5_000_000 + 16_384)
+
+
+def test_lanes_are_as_durable_as_their_source() -> None:
+    source = TopicSpec(SOURCE, 4, 3, {**BROKER_DEFAULTS, "min.insync.replicas": "2"})
+    topics = act({SOURCE: source}, plan([subscription()], {SOURCE: source}).actions)
+    assert topics[TIER].replication_factor == 3
+    second = plan([subscription()], topics)
+    assert {(a.topic, a.setting, a.value) for a in second.actions if isinstance(a, SetConfig)} >= {
+        (TIER, "min.insync.replicas", "2")
+    }
+    topics[TIER] = replace(topics[TIER], replication_factor=1)
+    assert (TIER, "replication.factor") in {
+        (f.topic, f.setting) for f in plan([subscription()], topics).findings
+    }
+
+
+def test_a_missing_source_is_a_finding_when_it_may_not_be_made() -> None:
+    proposal = plan([subscription()], {}, Defaults(create_sources=False))
+    assert [(f.topic, f.setting) for f in proposal.errors] == [(SOURCE, "topic")]
+    assert {a.topic for a in proposal.actions} == {"_pipeline.control"}
+
+
+def test_the_bound_on_decompressed_size_is_for_brokers_that_have_it() -> None:
+    setting = "max.decompressed.message.bytes"
+    for version, has in (
+        ("4.4", True),
+        ("4.4.0", True),
+        ("5.0", True),
+        ("4.3.1", False),
+        ("3.9", False),
+        ("", False),
+    ):
+        created = [
+            a.spec
+            for a in plan([subscription()], {}, Defaults(broker_version=version)).actions
+            if isinstance(a, CreateTopic)
+        ]
+        assert any(setting in spec.configs for spec in created) is has, version
+    old = plan([subscription()], made(), Defaults(broker_version="4.4"))
+    assert (SOURCE, setting) in {(f.topic, f.setting) for f in old.findings} and not old.errors
+
+
+def test_old_tiers_are_kept_found_and_counted() -> None:
+    topics = made(subscription(tiers_ms=(10_000, 30_000, 60_000)))
+    now = subscription(tiers_ms=(10_000, 60_000))
+    old = f"{SOURCE}.billing.retry.30s"
+    assert retired_tiers(now, topics) == ((old, 30_000),)
+    proposal = plan([now], topics, unsettled={old: 41})
+    assert proposal.actions == () and proposal.errors == ()
+    assert ["41 records" in f.remedy for f in proposal.findings if f.topic == old] == [True]
+    empty = plan([now], topics, unsettled={old: 0})
+    assert ["delete it" in f.remedy for f in empty.findings if f.topic == old] == [True]
+
+
+def test_an_old_tier_keeps_to_the_rules_while_it_drains() -> None:
+    old = f"{SOURCE}.billing.retry.30s"
+    topics = spoil(made(subscription(tiers_ms=(10_000, 30_000))), old, cleanup_policy="compact")
+    assert errors(check([subscription(tiers_ms=(10_000,))], topics)) == [(old, "cleanup.policy")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["retry.", "retry.10", "retry.0s", "retry.10s.x", "retry.60s.retry.10s", "retry.1000ms", "retry.x"],
+)
+def test_names_that_only_look_like_a_tier_are_not_tiers(name: str) -> None:
+    assert retired_tiers(subscription(tiers_ms=()), [f"{SOURCE}.billing.{name}"]) == ()
+
+
+def test_lanes_of_a_group_are_found_by_name() -> None:
+    topics = made(subscription(group="über/mail_er"))
+    (found,) = discover("über/mail_er", topics)
+    assert found.topics.source == SOURCE and found.topics.tier_delays_ms == (10_000, 60_000)
+    assert discover("billing", topics) == ()
+
+
+def test_a_group_that_ends_like_another_is_not_mistaken_for_it() -> None:
+    topics = made(subscription(group="a.b"))
+    assert discover("b", topics) == ()
+
+
+@pytest.mark.parametrize(
+    ("subscriptions", "words"),
+    [
+        ((subscription(), subscription(topic="other")), "two subscriptions"),
+        ((subscription("a", "b.c"), subscription("a.b", "c")), "share the lane"),
+        ((subscription(), subscription(TIER, "other")), "is a lane of group"),
+        ((subscription(), subscription("x", "other", dead_letters=TIER)), "is a lane of group"),
+        ((subscription("x", "other", dead_letters="x"),), "dead_letter_topic"),
+        ((subscription("t" * 240),), "249"),
+    ],
+)
+def test_declarations_that_can_not_work_are_refused(
+    subscriptions: tuple[Subscription, ...], words: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        plan(subscriptions, {})
+
+
+def test_a_dead_letter_topic_may_be_shared() -> None:
+    pair = (subscription(dead_letters="dead"), subscription("small", "mail", dead_letters="dead"))
+    existing = {"small": TopicSpec("small", 3, 3, BROKER_DEFAULTS)}
+    topics = act(existing, plan(pair, existing).actions)
+    assert topics["dead"].partitions == 12
+    assert plan(pair, topics).actions == () and not check(pair, topics)
+
+
+_values = {
+    "cleanup.policy": st.sampled_from(["delete", "compact", "compact,delete"]),
+    "retention.ms": st.sampled_from(["-1", "1", str(7 * DAY_MS), str(400 * DAY_MS)]),
+    "retention.bytes": st.sampled_from(["-1", "1000"]),
+    "message.timestamp.type": st.sampled_from(["CreateTime", "LogAppendTime"]),
+    "max.message.bytes": st.sampled_from(["1000", "1048588", "9000000"]),
+    "min.insync.replicas": st.sampled_from(["1", "2", "3"]),
+    "max.decompressed.message.bytes": st.sampled_from(["1000000", "90000000"]),
+}
+_configs = st.fixed_dictionaries({}, optional=_values)
+_names = (
+    SOURCE,
+    "orders",
+    TIER,
+    REPLAY,
+    DEAD,
+    f"{SOURCE}.billing.retry.30s",
+    "orders.mail.retry.1s",
+    "shared",
+    "_pipeline.control",
+)
+
+
+@st.composite
+def _clusters(draw: st.DrawFn) -> dict[str, TopicSpec]:
+    topics = {}
+    for name in draw(st.sets(st.sampled_from(_names))):
+        configs = {**BROKER_DEFAULTS, **draw(_configs)}
+        topics[name] = TopicSpec(name, draw(st.integers(1, 6)), draw(st.integers(1, 3)), configs)
+    return topics
+
+
+@given(
+    _clusters(), st.sampled_from(["", "3.9", "4.4"]), st.booleans(), st.sampled_from(["1048588", "4000000"])
+)
+def test_applying_a_plan_leaves_nothing_to_do(
+    existing: dict[str, TopicSpec], version: str, create: bool, cluster_bytes: str
+) -> None:
+    pair = (subscription(dead_letters="shared"), subscription("orders", "mail", (1_000,), "shared"))
+    defaults = Defaults(partitions=5, create_sources=create, broker_version=version)
+    topics, rounds = existing, 0
+    while actions := plan(pair, topics, defaults).actions:
+        topics = act(topics, actions, **{"max.message.bytes": cluster_bytes})
+        rounds += 1
+        assert rounds <= 3
+    for name, before in existing.items():
+        assert topics[name].partitions >= before.partitions
+    assert {name: topics[name] for name in (SOURCE, "orders") if name in existing} == {
+        name: existing[name] for name in (SOURCE, "orders") if name in existing
+    }
+    refused = plan(pair, topics, defaults).errors
+    assert set(errors(check(pair, topics))) == {(f.topic, f.setting) for f in refused}
