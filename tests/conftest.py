@@ -1,7 +1,9 @@
-"""Fixtures that give a test real Kafka: an address from PIPELINE_TEST_BROKER, else Docker, else the embedded broker.
+"""Fixtures that give a test real Kafka: an address from PIPELINE_TEST_BROKER, else Docker, else the embedded
+broker.
 
-One broker serves the whole run, also under pytest-xdist: it belongs to the controlling process, which starts it when the
-first test asks (a worker asks over a loopback socket) and stops it at the end. Tests keep apart by `topic_name`.
+One broker serves the whole run, also under pytest-xdist: it belongs to the controlling process, which starts
+it when the first test asks (a worker asks over a loopback socket) and stops it at the end. Tests keep apart
+by `topic_name`.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ _FIRST_START_S = 300
 
 
 def _docker_answers() -> bool:
-    import docker
-    from docker.errors import DockerException
+    import docker  # type: ignore[import-untyped]
+    from docker.errors import DockerException  # type: ignore[import-untyped]
 
     try:
         docker.from_env(timeout=3).ping()
@@ -36,7 +38,9 @@ class _RunBroker:
 
     def __init__(self) -> None:
         self._given = os.environ.get("PIPELINE_TEST_BROKER", "")
-        self.choice = "given by PIPELINE_TEST_BROKER" if self._given else "Docker" if _docker_answers() else "embedded"
+        self.choice = (
+            "given by PIPELINE_TEST_BROKER" if self._given else "Docker" if _docker_answers() else "embedded"
+        )
         self._lock = threading.Lock()
         self._bootstrap = self._given
         self._stop: Callable[[], object] = lambda: None
@@ -67,7 +71,9 @@ class _RunBroker:
 
 
 class _BrokerDesk:
-    """Answers xdist workers: one connection, one line with the bootstrap address or `!` and why there is none."""
+    """Answers xdist workers: one connection, one line with the bootstrap address or `!` and why there is
+    none.
+    """
 
     def __init__(self, broker: _RunBroker) -> None:
         self._broker = broker
@@ -145,7 +151,9 @@ def kafka(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def kafka3() -> Iterator[EmbeddedBroker]:
-    """A cluster of three nodes (replication 3, min ISR 2) whose nodes may be killed; start them again afterwards."""
+    """A cluster of three nodes (replication 3, min ISR 2) whose nodes may be killed; start them again
+    afterwards.
+    """
     with EmbeddedBroker(BrokerSpec(nodes=3)) as broker:
         yield broker
 

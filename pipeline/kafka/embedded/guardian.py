@@ -1,8 +1,9 @@
 """The process between us and one JVM: no JVM outlives the process that wanted it, however that one died.
 
-Runs alone (`python -I -S guardian.py LOG REMOVE_DIR -- COMMAND...`), so it imports nothing of the project. Its standard input is a
-pipe whose other end the owner holds: end of file means that the owner is gone. `T` asks the JVM to stop, `K` kills it.
-A second sign is the parent's id: a forked child of the owner may keep the pipe open, but the guardian is still reparented.
+Runs alone (`python -I -S guardian.py LOG REMOVE_DIR -- COMMAND...`), so it imports nothing of the project.
+Its standard input is a pipe whose other end the owner holds: end of file means that the owner is gone. `T`
+asks the JVM to stop, `K` kills it. A second sign is the parent's id: a forked child of the owner may keep the
+pipe open, but the guardian is still reparented.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def _watch(child: subprocess.Popen[bytes], wakeup: int) -> bool:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, a short grace so that logs are closed, then SIGKILL. A stopped (SIGSTOP) JVM only obeys the last."""
+    """SIGTERM, a short grace so that logs are closed, then SIGKILL, the only one a stopped (SIGSTOP) JVM
+    obeys.
+    """
     child.terminate()
     deadline = time.monotonic() + GRACE_S
     while child.poll() is None and time.monotonic() < deadline:
@@ -64,27 +67,17 @@ def main(argv: list[str]) -> int:
         return 2
     wake_r, wake_w = os.pipe()
     os.set_blocking(wake_w, False)
-    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(ignored, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)  # a handler, not SIG_IGN, which the JVM would inherit
     signal.set_wakeup_fd(wake_w)
     with open(log_path, "ab", buffering=0) as log:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, restore_signals=True,
-            preexec_fn=_default_signals,
-        )
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     print(child.pid, flush=True)
     if _watch(child, wake_r):
         _end(child)
         if remove_dir:
             _remove(remove_dir)
     return 0 if child.returncode == 0 else 1
-
-
-def _default_signals() -> None:
-    """An ignored signal stays ignored over exec, and a JVM that ignores SIGTERM could not be stopped cleanly."""
-    for restored in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(restored, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Locked files from the user's cache, or from a Maven repository into it, through `jgo`.
 
-Only jgo's lowest layer is used (one artifact -> one file): its environments would look for a JDK elsewhere. Files are
-downloaded aside, compared with the lock, and moved into the cache whole, so a cache never holds half a file.
+Only jgo's lowest layer is used (one artifact -> one file): its environments would look for a JDK elsewhere.
+Files are downloaded aside, compared with the lock, and moved into the cache whole, so a cache never holds
+half a file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pipeline.kafka.embedded.lock import LockedArtifact, is_intact, verify
 from pipeline.model.errors import BrokerStartError
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, bytes done, bytes in all), from several threads but never twice at once."""
+"""Called with (what is being done, bytes done, bytes in all), from several threads but never twice at once.
+"""
 
 _PARALLEL_DOWNLOADS = 6
 _REQUEST_TIMEOUT_S = 30
@@ -91,8 +93,10 @@ class _Meter:
                 self._progress(f"downloading {name}", sum(self._of_file.values()), self._total_bytes)
 
 
-def _download(missing: list[LockedArtifact], store: Path, mirror: str | None, progress: Progress | None) -> None:
-    from jgo.maven import MavenContext, PythonResolver  # noqa: PLC0415  (slow import, only needed for a download)
+def _download(
+    missing: list[LockedArtifact], store: Path, mirror: str | None, progress: Progress | None
+) -> None:
+    from jgo.maven import MavenContext, PythonResolver  # noqa: PLC0415  (slow import)
 
     store.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=store))
@@ -133,5 +137,6 @@ def _cannot_download(each: LockedArtifact, mirror: str | None, error: BaseExcept
     source = f"the mirror {mirror}" if mirror else "Maven Central"
     return (
         f"{each.coordinates} is not in the cache and could not be downloaded from {source} "
-        f"({type(error).__name__}); check the network, or set PIPELINE_MAVEN_MIRROR to a reachable Maven repository."
+        f"({type(error).__name__}); check the network, "
+        "or set PIPELINE_MAVEN_MIRROR to a reachable Maven repository."
     )

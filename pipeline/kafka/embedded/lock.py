@@ -1,7 +1,7 @@
 """The lock: which files of which versions make up a server, each with its size and sha256.
 
-A lock file has one artifact a line, `group:artifact:version[:classifier:type] sha256 bytes`; `#` starts a comment.
-`relock` writes it; nothing that is not in it is ever put on a class path.
+A lock file has one artifact a line, `group:artifact:version[:classifier:type] sha256 bytes`; `#` starts a
+comment. `relock` writes it; nothing that is not in it is ever put on a class path.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def parse_lock(text: str) -> tuple[LockedArtifact, ...]:
             if len(parts) not in (_SHORT, _LONG):
                 raise ValueError(coordinates)
             classifier, packaging = parts[3:] if len(parts) == _LONG else ("", "jar")
-            found.append(LockedArtifact(parts[0], parts[1], parts[2], classifier, packaging, sha256, int(size)))
+            found.append(
+                LockedArtifact(parts[0], parts[1], parts[2], classifier, packaging, sha256, int(size))
+            )
         except ValueError as error:
             raise BrokerStartError(
                 f"Line {number} of the lock is not `group:artifact:version sha256 bytes`; run relock again."
@@ -92,6 +94,6 @@ def verify(artifact: LockedArtifact, file: Path) -> None:
     """Raises `BrokerStartError` that names the artifact when the bytes are not the locked ones."""
     if not is_intact(artifact, file):
         raise BrokerStartError(
-            f"{artifact.coordinates} does not have the locked sha256 {artifact.sha256[:12]}..., so it is not used; "
-            "check the mirror setting (PIPELINE_MAVEN_MIRROR) or run relock after an upgrade."
+            f"{artifact.coordinates} does not have the locked sha256 {artifact.sha256[:12]}..., "
+            "so it is not used; check the mirror (PIPELINE_MAVEN_MIRROR) or run relock after an upgrade."
         )

@@ -1,7 +1,7 @@
 """Free ports on loopback, below the range that systems use for outgoing connections.
 
-A client that retries a dead broker's port inside that range can end up connected to itself, and any other outgoing
-connection could take the port of a node that is down for a moment.
+A client that retries a dead broker's port inside that range can end up connected to itself, and any other
+outgoing connection could take the port of a node that is down for a moment.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct ports that are free now. Another process may take one before the server does: start again then."""
+    """Distinct ports that are free now. Another process may take one before the server does: start again
+    then.
+    """
     found: set[int] = set()
     draw = random.SystemRandom()
     for _ in range(_TRIES):
@@ -37,7 +39,9 @@ def free_ports(count: int) -> list[int]:
         port = draw.randint(_FIRST, _LAST)
         if is_free(port):
             found.add(port)
-    raise BrokerStartError(f"No {count} free ports between {_FIRST} and {_LAST} on {HOST}; end other servers first.")
+    raise BrokerStartError(
+        f"No {count} free ports between {_FIRST} and {_LAST} on {HOST}; end other servers first."
+    )
 
 
 def answers(port: int, timeout_s: float = 0.2) -> bool:

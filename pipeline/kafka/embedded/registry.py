@@ -27,8 +27,8 @@ _HTTP_OK = 200
 class EmbeddedRegistry:
     """Schemas are kept in a file, so `stop()` then `start()` gives the same registry on the same port.
 
-    `data_dir=None` means a temporary directory, removed by `close()` or at the end of the `with` block (and when this
-    process dies). The first start downloads 159 MB into the cache.
+    `data_dir=None` means a temporary directory, removed by `close()` or at the end of the `with` block (and
+    when this process dies). The first start downloads 159 MB into the cache.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class EmbeddedRegistry:
             [
                 f"-Xmx{self._heap_mb}m",
                 "-XX:+UseSerialGC",
-                "-XX:TieredStopAtLevel=1",  # it serves few requests: a fast start is worth more than peak speed
+                "-XX:TieredStopAtLevel=1",  # few requests: a fast start is worth more than peak speed
                 f"-Djava.io.tmpdir={home}",
                 f"-Dquarkus.http.host={HOST}",
                 f"-Dquarkus.http.port={self.port}",
@@ -138,9 +138,13 @@ class EmbeddedRegistry:
     def _await(self, jvm: Jvm, deadline: float) -> None:
         while not (answers(self.port) and self._serves()):
             if not jvm.alive:
-                raise BrokerStartError(f"The registry ended while starting; its log says: {last_words(jvm.log)}")
+                raise BrokerStartError(
+                    f"The registry ended while starting; its log says: {last_words(jvm.log)}"
+                )
             if time.monotonic() > deadline:
-                raise BrokerStartError(f"The registry did not answer in time; its log says: {last_words(jvm.log)}")
+                raise BrokerStartError(
+                    f"The registry did not answer in time; its log says: {last_words(jvm.log)}"
+                )
             time.sleep(_POLL_S)
 
     def _serves(self) -> bool:

@@ -1,4 +1,5 @@
-"""Writes the locks anew: `python -m pipeline.kafka.embedded.relock`, for maintainers, after changing a version here.
+"""Writes the locks anew: `python -m pipeline.kafka.embedded.relock`, for maintainers, after changing a
+version here.
 
 The trailing `!` keeps an artifact's parent from managing others' versions: the logging bridge's would put
 kafka-clients 3.9 beside the 4.4 server.
@@ -37,14 +38,20 @@ def _locked(artifact: Artifact) -> LockedArtifact:
     data = artifact.resolve().read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
     return LockedArtifact(
-        artifact.groupId, artifact.artifactId, artifact.version, artifact.classifier or "", artifact.packaging,
-        sha256, len(data),
-    )  # fmt: skip
+        group=artifact.groupId,
+        artifact=artifact.artifactId,
+        version=artifact.version,
+        classifier=artifact.classifier or "",
+        packaging=artifact.packaging,
+        sha256=sha256,
+        size_bytes=len(data),
+    )
 
 
 def write(name: str, coordinates: tuple[str, ...], locked: list[LockedArtifact]) -> None:
     total_mb = sum(each.size_bytes for each in locked) / 1e6
-    head = f"# {' + '.join(coordinates)}: {len(locked)} files, {total_mb:.1f} MB. Written by relock; not edited by hand.\n"
+    what = f"{' + '.join(coordinates)}: {len(locked)} files, {total_mb:.1f} MB"
+    head = f"# {what}. Written by relock; not edited by hand.\n"
     text = head + "".join(f"{each.line()}\n" for each in locked)
     parse_lock(text)
     Path(__file__).with_name(f"{name}.lock").write_text(text, encoding="utf-8")

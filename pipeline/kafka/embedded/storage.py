@@ -1,7 +1,8 @@
 """The formatted directory a Kafka node starts from.
 
-Kafka's own tool writes it once per version (1.5 s of JVM); the result holds only feature levels, so it is kept in the
-cache and copied for each new node, beside a meta.properties with the ids of cluster, node and directory.
+Kafka's own tool writes it once per version (1.5 s of JVM); the result holds only feature levels, so it is
+kept in the cache and copied for each new node, beside a meta.properties with the ids of cluster, node and
+directory.
 """
 
 from __future__ import annotations
@@ -57,11 +58,17 @@ def _format(scratch: Path, jars: Sequence[Path]) -> Path:
     tool = ["kafka.tools.StorageTool", "format", "-t", new_id(), "-c", str(config)]
     done = subprocess.run(
         [java(), *flags, "-cp", class_path, *tool],
-        capture_output=True, text=True, timeout=_FORMAT_TIMEOUT_S, check=False, env={"PATH": os.defpath},
+        capture_output=True,
+        text=True,
+        timeout=_FORMAT_TIMEOUT_S,
+        check=False,
+        env={"PATH": os.defpath},
     )
     if done.returncode != 0 or not (target / _META).is_file():
         said = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
-        raise BrokerStartError(f"Kafka's storage tool could not format a directory in {scratch.parent}: {said}")
+        raise BrokerStartError(
+            f"Kafka's storage tool could not format a directory in {scratch.parent}: {said}"
+        )
     return target
 
 
