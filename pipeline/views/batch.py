@@ -1,7 +1,8 @@
 """One batch of source records folded into both views: pure, so that what a crash leaves behind can be reasoned about.
 
-A table entry is a run's summary (`run:<id>`) or a rate's partial (`rate:<key>`), in ONE table, so one changelog
-partition holds both in the order they were written: partials first. If a summary that says "seen" survived a crash, so
+A table entry is a run's summary (`<partition>/run/<id>`) or a rate's partial (`<partition>/rate/<key>`), in ONE table, so
+one changelog partition holds both in the order they were written: partials first. The partition is in the key because a
+process keeps the entries of all its partitions in one store. If a summary that says "seen" survived a crash, so
 did the partial that counted the event; a partial that survived alone refuses the event's offset. A record that was seen
 changes nothing, yet its entries are *touched* and written out again: the crash may have come before that.
 """
@@ -14,10 +15,18 @@ from typing import Any, NamedTuple
 
 from pipeline.views import rates, summaries
 
-RUN, RATE = "run:", "rate:"
-
 Load = Callable[[str], dict[str, Any] | None]
 """The entry of a key in the table, or None. Entries are never changed in place."""
+
+
+def run_entry(partition: int, run_id: str) -> str:
+    """The table key of a run's summary."""
+    return f"{partition}/run/{run_id}"
+
+
+def rate_entry(partition: int, rate_key: str) -> str:
+    """The table key of a partition's share of a rate."""
+    return f"{partition}/rate/{rate_key}"
 
 
 class Decoded(NamedTuple):
@@ -47,7 +56,8 @@ def fold_record(changes: Changes, load: Load, record: Decoded) -> None:
     """Fold one record into `changes`; on any exception `changes` is as it was."""
     name, event = record.record_name, record.event
     summaries.check(name, event)
-    run_key, rate_key = RUN + event["run_id"], RATE + rates.key_of(event)
+    run_key = run_entry(record.partition, event["run_id"])
+    rate_key = rate_entry(record.partition, rates.key_of(event))
     summary = changes.runs.get(run_key) or load(run_key)
     partial = changes.partials.get(rate_key) or load(rate_key)
     new = summaries.is_new(summary, event)

@@ -123,7 +123,8 @@ def _count(out: Summary, kind: str, event: Mapping[str, Any]) -> None:
     elif kind == "Step":
         out["step_records"] += event.get("status") in _ENDED_STEP
     elif kind == "RunStarted":
-        out["started_at"] = event["occurred_at"]
+        known = out["started_at"]
+        out["started_at"] = event["occurred_at"] if known is None else min(known, event["occurred_at"])
 
 
 def fields(summary: Summary) -> dict[str, Any]:
