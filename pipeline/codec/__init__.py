@@ -1,4 +1,6 @@
-"""Bytes <-> typed values: wire format, Avro, JSON and bytes codecs, contracts on disk and schema registries."""
+"""Bytes <-> typed values: wire format, Avro, JSON and bytes codecs, contracts on disk and schema
+registries.
+"""
 
 from pipeline.codec.avro import AvroCodec, AvroPolicy
 from pipeline.codec.catalogue import SchemaCatalogue, product_catalogue

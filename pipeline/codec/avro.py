@@ -1,28 +1,28 @@
 """The Avro codec: bytes <-> typed events, with every schema found beforehand, so that no call here waits.
 
-A reader belongs to a topic *and* an id: an id that the registry knows but that is none of this topic's is refused.
-`decode` of an id not seen yet raises SchemaUnavailable; whoever owns a thread that may wait calls `fetch` with it and
-decodes again. `fetch` also settles for good that an id is foreign: from then on it is an UndecodableError.
+A reader belongs to a topic *and* an id: an id that the registry knows but that is none of this topic's is
+refused. `decode` of an id not seen yet raises SchemaUnavailable; whoever owns a thread that may wait calls
+`fetch` with it and decodes again. `fetch` also settles for good that an id is foreign: from then on it is an
+UndecodableError.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from fastavro.validation import validate
-
 from pipeline.codec import wire
 from pipeline.codec.catalogue import SchemaCatalogue, product_catalogue
+from pipeline.codec.misfit import misfit
 from pipeline.codec.reading import Reader, SchemaReader, Unreadable
 from pipeline.codec.registry import SchemaNotFound, SchemaRegistry, subject_of, topic_subjects
 from pipeline.codec.schema import AvroSchema, SchemaRefused, parse
 from pipeline.codec.wire import SchemaKey, WireHeaders
 from pipeline.codec.writer import WRITE_ERRORS, Write, compile_writer
 from pipeline.model.errors import CodecError, EncodeError, SchemaUnavailable, UndecodableError
-from pipeline.model.events import EVENT_TYPES, RunEvent, TypedValue, UnknownEvent
+from pipeline.model.events import EVENT_TYPES, TypedValue, UnknownEvent
 from pipeline.model.views import VALUE_TYPES
 
 UNREADABLE_MAX: Final = 10_000
@@ -57,12 +57,15 @@ class _Writer:
 class AvroCodec:
     """One per worker or producer. `decode*` and `encode` never block; `prepare` and `fetch` do.
 
-    `decode*` and `encode` may run in one thread while `fetch` runs in another. Retry tiers, the replay lane and dead
-    letters hold the original bytes: decode them under the name of their source topic.
+    `decode*` and `encode` may run in one thread while `fetch` runs in another. Retry tiers, the replay lane
+    and dead letters hold the original bytes: decode them under the name of their source topic.
     """
 
     def __init__(
-        self, registry: SchemaRegistry, catalogue: SchemaCatalogue | None = None, policy: AvroPolicy | None = None
+        self,
+        registry: SchemaRegistry,
+        catalogue: SchemaCatalogue | None = None,
+        policy: AvroPolicy | None = None,
     ) -> None:
         self.catalogue = catalogue or product_catalogue()
         self._registry = registry
@@ -71,7 +74,8 @@ class AvroCodec:
         self._topics: dict[str, _Topic] = {}
         self._by_fingerprint: dict[str, SchemaReader] = {}
 
-    # -- finding schemas: these block -------------------------------------------------------------------------
+    # -- finding schemas: these block
+    # -------------------------------------------------------------------------
 
     def prepare(self, topic: str, record_names: Iterable[str] = tuple(EVENT_TYPES)) -> list[str]:
         """Look up the ids of this build's contracts under the topic; gives the names the registry lacks.
@@ -96,7 +100,8 @@ class AvroCodec:
         return missing
 
     def fetch(self, topic: str, schema_id: int) -> None:
-        """Ask the registry for the id of a SchemaUnavailable, so that decoding it next time succeeds or is refused.
+        """Ask the registry for the id of a SchemaUnavailable, so that decoding it next time succeeds or is
+        refused.
 
         Raises SchemaUnavailable while the registry does not answer; call it again after a pause.
         """
@@ -145,16 +150,22 @@ class AvroCodec:
     def _contract(self, name: str) -> AvroSchema:
         schema = self.catalogue.present.get(name)
         if schema is None:
-            raise EncodeError(f"Record {name} has no contract in schemas/; add {name}.avsc or correct the name.")
+            raise EncodeError(
+                f"Record {name} has no contract in schemas/; add {name}.avsc or correct the name."
+            )
         return schema
 
     def _topic(self, topic: str) -> _Topic:
         return self._topics.setdefault(topic, _Topic())
 
-    # -- decoding: these never block --------------------------------------------------------------------------
+    # -- decoding: these never block
+    # --------------------------------------------------------------------------
 
-    def decode_dict(self, topic: str, data: bytes | None, headers: WireHeaders | None = None) -> tuple[str, Any]:
-        """(full record name, fields). Fields are those of this build's contract when it has one, else the writer's.
+    def decode_dict(
+        self, topic: str, data: bytes | None, headers: WireHeaders | None = None
+    ) -> tuple[str, Any]:
+        """(full record name, fields). Fields are those of this build's contract when it has one, else the
+        writer's.
 
         Raises UndecodableError when the bytes are not exactly one value of a schema of this topic, and
         SchemaUnavailable (with the id to `fetch`) when the schema is not known yet.
@@ -162,8 +173,11 @@ class AvroCodec:
         reader, start = self._reader(topic, data, headers)
         return reader.name, reader.fields(data, start)
 
-    def decode(self, topic: str, data: bytes | None, headers: WireHeaders | None = None) -> TypedValue | UnknownEvent:
-        """The typed value (a RunEvent on a topic of run events); an UnknownEvent when this build has no class for it.
+    def decode(
+        self, topic: str, data: bytes | None, headers: WireHeaders | None = None
+    ) -> TypedValue | UnknownEvent:
+        """The typed value (a RunEvent on a topic of run events); an UnknownEvent when this build has no class
+        for it.
 
         Raises as `decode_dict`. The value is not validated again: the schema has fixed every field's type.
         """
@@ -179,9 +193,14 @@ class AvroCodec:
         return reader.writer.fingerprint if isinstance(reader, SchemaReader) else ""
 
     def decode_by_fingerprint(
-        self, fingerprint: str, data: bytes, headers: WireHeaders | None = None, writer_schema: str | None = None
+        self,
+        fingerprint: str,
+        data: bytes,
+        headers: WireHeaders | None = None,
+        writer_schema: str | None = None,
     ) -> tuple[str, Any]:
-        """As `decode_dict`, without a registry: the writer's schema is found in `schemas/`, its history, or given.
+        """As `decode_dict`, without a registry: the writer's schema is found in `schemas/`, its history, or
+        given.
 
         Raises UndecodableError when the fingerprint is none of those.
         """
@@ -198,26 +217,48 @@ class AvroCodec:
         return reader.name, reader.fields(data, start)
 
     def _reader(self, topic: str, data: bytes | None, headers: WireHeaders | None) -> tuple[Reader, int]:
+        if data and len(data) <= self._max_bytes:
+            key, start = data[: wire.PREFIX_BYTES], wire.PREFIX_BYTES
+            if headers:
+                for name, value in headers:
+                    if name == wire.SCHEMA_ID_HEADER and value is not None:
+                        key, start = wire.header_key(value), 0
+                        break
+            known = self._topics.get(topic)
+            reader = known.readers.get(key) if known is not None else None
+            if reader is not None:
+                return reader, start
+        raise self._no_reader(topic, data, headers)
+
+    def _no_reader(self, topic: str, data: bytes | None, headers: WireHeaders | None) -> CodecError:
         if not data:
-            raise UndecodableError(f"A record of {topic} has no value (a tombstone or empty), so there is no event in it.")
+            return UndecodableError(
+                f"A record of {topic} has no value (a tombstone or empty), so there is no event in it."
+            )
         if len(data) > self._max_bytes:
-            raise UndecodableError(
+            return UndecodableError(
                 f"A value of {topic} has {len(data)} bytes, more than max_value_bytes={self._max_bytes}."
             )
-        key, start = wire.split(data, headers)
-        known = self._topics.get(topic)
-        reader = known.readers.get(key) if known else None
-        if reader is None:
-            schema_id = wire.id_of_key(key)
-            raise SchemaUnavailable(f"Schema {wire.guid_of_id(schema_id) or schema_id} of {topic} is not known yet.", schema_id)
-        return reader, start
+        try:
+            key, _ = wire.split(data, headers)
+        except UndecodableError as error:
+            return error
+        schema_id = wire.id_of_key(key)
+        name = wire.guid_of_id(schema_id) or schema_id
+        return SchemaUnavailable(
+            f"Schema {name} of topic {topic} is not known yet; fetch it, then decode again.", schema_id
+        )
 
-    # -- encoding: never blocks -------------------------------------------------------------------------------
+    # -- encoding: never blocks
+    # -------------------------------------------------------------------------------
 
-    def encode(self, value: TypedValue | Mapping[str, Any], *, topic: str, record_name: str | None = None) -> bytes:
+    def encode(
+        self, value: TypedValue | Mapping[str, Any], *, topic: str, record_name: str | None = None
+    ) -> bytes:
         """The framed bytes of an event, or of a mapping together with its record's full name.
 
-        Raises EncodeError naming the field that does not fit, or the record that is not registered for the topic.
+        Raises EncodeError naming the field that does not fit, or the record that is not registered for the
+        topic.
         """
         known = self._topics.get(topic)
         if isinstance(value, TypedValue):
@@ -227,7 +268,9 @@ class AvroCodec:
             writer = known.writers.get(record_name or "") if known else None
             fields = value
             if writer and not fields.keys() <= writer.field_names:
-                raise EncodeError(f"{record_name} has no field {', '.join(sorted(fields.keys() - writer.field_names))}.")
+                raise EncodeError(
+                    f"{record_name} has no field {', '.join(sorted(fields.keys() - writer.field_names))}."
+                )
         if writer is None:
             name = record_name or getattr(value, "record_name", "") or "(no record_name given)"
             raise EncodeError(
@@ -237,36 +280,4 @@ class AvroCodec:
         try:
             return writer.write(fields, writer.prefix)
         except WRITE_ERRORS as error:
-            raise EncodeError(_misfit(writer.schema, fields, error)) from error
-
-
-def _misfit(schema: AvroSchema, fields: Mapping[str, Any], error: Exception) -> str:
-    """Which field does not fit, found by checking one after the other once something is known to be wrong."""
-    for member in schema.node["fields"]:
-        name = member["name"]
-        if name not in fields:
-            if "default" not in member:
-                return f"{schema.name} lacks field {name}."
-            continue
-        try:
-            lone: Callable[..., bytes] = compile_writer(_single(schema, member))
-            lone(fields, b"")
-            fits = validate(fields[name], member["type"], raise_errors=False)
-        except WRITE_ERRORS:
-            fits = False
-        if not fits:
-            return f"{schema.name}.{name} is {fields[name]!r:.80}, which does not fit {_type_name(member['type'])}."
-    return f"{schema.name} can't be encoded: {error!r}."
-
-
-def _single(schema: AvroSchema, member: Mapping[str, Any]) -> AvroSchema:
-    node = {**schema.node, "fields": [member]}
-    return AvroSchema(schema.name, "", "", node, node, schema.named)
-
-
-def _type_name(node: Any) -> str:
-    if isinstance(node, list):
-        return " or ".join(map(_type_name, node))
-    if isinstance(node, dict):
-        return f"one of {', '.join(node['symbols'])}" if node["type"] == "enum" else _type_name(node["type"])
-    return str(node)
+            raise EncodeError(misfit(writer.schema, fields, error)) from error

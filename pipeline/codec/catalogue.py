@@ -1,6 +1,8 @@
-"""The contracts on disk: `schemas/*.avsc` as they are now, and `schemas/history/<Record>/<n>.avsc` as they were.
+"""The contracts on disk: `schemas/*.avsc` as they are now, and `schemas/history/<Record>/<n>.avsc` as they
+were.
 
-Found next to the package in a checkout and inside it in a wheel. A user's own contracts come from further folders.
+Found next to the package in a checkout and inside it in a wheel. A user's own contracts come from further
+folders.
 """
 
 from __future__ import annotations
@@ -18,20 +20,25 @@ HISTORY = "history"
 
 
 def schemas_directory() -> Path:
-    """The folder with the product's own contracts. Raises ConfigurationError when the installation has none."""
+    """The folder with the product's own contracts. Raises ConfigurationError when the installation has
+    none.
+    """
     packaged = Path(str(resources.files("pipeline"))) / "schemas"
     checkout = Path(__file__).resolve().parents[2] / "schemas"
     for folder in (packaged, checkout):
         if folder.is_dir():
             return folder
     raise ConfigurationError(
-        f"The folder with the Avro contracts is missing (looked at {packaged} and {checkout}); install the package again."
+        f"The folder with the Avro contracts is missing (looked at {packaged} and {checkout}); "
+        "install the package again."
     )
 
 
 @dataclass(frozen=True)
 class SchemaCatalogue:
-    """Contracts by full record name: `present` is what this build writes and reads, `history` oldest first."""
+    """Contracts by full record name: `present` is what this build writes and reads, `history` oldest
+    first.
+    """
 
     present: Mapping[str, AvroSchema]
     history: Mapping[str, tuple[AvroSchema, ...]] = field(default_factory=dict)
@@ -50,7 +57,9 @@ class SchemaCatalogue:
             for path in sorted(folder.glob("*.avsc")):
                 schema = read_schema(path)
                 if schema.name in present:
-                    raise ConfigurationError(f"Record {schema.name} in {path} is already defined; rename one of the two.")
+                    raise ConfigurationError(
+                        f"Record {schema.name} in {path} is already defined; rename one of the two."
+                    )
                 present[schema.name] = schema
                 history[schema.name] = tuple(map(read_schema, history_files(folder, schema.name)))
         return cls(present, history)

@@ -1,7 +1,7 @@
 """Whether values written with one schema can be read with another, by Avro's schema resolution rules.
 
-The verdict is about every value the writer's schema allows: one branch or symbol that the reader could not take is a
-problem. (The Avro specification, "Schema Resolution"; levels as Confluent's registry names them.)
+The verdict is about every value the writer's schema allows: one branch or symbol that the reader could not
+take is a problem. (The Avro specification, "Schema Resolution"; levels as Confluent's registry names them.)
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ from typing import Any
 from pipeline.codec.schema import AvroSchema, Node
 from pipeline.model.errors import ConfigurationError, IncompatibleSchema
 
-LEVELS = ("NONE", "BACKWARD", "BACKWARD_TRANSITIVE", "FORWARD", "FORWARD_TRANSITIVE", "FULL", "FULL_TRANSITIVE")
+LEVELS = (
+    "NONE",
+    "BACKWARD",
+    "BACKWARD_TRANSITIVE",
+    "FORWARD",
+    "FORWARD_TRANSITIVE",
+    "FULL",
+    "FULL_TRANSITIVE",
+)
 
 _PROMOTIONS = {
     "int": {"long", "float", "double"},
@@ -25,7 +33,9 @@ _PROMOTIONS = {
 
 
 def problems(reader: AvroSchema, writer: AvroSchema) -> list[str]:
-    """Why `reader` can't read everything written with `writer`, each with the field's path; empty when it can."""
+    """Why `reader` can't read everything written with `writer`, each with the field's path; empty when it
+    can.
+    """
     return _Resolution(reader, writer).between(reader.node, writer.node, "")
 
 
@@ -35,7 +45,9 @@ def check_versions(schema: AvroSchema, earlier: Sequence[AvroSchema], level: str
     Raises IncompatibleSchema naming the version and every problem, ConfigurationError for an unknown level.
     """
     if level not in LEVELS:
-        raise ConfigurationError(f"Compatibility level {level!r} of {schema.name} is not one of {', '.join(LEVELS)}.")
+        raise ConfigurationError(
+            f"Compatibility level {level!r} of {schema.name} is not one of {', '.join(LEVELS)}."
+        )
     numbered = list(enumerate(earlier, 1))
     for number, version in numbered if level.endswith("_TRANSITIVE") else numbered[-1:]:
         found: list[str] = []
@@ -72,7 +84,9 @@ class _Resolution:
             if [] in attempts:
                 return []
             near = [found for branch, found in zip(read, attempts, strict=True) if self._alike(branch, wrote)]
-            return near[0] if near else [f"{path or 'the type'} can be {_label(wrote)}, which the reader lacks"]
+            return (
+                near[0] if near else [f"{path or 'the type'} can be {_label(wrote)}, which the reader lacks"]
+            )
         kind, wrote_kind = _kind(read), _kind(wrote)
         if kind == wrote_kind or {kind, wrote_kind} <= {"record", "error"}:
             return self.same_kind(kind, read, wrote, path)
@@ -83,7 +97,7 @@ class _Resolution:
     def _alike(self, read: Node, wrote: Node) -> bool:
         return _kind(_written_out(read, self.reader)) == _kind(wrote)
 
-    def same_kind(self, kind: str, read: Node, wrote: Node, path: str) -> list[str]:
+    def same_kind(self, kind: str, read: Node, wrote: Node, path: str) -> list[str]:  # noqa: PLR0911
         if kind == "array":
             return self.between(read["items"], wrote["items"], f"{path}[]")
         if kind == "map":
@@ -97,7 +111,11 @@ class _Resolution:
             return _enum(read, wrote, path)
         if kind == "fixed":
             same = read["size"] == wrote["size"]
-            return [] if same else [f"{path or 'the type'} has {wrote['size']} bytes and is read as {read['size']}"]
+            return (
+                []
+                if same
+                else [f"{path or 'the type'} has {wrote['size']} bytes and is read as {read['size']}"]
+            )
         return self.record(read, wrote, path)
 
     def record(self, read: Node, wrote: Node, path: str) -> list[str]:
@@ -105,7 +123,9 @@ class _Resolution:
         found: list[str] = []
         for member in read["fields"]:
             name = f"{path}.{member['name']}" if path else member["name"]
-            source = next((written[n] for n in (member["name"], *member.get("aliases", ())) if n in written), None)
+            source = next(
+                (written[n] for n in (member["name"], *member.get("aliases", ())) if n in written), None
+            )
             if source is not None:
                 found += self.between(member["type"], source["type"], name)
             elif "default" not in member:
@@ -116,7 +136,9 @@ class _Resolution:
 def _enum(read: Node, wrote: Node, path: str) -> list[str]:
     lost = [symbol for symbol in wrote["symbols"] if symbol not in read["symbols"]]
     if lost and "default" not in read:
-        return [f"{path or 'the type'} can be {', '.join(lost)}, which the reader's enum lacks, and it has no default"]
+        return [
+            f"{path or 'the type'} can be {', '.join(lost)}, which the reader's enum lacks without a default"
+        ]
     return []
 
 

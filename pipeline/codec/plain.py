@@ -1,4 +1,6 @@
-"""Values that are not Avro: JSON, and bytes as they are. And `Codec`, what a subscription needs of any of the three."""
+"""Values that are not Avro: JSON, and bytes as they are. And `Codec`, what a subscription needs of any of the
+three.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class JsonCodec:
 
     def decode(self, topic: str, data: bytes | None, headers: WireHeaders | None = None) -> Any:  # noqa: ARG002
         if data is None:
-            raise UndecodableError(f"A record of {topic} has no value (a tombstone), so there is no JSON in it.")
+            raise UndecodableError(
+                f"A record of {topic} has no value (a tombstone), so there is no JSON in it."
+            )
         try:
             return json.loads(data, parse_constant=_refuse)
         except (ValueError, RecursionError) as error:

@@ -1,9 +1,10 @@
 """Avro bytes -> dict, by a function generated for one schema.
 
-fastavro reads a 14-field event in 4.8 us, most of it calls to read one byte at a time; straight-line code over the
-bytes themselves takes about half, and checks as it goes: lengths, counts, branch and symbol numbers, UTF-8, and that
-the value ends where the bytes end. What goes into the code are numbers and `repr` of names, nothing that runs.
-A union with more than one named branch gives `(full name, value)`, as fastavro does with `return_record_name`.
+fastavro reads a 14-field event in 4.8 us, most of it calls to read one byte at a time; straight-line code
+over the bytes themselves takes about half, and checks as it goes: lengths, counts, branch and symbol numbers,
+UTF-8, and that the value ends where the bytes end. What goes into the code are numbers and `repr` of names,
+nothing that runs. A union with more than one named branch gives `(full name, value)`, as fastavro does with
+`return_record_name`.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def _rest(data: bytes, pos: int, number: int) -> tuple[int, int]:
 
 
 def _block(data: bytes, pos: int, count: int) -> tuple[int, int]:
-    """Items in an array's or map's block, from its raw count: (items, position). Each takes a byte at least."""
+    """Items in an array's or map's block, from its raw count: (items, position). Each takes a byte at
+    least.
+    """
     if count & 1:
         count = ((count + 1) >> 1) << 1
         size = data[pos]
@@ -135,9 +138,14 @@ class _Source:
         self.lines += [f"{pad}{target} = double_at(data, pos)[0]", f"{pad}pos += 8"]
 
     def length(self, pad: str) -> None:
-        """Leaves the end of a length-prefixed value in `end`; beyond the data is caught where the value ends."""
+        """Leaves the end of a length-prefixed value in `end`; beyond the data is caught where the value
+        ends.
+        """
         self.number(pad)
-        self.lines += [f"{pad}if n & 1: raise ValueError('a length is negative')", f"{pad}end = pos + (n >> 1)"]
+        self.lines += [
+            f"{pad}if n & 1: raise ValueError('a length is negative')",
+            f"{pad}end = pos + (n >> 1)",
+        ]
 
     def read_string(self, _node: Node, target: str, pad: str) -> None:
         self.length(pad)
@@ -201,7 +209,9 @@ class _Source:
             name = self.name_of(branch)
             tagged = f"({name!r}, {value})" if name and len(named) >= _TWO_BRANCHES else value
             self.lines.append(f"{pad}  {target} = {tagged}")
-        self.lines.append(f"{pad}{'else' if branches else 'if True'}: raise ValueError('a union has no such branch')")
+        self.lines.append(
+            f"{pad}{'else' if branches else 'if True'}: raise ValueError('a union has no such branch')"
+        )
         return target
 
     def name_of(self, branch: Node) -> str | None:

@@ -1,7 +1,8 @@
 """Where schemas get their ids: the port, and how subjects are named.
 
-Two adapters: `registry_confluent` (any Confluent-compatible server by URL) and `registry_local` (ids kept in the
-Kafka cluster itself, so that first use needs nothing). Every call may block and may raise SchemaUnavailable.
+Two adapters: `registry_confluent` (any Confluent-compatible server by URL) and `registry_local` (ids kept in
+the Kafka cluster itself, so that first use needs nothing). Every call may block and may raise
+SchemaUnavailable.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class SubjectVersion:
 class SchemaRegistry(Protocol):
     """What the codec and the command line need of a registry.
 
-    Raises SchemaUnavailable when the registry does not answer or refuses the caller, SchemaNotFound when it has
-    nothing under that id, GUID or subject, IncompatibleSchema when it refuses a version.
+    Raises SchemaUnavailable when the registry does not answer or refuses the caller, SchemaNotFound when it
+    has nothing under that id, GUID or subject, IncompatibleSchema when it refuses a version.
     """
 
     def schema_by_id(self, schema_id: int) -> str:

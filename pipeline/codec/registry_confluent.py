@@ -1,4 +1,6 @@
-"""A Confluent-compatible registry by URL: Confluent's own, Apicurio's `/apis/ccompat/v7`, Karapace, Redpanda's."""
+"""A Confluent-compatible registry by URL: Confluent's own, Apicurio's `/apis/ccompat/v7`, Karapace,
+Redpanda's.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ class ConfluentRegistry:
         return _text(self._ask(lambda: self._client.get_schema_by_guid(guid), f"schema GUID {guid}"))
 
     def subjects_of(self, schema_id: int) -> list[str]:
-        return list(self._ask(lambda: self._client.get_subjects_by_schema_id(schema_id), f"schema id {schema_id}"))
+        return list(
+            self._ask(lambda: self._client.get_subjects_by_schema_id(schema_id), f"schema id {schema_id}")
+        )
 
     def subjects(self, prefix: str = "") -> list[str]:
         every = self._ask(self._client.get_subjects, "subjects")
@@ -81,11 +85,15 @@ class ConfluentRegistry:
         return SubjectVersion(subject, number, int(found.schema_id or 0), _text(found.schema))
 
     def lookup(self, subject: str, schema: AvroSchema) -> int:
-        found = self._ask(lambda: self._client.lookup_schema(subject, _schema(schema)), f"{schema.name} in {subject}")
+        found = self._ask(
+            lambda: self._client.lookup_schema(subject, _schema(schema)), f"{schema.name} in {subject}"
+        )
         return int(found.schema_id or 0)
 
     def register(self, subject: str, schema: AvroSchema) -> int:
-        return int(self._ask(lambda: self._client.register_schema(subject, _schema(schema)), f"subject {subject}"))
+        return int(
+            self._ask(lambda: self._client.register_schema(subject, _schema(schema)), f"subject {subject}")
+        )
 
     def compatibility(self, subject: str) -> str | None:
         try:
@@ -104,10 +112,12 @@ class ConfluentRegistry:
             return question()
         except SchemaRegistryError as error:
             status = int(error.http_status_code)
-            if status == HTTPStatus.NOT_FOUND:
+            if status == HTTPStatus.NOT_FOUND and _is_registry_code(error.error_code):
                 raise SchemaNotFound(f"The registry at {self.url} does not have {about}.") from error
             if status in _INVALID:
-                raise IncompatibleSchema(f"The registry at {self.url} refuses {about}: {error.error_message}.") from error
+                raise IncompatibleSchema(
+                    f"The registry at {self.url} refuses {about}: {error.error_message}."
+                ) from error
             raise SchemaUnavailable(
                 f"The registry at {self.url} answers {status} to {about}: {error.error_message}; "
                 "check its state and the credentials in PIPELINE_REGISTRY_USER_INFO."
@@ -117,6 +127,13 @@ class ConfluentRegistry:
                 f"The registry at {self.url} did not answer about {about} ({type(error).__name__}: {error}); "
                 "start it or correct PIPELINE_REGISTRY."
             ) from error
+
+
+def _is_registry_code(code: Any) -> bool:
+    """Whether a 404 is the registry's own (40401 ...). A proxy's, or a wrong path's, must not make ids
+    foreign.
+    """
+    return str(code).startswith("404") and len(str(code)) == len("40401")
 
 
 def _client(config: dict[str, Any]) -> SchemaRegistryClient:
@@ -134,7 +151,9 @@ def _schema(schema: AvroSchema) -> Schema:
 
 
 def _text(found: Any) -> str:
-    """The JSON text of an Avro schema the registry gave. Raises SchemaNotFound for one this codec does not read."""
+    """The JSON text of an Avro schema the registry gave. Raises SchemaNotFound for one this codec does not
+    read.
+    """
     kind = found.schema_type or "AVRO"
     if kind != "AVRO" or found.references:
         what = f"a {kind} schema" if kind != "AVRO" else "an Avro schema with references to other subjects"

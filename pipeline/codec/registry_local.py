@@ -1,8 +1,9 @@
 """A schema registry that needs no server: schemas and ids live in one compacted topic of the cluster.
 
-An id follows from the schema's own text (31 bits of its SHA-256), so processes that never met agree on it. Should two
-schemas want one id, the first in the log has it and the other takes the next; each writer reads the log back before
-it uses an id. A log entry's key is subject and schema, so compaction never loses one and a repeated write is harmless.
+An id follows from the schema's own text (31 bits of its SHA-256), so processes that never met agree on it.
+Should two schemas want one id, the first in the log has it and the other takes the next; each writer reads
+the log back before it uses an id. A log entry's key is subject and schema, so compaction never loses one and
+a repeated write is harmless.
 """
 
 from __future__ import annotations
@@ -26,10 +27,14 @@ LogEntry = tuple[str, bytes]
 
 
 class SchemaLog(Protocol):
-    """An append-only log of (key, value). Both calls block, and raise SchemaUnavailable when the cluster is away."""
+    """An append-only log of (key, value). Both calls block, and raise SchemaUnavailable when the cluster is
+    away.
+    """
 
     def read(self, position: int) -> tuple[Sequence[LogEntry], int]:
-        """Entries from `position` to the end as it is now, and the position to read on from; 0 is the start."""
+        """Entries from `position` to the end as it is now, and the position to read on from; 0 is the
+        start.
+        """
         ...
 
     def append(self, key: str, value: bytes) -> None:
@@ -56,7 +61,9 @@ def guid_of(text: str) -> str:
 
 
 class LocalRegistry:
-    """`SchemaRegistry` over a `SchemaLog`. The contracts of the catalogue are registered as soon as they are used."""
+    """`SchemaRegistry` over a `SchemaLog`. The contracts of the catalogue are registered as soon as they are
+    used.
+    """
 
     def __init__(self, log: SchemaLog, catalogue: SchemaCatalogue) -> None:
         self._log = log
@@ -128,7 +135,9 @@ class LocalRegistry:
         self._log.append(f"level {subject}", json.dumps({"subject": subject, "level": level}).encode())
 
     def _claim(self, subject: str, text: str) -> int:
-        """Write the claim of an id, read back who came first, and go on to the next id when it was another."""
+        """Write the claim of an id, read back who came first, and go on to the next id when it was
+        another.
+        """
         digest = hashlib.sha256(text.encode()).digest()
         wanted = int.from_bytes(digest[:4], "big") & ID_MAX or 1
         while True:

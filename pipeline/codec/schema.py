@@ -1,8 +1,8 @@
 """One Avro schema: parsed, named, fingerprinted, and refused when reading with it could kill the process.
 
-A writer's schema comes from a registry and so from strangers. A recursive one lets 5 KB of input overflow the C
-stack, and items of zero bytes let 5 bytes of input become gigabytes, so neither is accepted, whoever wrote it.
-Logical types are read as the type beneath them: `timestamp-millis` is an int, which costs nothing.
+A writer's schema comes from a registry and so from strangers. A recursive one lets 5 KB of input overflow the
+C stack, and items of zero bytes let 5 bytes of input become gigabytes, so neither is accepted, whoever wrote
+it. Logical types are read as the type beneath them: `timestamp-millis` is an int, which costs nothing.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class SchemaRefused(CodecError):
 class AvroSchema:
     """A schema that is safe to read with.
 
-    `name` is the record's full name (of another top-level type, its type); `text` the compact JSON that registries
-    get; `node` the parsed form with logical types taken off and `named` its named types by full name;
-    `fingerprint` CRC-64-AVRO of the parsing canonical form as 16 hex digits in the specification's byte order
-    on the wire (little endian).
+    `name` is the record's full name (of another top-level type, its type); `text` the compact JSON that
+    registries get; `node` the parsed form with logical types taken off and `named` its named types by full
+    name; `fingerprint` CRC-64-AVRO of the parsing canonical form as 16 hex digits in the specification's byte
+    order on the wire (little endian).
     """
 
     name: str
@@ -58,7 +58,9 @@ class AvroSchema:
 
 
 def parse(source: str | Node) -> AvroSchema:
-    """An AvroSchema from JSON text or its decoded form. Raises SchemaRefused that says what is wrong with it."""
+    """An AvroSchema from JSON text or its decoded form. Raises SchemaRefused that says what is wrong with
+    it.
+    """
     definition, text = _load(source)
     named: dict[str, Node] = {}
     try:
@@ -121,7 +123,9 @@ def _kind(node: Node) -> Node:
 
 @dataclass(slots=True)
 class _Guard:
-    """Walks a parsed schema once per named type; sums are kept, so a schema of doublings costs no time to refuse."""
+    """Walks a parsed schema once per named type; sums are kept, so a schema of doublings costs no time to
+    refuse.
+    """
 
     named: Mapping[str, Node]
     known: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -132,7 +136,7 @@ class _Guard:
         if nodes > NODES_MAX:
             raise SchemaRefused(f"Schema {name} expands to {nodes} types, more than {NODES_MAX}.")
 
-    def measure(self, node: Node, depth: int) -> tuple[int, int]:
+    def measure(self, node: Node, depth: int) -> tuple[int, int]:  # noqa: PLR0911
         """(types once written out, least bytes of a value)."""
         if depth > DEPTH_MAX:
             raise SchemaRefused(f"The schema nests deeper than {DEPTH_MAX} types.")
@@ -147,7 +151,9 @@ class _Guard:
         if kind in ("array", "map"):
             nodes, least = self.measure(node["items" if kind == "array" else "values"], depth + 1)
             if kind == "array" and least == 0:
-                raise SchemaRefused("The schema has an array whose items take no bytes: a few bytes could fill memory.")
+                raise SchemaRefused(
+                    "The schema has an array whose items take no bytes: a few bytes could fill memory."
+                )
             return 1 + nodes, 1
         if kind == "enum":
             return 1, 1

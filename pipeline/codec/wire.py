@@ -4,8 +4,8 @@
     header   `__value_schema_id` = 0x01, GUID as 16 bytes; the value is the bare Avro body      read
              (confluent-kafka 2.11 and later; a header with 0x00 and a 4-byte id is read too)
 
-When both are there the header counts, as in Confluent's own deserializer. Inside the codec a schema is known by
-`SchemaKey`, the bytes that name it on the wire, so that finding a reader is one dict look-up.
+When both are there the header counts, as in Confluent's own deserializer. Inside the codec a schema is known
+by `SchemaKey`, the bytes that name it on the wire, so that finding a reader is one dict look-up.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def guid_of_id(schema_id: int) -> str | None:
 
 
 def split(data: bytes, headers: WireHeaders | None) -> tuple[SchemaKey, int]:
-    """The schema's key and where the Avro body starts in `data`. Raises UndecodableError when neither form is there."""
+    """The schema's key and where the Avro body starts in `data`. Raises UndecodableError when neither form is
+    there.
+    """
     if headers:
         for name, value in headers:
             if name == SCHEMA_ID_HEADER and value is not None:

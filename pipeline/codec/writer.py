@@ -18,7 +18,15 @@ from pipeline.codec.schema import PRIMITIVES, AvroSchema, Node
 Write = Callable[[Mapping[str, Any], bytes], bytes]
 """(fields, prefix) -> prefix + Avro body. Raises one of WRITE_ERRORS when a field does not fit."""
 
-WRITE_ERRORS: Final = (ValueError, TypeError, KeyError, AttributeError, OverflowError, IndexError, StructError)
+WRITE_ERRORS: Final = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    IndexError,
+    StructError,
+)
 
 _LONG_MAX = 2**63 - 1
 _INT_MAX = 2**31 - 1
@@ -66,7 +74,9 @@ def _default(member: Mapping[str, Any]) -> Any:
     kind, default = member["type"], member["default"]
     if isinstance(kind, dict):
         kind = kind["type"]
-    return default.encode("iso-8859-1") if kind in ("bytes", "fixed") and isinstance(default, str) else default
+    return (
+        default.encode("iso-8859-1") if kind in ("bytes", "fixed") and isinstance(default, str) else default
+    )
 
 
 def compile_writer(schema: AvroSchema) -> Write:
@@ -105,7 +115,9 @@ def _is_simple(node: Node, schema: AvroSchema) -> bool:
 
 
 class _Source:
-    """The lines of one generated function. `emit` gives the expressions whose bytes, joined, are the value."""
+    """The lines of one generated function. `emit` gives the expressions whose bytes, joined, are the
+    value.
+    """
 
     def __init__(self, schema: AvroSchema) -> None:
         self.schema = schema
@@ -202,7 +214,9 @@ class _Source:
     def write_array(self, node: Node, value: str, pad: str) -> list[str]:
         items = self.hold(f"container({value}, (list, tuple))", pad)
         item = self.item(node["items"])
-        return [f"long(len({items})) + b''.join([{item}(x) for x in {items}]) + b'\\x00' if {items} else b'\\x00'"]
+        return [
+            f"long(len({items})) + b''.join([{item}(x) for x in {items}]) + b'\\x00' if {items} else b'\\x00'"
+        ]
 
     def write_map(self, node: Node, value: str, pad: str) -> list[str]:
         items = self.hold(f"container({value}, Mapping)", pad)

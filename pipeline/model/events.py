@@ -73,7 +73,8 @@ class RunEvent(TypedValue):
     """What every event of an agent run carries.
 
     `occurred_at` is an int, milliseconds since the epoch (a `datetime` or ISO text is taken when building):
-    making a `datetime` of it for each record would cost a fifth of the decoding; `occurred` gives it on demand.
+    making a `datetime` of it for each record would cost a fifth of the decoding; `occurred` gives it on
+    demand.
     """
 
     event_id: Name
