@@ -23,7 +23,7 @@ from pipeline.codec.avro import AvroCodec
 from pipeline.model.errors import CodecError, SchemaUnavailable
 from pipeline.views import avro, batch, metrics, rates, summaries
 from pipeline.views.dead_letters import send_dead_letter
-from pipeline.views.policy import GROUP, ViewsPolicy
+from pipeline.views.policy import ViewsPolicy
 from pipeline.views.topology import STATE_TABLE, TOTALS_TABLE, changelog
 
 SUMMARY_RECORD, RATE_RECORD = "agent.run.RunSummary", "agent.run.RunRate"
@@ -106,7 +106,7 @@ class Views:
         self._agent(self.partials, "rates", self._fold_partials)
 
     def _agent(self, topic: Any, name: str, fold: Callable[[int, list[Any]], Any]) -> None:
-        async def agent(stream: faust.Stream[Any]) -> None:
+        async def agent(stream: faust.types.StreamT[Any]) -> None:
             async for taken in self._batches(stream):
                 for partition, events in by_partition(taken).items():
                     await self._settle(await fold(partition, events))
@@ -115,7 +115,7 @@ class Views:
 
         self.app.agent(topic, name=f"{self.policy.group}.{name}", supervisor_strategy=CrashingSupervisor)(agent)
 
-    async def _batches(self, stream: faust.Stream[Any]) -> AsyncIterator[list[Any]]:
+    async def _batches(self, stream: Any) -> AsyncIterator[list[Any]]:
         """Batches of what we still own: after a rebalance the new owner reads the rest again from the committed offset."""
         policy = self.policy
         async for taken in stream.noack_take(policy.batch_records, within=policy.batch_wait_ms / 1_000):
@@ -134,7 +134,7 @@ class Views:
         for event in events:
             error = await self._fold_event(changes, event)
             if error is not None:
-                writes.append(send_dead_letter(self.dead_letters, event.message, GROUP, error))
+                writes.append(send_dead_letter(self.dead_letters, event.message, self.policy.group, error))
                 dead += 1
         now_ms = max(map(_record_ms, events))
         with _as_current(events[-1]):

@@ -16,7 +16,8 @@ from pipeline.model.topics import lane_topics
 from pipeline.views.dead_letters import dead_letter
 
 if TYPE_CHECKING:
-    from faust import App, Stream, Topic
+    from faust import App
+    from faust.types import StreamT, TopicT
 
 FETCH_ATTEMPTS, FETCH_PAUSE_S = 30, 1.0
 
@@ -46,7 +47,7 @@ async def decode_dict(codec: AvroCodec, topic: str, data: bytes | None) -> tuple
     return codec.decode_dict(topic, data)
 
 
-def raw_topic(app: App, name: str, **options: Any) -> Topic[Any]:
+def raw_topic(app: App, name: str, **options: Any) -> TopicT:
     """A topic whose keys and values stay bytes."""
     raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw", "allow_empty": True}
     return app.topic(name, **raw, **options)  # type: ignore[arg-type]
@@ -63,9 +64,9 @@ class AvroTopic:
         self._app = app
         self._name = name
         self._codec = codec
-        self._dead_letters: Topic[Any] | None = None
+        self._dead_letters: TopicT | None = None
 
-    async def each(self, stream: Stream[Any], handler: Callable[[Any], Awaitable[None]]) -> None:
+    async def each(self, stream: StreamT[Any], handler: Callable[[Any], Awaitable[None]]) -> None:
         """Await `handler(event)` for each event; what it raises on, or can't be decoded, becomes a dead letter."""
         async for event in stream.events():
             try:
@@ -75,7 +76,7 @@ class AvroTopic:
             except Exception as error:
                 await self._give_up(event.message, error)
 
-    async def events(self, stream: Stream[Any]) -> AsyncIterator[Any]:
+    async def events(self, stream: StreamT[Any]) -> AsyncIterator[Any]:
         """The typed events; undecodable records become dead letters. A record that your loop raises on is skipped: see `each`."""
         async for event in stream.events():
             try:

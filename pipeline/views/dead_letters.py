@@ -13,7 +13,7 @@ from pipeline.model.errors import CodecError
 from pipeline.model.headers import DeliveryHeaders, ErrorInfo, clip_error, dead_letter_headers, producer_headers
 
 if TYPE_CHECKING:
-    from faust import Topic
+    from faust.types import TopicT
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +47,13 @@ def headers_of(message: Any, group: str, error: BaseException) -> Headers:
     return dead_letter_headers(producer_headers(list(pairs)), delivery)
 
 
-def send_dead_letter(topic: Topic[Any], message: Any, group: str, error: BaseException) -> asyncio.Future[Any]:
+def send_dead_letter(topic: TopicT, message: Any, group: str, error: BaseException) -> asyncio.Future[Any]:
     """Log the failure and queue its dead letter, on the same partition; the future is done when Kafka has it."""
     log.error("%s [%d] @ %d is a dead letter: %s: %s", message.topic, message.partition, message.offset, type(error).__name__, error)
-    return topic.send_soon(  # type: ignore[no-any-return]
-        key=message.key, value=message.value, partition=message.partition, headers=headers_of(message, group, error)
-    )
+    headers: Any = headers_of(message, group, error)
+    return topic.send_soon(key=message.key, value=message.value, partition=message.partition, headers=headers)
 
 
-async def dead_letter(topic: Topic[Any], message: Any, group: str, error: BaseException) -> None:
+async def dead_letter(topic: TopicT, message: Any, group: str, error: BaseException) -> None:
     """Write the dead letter and wait until Kafka has it. Raises when it can't be written: then the offset is not done."""
     await asyncio.wait_for(send_dead_letter(topic, message, group, error), DELIVERY_TIMEOUT_S)

@@ -71,7 +71,7 @@ class ViewsPolicy:
             summaries=check_topic(f"{self.prefix}agent.run.summaries"),
             rates=check_topic(f"{self.prefix}agent.run.rates"),
             partials=check_topic(f"{self.prefix}agent.run.rates.partials"),
-            dead_letters=lane_topics(source, GROUP, ()).dead_letters,
+            dead_letters=lane_topics(source, self.group, ()).dead_letters,
         )
 
     def to_json(self) -> str:

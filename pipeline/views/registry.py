@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def open_registry(policy: ViewsPolicy, catalogue: SchemaCatalogue) -> SchemaRegistry:
     """The registry of the policy."""
     if policy.registry:
-        from pipeline.codec.registry_confluent import ConfluentRegistry
+        from pipeline.codec.registry_confluent import ConfluentRegistry, RegistryPolicy
 
-        return ConfluentRegistry(policy.registry)
+        return ConfluentRegistry(RegistryPolicy(policy.registry))
     from pipeline.codec.registry_local import LocalRegistry, MemorySchemaLog
 
     return LocalRegistry(MemorySchemaLog(), catalogue)

@@ -87,7 +87,9 @@ async def _create(admin: object, wanted: list[TopicSpec]) -> None:
 
     if not wanted:
         return
-    made = [NewTopic(spec.name, spec.partitions, spec.replication_factor, topic_configs=dict(spec.configs)) for spec in wanted]
+    made = [NewTopic(spec.name, spec.partitions, 1, topic_configs=dict(spec.configs)) for spec in wanted]
+    for topic in made:
+        topic.replication_factor = -1  # the broker's default; aiokafka's constructor refuses it, the protocol doesn't
     answer = await admin.create_topics(made, timeout_ms=_TIMEOUT_MS)  # type: ignore[attr-defined]
     for name, code, *text in answer.topic_errors:
         kind = for_code(code)
