@@ -1,0 +1,158 @@
+"""Gathers from the cluster what `explain` decides on: committed offsets, lane records, members, switches."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from pipeline.core.progress import Progress, decode
+from pipeline.inspect.control import read_switches
+from pipeline.inspect.explain import Explanation, PartitionView, explain, unresolved
+from pipeline.inspect.partitioner import partition_of
+from pipeline.inspect.records import LaneRecord, SourceRecord, lane_record, source_record
+from pipeline.inspect.scan import read_to_end
+from pipeline.model.cluster import Cluster, ClusterAdmin, GroupMember, TopicPartition
+from pipeline.model.errors import ConfigurationError
+from pipeline.topology.layout import Layout, discover
+
+SCAN_RECORDS = 200_000
+SCAN_SECONDS = 60.0
+
+_Wanted = Callable[[bytes | None, str | None], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far back tools look: source and dead-letter records in all, and for how long. Lanes are read in full."""
+
+    records: int = SCAN_RECORDS
+    seconds: float = SCAN_SECONDS
+
+
+def find_layouts(admin: ClusterAdmin, group: str | None = None) -> tuple[Layout, ...]:
+    """Layouts of one group, or of every group on the cluster, by topic names.
+
+    Raises `ConfigurationError` when the named group has no lanes here.
+    """
+    names = tuple(admin.topics())
+    groups = admin.groups() if group is None else [group]
+    found = tuple(entry for name in groups for entry in discover(name, names))
+    if group is not None and not found:
+        raise ConfigurationError(
+            f"group {group!r} has no lanes on this cluster: check the name with `pipeline groups list`, or run `pipeline topics apply`"
+        )
+    return found
+
+
+class Collector:
+    """Reads one group. Close it when done."""
+
+    def __init__(self, cluster: Cluster, entry: Layout, control_topic: str) -> None:
+        self.cluster = cluster
+        self.entry = entry
+        self.admin = cluster.admin()
+        self._paused = read_switches(cluster, control_topic).paused(entry.group)
+
+    def close(self) -> None:
+        self.admin.close()
+
+    def progress(self) -> dict[TopicPartition, Progress]:
+        positions = self.admin.group_positions(self.entry.group)
+        return {place: decode(position.offset, position.metadata) for place, position in positions.items()}
+
+    def owners(self) -> dict[int, GroupMember]:
+        """Partition of the source -> the member that has it."""
+        members = self.admin.describe_group(self.entry.group).members
+        source = self.entry.topics.source
+        return {place.partition: member for member in members for place in member.partitions if place.topic == source}
+
+    def partitions(self) -> int:
+        spec = self.admin.topics([self.entry.topics.source]).get(self.entry.topics.source)
+        if spec is None:
+            raise ConfigurationError(f"topic {self.entry.topics.source} does not exist")
+        return spec.partitions
+
+    def views(self, partitions: Collection[int], wanted: _Wanted, reach: Reach) -> list[PartitionView]:
+        """One view per partition: lane records in full, source records and dead letters that are `wanted`."""
+        topics = self.entry.topics
+        specs = self.admin.topics([topics.source, *topics.lanes, topics.dead_letters])
+        places = [TopicPartition(name, p) for name, spec in specs.items() for p in partitions if p < spec.partitions]
+        progress = self.progress()
+        starts, ends = self._starts(places, progress, reach), self.admin.end_offsets(places)
+        far = max(1, reach.records // max(1, len(partitions)))
+        for place in places:
+            if place.topic not in topics.lanes:
+                starts[place] = max(starts[place], ends[place] - far)
+        lanes: dict[int, list[LaneRecord]] = defaultdict(list)
+        dead: dict[int, list[LaneRecord]] = defaultdict(list)
+        source: dict[int, list[SourceRecord]] = defaultdict(list)
+        for message in read_to_end(self.cluster, starts, ends, reach.seconds):
+            if message.topic() == topics.source:
+                record = source_record(message)
+                if wanted(record.key, record.event_id):
+                    source[record.partition].append(record)
+                continue
+            copy = lane_record(message)
+            if copy.topic != topics.dead_letters:
+                lanes[copy.partition].append(copy)
+            elif self._is_ours(copy) and wanted(copy.key, copy.event_id):
+                dead[copy.partition].append(copy)
+        owners = self.owners()
+        paused = None if self._paused is None else f"{self._paused.who}: {self._paused.why}".strip(": ") or "an operator"
+        return [
+            PartitionView(
+                self.entry.group,
+                topics,
+                p,
+                {place.topic: known for place, known in progress.items() if place.partition == p},
+                lanes[p],
+                dead[p],
+                source[p],
+                owners.get(p),
+                paused,
+            )
+            for p in sorted(partitions)
+        ]
+
+    def _starts(self, places: Sequence[TopicPartition], progress: dict[TopicPartition, Progress], reach: Reach) -> dict[TopicPartition, int]:
+        starts = self.admin.beginning_offsets(places)
+        for place in places:
+            if place.topic in self.entry.topics.lanes and place in progress:
+                starts[place] = max(starts[place], progress[place].offset)
+        return starts
+
+    def _is_ours(self, copy: LaneRecord) -> bool:
+        """A dead-letter topic may be shared by groups."""
+        return copy.delivery is None or (copy.delivery.group, copy.delivery.origin_topic) == (self.entry.group, self.entry.topics.source)
+
+
+def look_up(collector: Collector, what: str, reach: Reach, now_ms: int | None = None) -> list[Explanation]:
+    """Everything known of a key or an event id in this group: lowest origin first. Empty when it was found nowhere.
+
+    Where the text is a key the partition is known; only when nothing is there all partitions are searched.
+    """
+    raw = what.encode()
+
+    def wanted(key: bytes | None, event_id: str | None) -> bool:
+        return key == raw or event_id == what
+
+    count = collector.partitions()
+    likely = partition_of(raw, count)
+    for partitions in ((likely,), tuple(p for p in range(count) if p != likely)):
+        found = [
+            explanation
+            for view in (collector.views(partitions, wanted, reach) if partitions else ())
+            for explanation in explain(view, _identities(view, wanted), int(time.time() * 1000) if now_ms is None else now_ms)
+        ]
+        if found:
+            return found
+    return []
+
+
+def _identities(view: PartitionView, wanted: _Wanted) -> Iterable[tuple[int, str]]:
+    yield from ((record.offset, "") for record in view.source)
+    for copy in (*unresolved(view).values(), *view.dead):
+        if wanted(copy.key, copy.event_id):
+            yield copy.identity
