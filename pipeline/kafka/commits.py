@@ -1,0 +1,187 @@
+"""OffsetCommits, one after the other, each with every partition's own answer.
+
+Why a thread: the synchronous form is the only one whose answer can arrive while `poll` is inside a rebalance callback
+(a nested poll aborts the process), and that is when a draining member needs it.
+Why a read-back: when any partition of a request is refused, confluent-kafka reports that error for all of them although the
+others were stored. Asking the coordinator what it holds tells them apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import TopicPartition as Assigned
+
+from pipeline.kafka.errors import FENCED_CODES, cluster_error
+from pipeline.model.cluster import CommitCallback, Position, TopicPartition
+from pipeline.model.errors import ClusterError, ClusterUnavailable
+
+METADATA_MAX_CHARACTERS = 4_095
+READ_BACK_TIMEOUT_S = 5.0
+_WAITING_MAX = 64
+
+Answer = dict[TopicPartition, ClusterError | None]
+
+
+@dataclass(slots=True)
+class _Request:
+    positions: dict[TopicPartition, Position]
+    answered: Callable[[Answer], None]
+    refused: Answer = field(default_factory=dict)
+
+
+class Committer:
+    """Sends commits in its own thread; answers wait in a queue until the owner serves them in its thread."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+        self._requests: queue.Queue[_Request | None] = queue.Queue(_WAITING_MAX)
+        self._answers: deque[tuple[CommitCallback, Answer]] = deque()
+        self._arrived = threading.Event()
+        self._open: dict[int, _Request] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def commit(self, positions: Mapping[TopicPartition, Position], done: CommitCallback) -> None:
+        """`done` is called by a later `serve`, exactly once."""
+
+        def answered(answer: Answer) -> None:
+            self._answers.append((done, answer))
+            self._arrived.set()
+
+        self._submit(positions, answered)
+
+    def commit_now(self, positions: Mapping[TopicPartition, Position], timeout_s: float) -> Answer:
+        ready = threading.Event()
+        result: Answer = {}
+
+        def answered(answer: Answer) -> None:
+            result.update(answer)
+            ready.set()
+
+        self._submit(positions, answered)
+        if not ready.wait(timeout_s):
+            unknown = ClusterUnavailable(
+                f"no answer to the commit within {timeout_s} s; it may still be stored"
+            )
+            return dict.fromkeys(positions, unknown)
+        return result
+
+    def serve(self) -> None:
+        """Call the callbacks of the commits that were answered."""
+        self._arrived.clear()
+        while self._answers:
+            done, answer = self._answers.popleft()
+            done(answer)
+
+    def wait(self, timeout_s: float) -> None:
+        """Until an answer is there to serve, or the time is over."""
+        self._arrived.wait(timeout_s)
+
+    def close(self, timeout_s: float) -> None:
+        """Waits for what is under way; answers still missing after that are given as unknown."""
+        if self._thread is not None:
+            with contextlib.suppress(queue.Full):
+                self._requests.put(None, timeout=timeout_s)
+            self._thread.join(timeout_s)
+        gone = ClusterUnavailable(
+            "the consumer was closed before the commit was answered; it may still be stored"
+        )
+        for request in list(self._open.values()):
+            self._finish(request, dict.fromkeys(request.positions, gone))
+
+    def _submit(
+        self, positions: Mapping[TopicPartition, Position], answered: Callable[[Answer], None]
+    ) -> None:
+        request = _Request({}, answered)
+        for partition, position in positions.items():
+            if error := _not_committable(partition, position):
+                request.refused[partition] = error
+            else:
+                request.positions[partition] = position
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="kafka-commits", daemon=True)
+            self._thread.start()
+        self._open[id(request)] = request
+        try:
+            self._requests.put_nowait(request)
+        except queue.Full:
+            full = ClusterUnavailable(
+                f"{_WAITING_MAX} commits are waiting already: the group's coordinator does not answer"
+            )
+            self._finish(request, dict.fromkeys(request.positions, full))
+
+    def _run(self) -> None:
+        while (request := self._requests.get()) is not None:
+            self._finish(request, self._send(request.positions) if request.positions else {})
+
+    def _finish(self, request: _Request, answer: Answer) -> None:
+        """The first answer counts: one that comes after `close` gave up changes nothing."""
+        with self._lock:
+            if self._open.pop(id(request), None) is None:
+                return
+        request.answered({**request.refused, **answer})
+
+    def _send(self, positions: dict[TopicPartition, Position]) -> Answer:
+        offsets = [
+            Assigned(t, p, position.offset, position.metadata) for (t, p), position in positions.items()
+        ]
+        try:
+            stored = self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as exception:
+            error = exception.args[0]
+            return self._explain(positions, error)
+        except RuntimeError as error:  # closed under us
+            return dict.fromkeys(positions, ClusterUnavailable(f"the commit was not answered: {error}"))
+        return {
+            TopicPartition(each.topic, each.partition): None
+            if each.error is None
+            else _refused(each.error, each)
+            for each in stored
+        }
+
+    def _explain(self, positions: dict[TopicPartition, Position], error: KafkaError) -> Answer:
+        """Which partitions of a request with an error were stored all the same: those where the coordinator has just that."""
+        answer: Answer = {
+            tp: cluster_error(error, f"the commit of {tp.topic}[{tp.partition}]") for tp in positions
+        }
+        if error.code() in FENCED_CODES or len(positions) == 1:
+            return answer
+        try:
+            held = self._consumer.committed([Assigned(t, p) for t, p in positions], READ_BACK_TIMEOUT_S)
+        except (KafkaException, RuntimeError):
+            return answer
+        for each in held:
+            tp = TopicPartition(each.topic, each.partition)
+            if each.error is None and Position(each.offset, each.metadata or "") == positions[tp]:
+                answer[tp] = None
+        return answer
+
+
+def _not_committable(partition: TopicPartition, position: Position) -> ClusterError | None:
+    """Checked here because one such partition would blur the answers of all the others."""
+    where = f"the commit of {partition.topic}[{partition.partition}]"
+    if position.offset < 0:
+        return ClusterError(f"{where} has offset {position.offset}; offsets start at 0")
+    if (length := _java_length(position.metadata)) > METADATA_MAX_CHARACTERS:
+        return ClusterError(
+            f"{where} has {length} characters of metadata; at most {METADATA_MAX_CHARACTERS} are stored"
+        )
+    if "\0" in position.metadata:
+        return ClusterError(f"{where} has a NUL character in its metadata; encode it")
+    return None
+
+
+def _java_length(text: str) -> int:
+    """The broker counts UTF-16 units."""
+    return len(text) if text.isascii() else len(text.encode("utf-16-le")) // 2
+
+
+def _refused(error: KafkaError, each: Assigned) -> ClusterError:
+    return cluster_error(error, f"the commit of {each.topic}[{each.partition}]")

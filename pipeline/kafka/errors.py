@@ -1,0 +1,113 @@
+"""librdkafka's errors as ours: who can heal, who is fenced, who lacks an ACL, and which fetch faults are data."""
+
+from __future__ import annotations
+
+from confluent_kafka import KafkaError, KafkaException
+
+from pipeline.model.errors import ClusterError, ClusterUnavailable, FencedError, NotAuthorized, TopologyError
+
+FENCED_CODES = frozenset(
+    {
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.STALE_MEMBER_EPOCH,
+        KafkaError.FENCED_MEMBER_EPOCH,
+        KafkaError.UNRELEASED_INSTANCE_ID,
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError._FENCED,
+        KafkaError._ASSIGNMENT_LOST,
+    }
+)
+_DENIED = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError._AUTHENTICATION,
+    }
+)
+_MAY_HEAL = frozenset(
+    {
+        KafkaError._TIMED_OUT,
+        KafkaError._TIMED_OUT_QUEUE,
+        KafkaError._MSG_TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._RESOLVE,
+        KafkaError._WAIT_COORD,
+        KafkaError._DESTROY,
+        KafkaError._DESTROY_BROKER,
+        KafkaError._PURGE_QUEUE,
+        KafkaError._PURGE_INFLIGHT,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.NETWORK_EXCEPTION,
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.NOT_CONTROLLER,
+        KafkaError.NOT_ENOUGH_REPLICAS,
+        KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        KafkaError.KAFKA_STORAGE_ERROR,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.UNSTABLE_OFFSET_COMMIT,
+        KafkaError.THROTTLING_QUOTA_EXCEEDED,
+    }
+)
+_FAULT_KINDS = {
+    KafkaError._BAD_COMPRESSION: "bad_batch",
+    KafkaError._BAD_MSG: "bad_batch",
+    KafkaError.INVALID_MSG: "bad_batch",
+    KafkaError._AUTO_OFFSET_RESET: "out_of_range",
+    KafkaError.OFFSET_OUT_OF_RANGE: "out_of_range",
+    KafkaError._LOG_TRUNCATION: "out_of_range",
+    KafkaError.UNKNOWN_TOPIC_OR_PART: "unknown_topic",
+    KafkaError._UNKNOWN_TOPIC: "unknown_topic",
+    KafkaError._UNKNOWN_PARTITION: "unknown_topic",
+    KafkaError.UNKNOWN_TOPIC_ID: "unknown_topic",
+    KafkaError.TOPIC_EXCEPTION: "unknown_topic",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "not_authorized",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "not_authorized",
+}
+_TOPOLOGY = frozenset(
+    {
+        KafkaError.TOPIC_ALREADY_EXISTS,
+        KafkaError.INVALID_PARTITIONS,
+        KafkaError.INVALID_REPLICATION_FACTOR,
+        KafkaError.INVALID_CONFIG,
+        KafkaError.POLICY_VIOLATION,
+    }
+)
+
+
+def cluster_error(error: KafkaError, doing: str) -> ClusterError:
+    """One sentence: what was tried, what Kafka said, its code, and what to do where that is known."""
+    code, said = error.code(), f"{doing} failed: {error.str()} [{error.name()}]"
+    if code in FENCED_CODES:
+        return FencedError(f"{said}; this member was replaced, so its work belongs to another one now")
+    if code in _DENIED:
+        return NotAuthorized(f"{said}; grant the ACL or correct the credentials")
+    if code in _MAY_HEAL or error.retriable():
+        return ClusterUnavailable(f"{said}; check that the brokers are reachable")
+    return ClusterError(said)
+
+
+def raised(exception: KafkaException, doing: str) -> ClusterError | TopologyError:
+    """The same for what a confluent call raised; a refused topic or setting is a `TopologyError`."""
+    error = exception.args[0]
+    if not isinstance(error, KafkaError):
+        return ClusterError(f"{doing} failed: {exception}")
+    if error.code() in _TOPOLOGY:
+        return TopologyError(f"{doing} failed: {error.str()} [{error.name()}]")
+    return cluster_error(error, doing)
+
+
+def fault_kind(error: KafkaError) -> str:
+    """The `FetchFault.kind` of a message's error, "other" where it has none of its own."""
+    return _FAULT_KINDS.get(error.code(), "other")

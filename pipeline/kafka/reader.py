@@ -1,0 +1,73 @@
+"""Reading partitions without a group: tools, read-back, compacted control topics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Message as Fetched
+from confluent_kafka import TopicPartition as Assigned
+
+from pipeline.kafka.errors import cluster_error, fault_kind, raised
+from pipeline.model.cluster import Message, TopicPartition
+from pipeline.model.errors import ClusterError
+
+_error_of = Fetched.error
+
+
+class KafkaReader:
+    """See `PartitionReader`. What can't heal (offset gone, no ACL, bad batch) is raised by `poll`; the rest goes to `on_error`."""
+
+    def __init__(self, settings: Mapping[str, Any], on_error: Callable[[str], None]) -> None:
+        self._on_error = on_error
+        self._consumer = Consumer({**settings, "error_cb": self._client_error})
+        self._closed = False
+        self._fault: ClusterError | None = None
+
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        try:
+            self._consumer.assign([Assigned(t, p, offset) for (t, p), offset in positions.items()])
+        except KafkaException as exception:
+            raise raised(exception, "assigning partitions") from exception
+
+    def poll(self, max_records: int, timeout_s: float) -> list[Message]:
+        if self._fault is not None:
+            fault, self._fault = self._fault, None
+            raise fault
+        try:
+            batch = self._consumer.consume(max_records, 0)
+            if not batch:
+                first = self._consumer.poll(timeout_s)
+                if first is None:
+                    return []
+                batch = self._consumer.consume(max_records - 1, 0) if max_records > 1 else []
+                batch.insert(0, first)
+        except RuntimeError as error:
+            raise ClusterError(f"the reader is closed: {error}") from error
+        if any(map(_error_of, batch)):
+            batch = self._without_errors(batch)
+        if not batch and self._fault is not None:
+            return self.poll(max_records, 0)
+        return cast("list[Message]", batch)
+
+    def _without_errors(self, batch: list[Fetched]) -> list[Fetched]:
+        """What was read before a fault is returned first; the next poll raises it."""
+        for message in batch:
+            error = message.error()
+            if error is None:
+                continue
+            if fault_kind(error) != "other":
+                where = f"reading {message.topic()}[{message.partition()}] at offset {message.offset()}"
+                self._fault = cluster_error(error, where)
+            else:
+                self._client_error(error)
+        return [message for message in batch if message.error() is None]
+
+    def _client_error(self, error: KafkaError) -> None:
+        self._on_error(f"{error.str()} [{error.name()}]")
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._consumer.close()

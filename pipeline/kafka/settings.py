@@ -1,0 +1,143 @@
+"""Policies and client settings as librdkafka's properties: the one place that knows their names.
+
+A caller's own settings (security, tuning) win over ours, except those that the contract rests on. A key with the prefix
+`consumer.`, `producer.` or `admin.` goes to that kind of client only: `producer.linger.ms`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.model.cluster import ConsumerPolicy
+from pipeline.model.errors import ConfigurationError
+
+ROLES = ("consumer", "producer", "admin")
+PROTOCOLS = ("classic", "consumer")
+
+_COMMON = {
+    # A topic that appears, or gets partitions, is seen within this time (librdkafka's own default is 5 minutes).
+    "topic.metadata.refresh.interval.ms": 5_000,
+    "metadata.max.age.ms": 15_000,
+    "reconnect.backoff.ms": 50,
+    "reconnect.backoff.max.ms": 2_000,
+    "socket.keepalive.enable": True,
+    "log.connection.close": False,
+    "allow.auto.create.topics": False,
+}
+_FETCHING = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "auto.offset.reset": "error",
+    "enable.partition.eof": False,
+    "check.crcs": True,
+    # After a full queue the fetcher looks again this soon; 1,000 (the default) costs three quarters of the rate.
+    "fetch.queue.backoff.ms": 5,
+    "fetch.error.backoff.ms": 100,
+}
+_PRODUCING = {
+    "enable.idempotence": True,
+    "acks": "all",
+    "partitioner": "murmur2_random",
+    "linger.ms": 5,
+    "delivery.timeout.ms": 120_000,
+    "queue.buffering.max.messages": 100_000,
+    "queue.buffering.max.kbytes": 65_536,
+    # The broker's and the topic's limits decide: a hand-off is a little larger than the record that came in.
+    "message.max.bytes": 100_000_000,
+}
+_FIXED = frozenset(
+    {
+        "enable.auto.commit",
+        "enable.auto.offset.store",
+        "auto.offset.reset",
+        "enable.partition.eof",
+        "enable.idempotence",
+        "acks",
+        "partitioner",
+        "partition.assignment.strategy",
+        "group.protocol",
+        "group.id",
+        "bootstrap.servers",
+    }
+)
+
+
+def chosen(client_settings: Mapping[str, str], role: str) -> dict[str, Any]:
+    """The caller's settings for one role, prefixes removed; a `ConfigurationError` for one that is ours to set."""
+    found: dict[str, Any] = {}
+    for name, value in client_settings.items():
+        prefix, _, rest = name.partition(".")
+        if prefix in ROLES and prefix != role:
+            continue
+        plain = rest if prefix in ROLES else name
+        if plain in _FIXED:
+            raise ConfigurationError(
+                f"client setting {plain!r} can't be changed: delivery guarantees rest on it; remove it"
+            )
+        found[plain] = value
+    return found
+
+
+def consumer_settings(
+    address: str, policy: ConsumerPolicy, client_settings: Mapping[str, str]
+) -> dict[str, Any]:
+    """Properties of one group member."""
+    if policy.protocol not in PROTOCOLS:
+        raise ConfigurationError(
+            f"protocol={policy.protocol!r} is unknown: use one of {', '.join(PROTOCOLS)}"
+        )
+    if policy.drain_timeout_ms >= policy.max_poll_interval_ms:
+        raise ConfigurationError(
+            f"drain_timeout_ms={policy.drain_timeout_ms} must be below max_poll_interval_ms={policy.max_poll_interval_ms}: "
+            "a member that drains does not poll"
+        )
+    settings: dict[str, Any] = {
+        **_COMMON,
+        **_FETCHING,
+        "bootstrap.servers": address,
+        "client.id": policy.client_id,
+        "group.id": policy.group,
+        "max.poll.interval.ms": policy.max_poll_interval_ms,
+        "fetch.wait.max.ms": policy.fetch_wait_ms,
+        "fetch.message.max.bytes": policy.fetch_partition_bytes,
+        "queued.min.messages": policy.queued_records,
+        "queued.max.messages.kbytes": max(1, policy.queued_bytes // 1024),
+        "isolation.level": policy.isolation,
+    }
+    if policy.instance_id is not None:
+        settings["group.instance.id"] = policy.instance_id
+    if policy.protocol == "classic":
+        settings["partition.assignment.strategy"] = "cooperative-sticky"
+        settings["session.timeout.ms"] = policy.session_timeout_ms
+        settings["heartbeat.interval.ms"] = max(1, min(3_000, policy.session_timeout_ms // 3))
+    else:  # KIP-848: session timeout and heartbeats are the broker's to set, and refused from a client
+        settings["group.protocol"] = "consumer"
+    return settings | chosen(client_settings, "consumer")
+
+
+def reader_settings(address: str, client_id: str, client_settings: Mapping[str, str]) -> dict[str, Any]:
+    """Properties of a consumer that never joins or commits (librdkafka wants a group name all the same)."""
+    return {
+        **_COMMON,
+        **_FETCHING,
+        "bootstrap.servers": address,
+        "client.id": client_id,
+        "group.id": f"{client_id}.reader",
+        "fetch.wait.max.ms": 10,
+        "isolation.level": "read_committed",
+    } | chosen(client_settings, "consumer")
+
+
+def producer_settings(address: str, client_id: str, client_settings: Mapping[str, str]) -> dict[str, Any]:
+    own = {name: value for name, value in _COMMON.items() if name != "allow.auto.create.topics"}
+    return {**own, **_PRODUCING, "bootstrap.servers": address, "client.id": client_id} | chosen(
+        client_settings, "producer"
+    )
+
+
+def admin_settings(address: str, client_settings: Mapping[str, str]) -> dict[str, Any]:
+    own = {name: value for name, value in _COMMON.items() if name != "allow.auto.create.topics"}
+    return {**own, "bootstrap.servers": address, "client.id": "pipeline-admin", "log_level": 2} | chosen(
+        client_settings, "admin"
+    )
