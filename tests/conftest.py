@@ -20,6 +20,7 @@ from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker, EmbeddedRegistry
 
 _HOST = "127.0.0.1"
 _FIRST_START_S = 300
+_MIRROR = os.environ.get("PIPELINE_MAVEN_MIRROR")
 
 
 def _docker_answers() -> bool:
@@ -38,9 +39,7 @@ class _RunBroker:
 
     def __init__(self) -> None:
         self._given = os.environ.get("PIPELINE_TEST_BROKER", "")
-        self.choice = (
-            "given by PIPELINE_TEST_BROKER" if self._given else "Docker" if _docker_answers() else "embedded"
-        )
+        self.choice = "given by PIPELINE_TEST_BROKER" if self._given else "Docker" if _docker_answers() else "embedded"
         self._lock = threading.Lock()
         self._bootstrap = self._given
         self._stop: Callable[[], object] = lambda: None
@@ -64,7 +63,7 @@ class _RunBroker:
         return str(container.get_bootstrap_server())
 
     def _start_embedded(self) -> str:
-        broker = EmbeddedBroker(BrokerSpec())
+        broker = EmbeddedBroker(BrokerSpec(), mirror=_MIRROR)
         broker.start()
         self._stop = broker.stop
         return broker.bootstrap
@@ -154,14 +153,14 @@ def kafka3() -> Iterator[EmbeddedBroker]:
     """A cluster of three nodes (replication 3, min ISR 2) whose nodes may be killed; start them again
     afterwards.
     """
-    with EmbeddedBroker(BrokerSpec(nodes=3)) as broker:
+    with EmbeddedBroker(BrokerSpec(nodes=3), mirror=_MIRROR) as broker:
         yield broker
 
 
 @pytest.fixture(scope="session")
 def registry_server() -> Iterator[EmbeddedRegistry]:
     """A Confluent-compatible registry (`.url`) that a test may stop and start."""
-    with EmbeddedRegistry() as registry:
+    with EmbeddedRegistry(mirror=_MIRROR) as registry:
         yield registry
 
 

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 from confluent_kafka import Consumer, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker
 from pipeline.model.errors import BrokerStartError
@@ -42,9 +42,7 @@ def create(bootstrap: str, topic: str, replicas: int = 1) -> None:
 def write(bootstrap: str, topic: str, values: list[bytes]) -> None:
     """acks=all; fails when one record is not acknowledged."""
     failed: list[object] = []
-    producer = Producer(
-        {"bootstrap.servers": bootstrap, "acks": "all", "delivery.timeout.ms": 30_000, "log_level": 0}
-    )
+    producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", "delivery.timeout.ms": 30_000, "log_level": 0})
     for value in values:
         producer.produce(topic, value, on_delivery=lambda error, _: failed.append(error) if error else None)
     assert producer.flush(DEADLINE_S) == 0

@@ -83,7 +83,7 @@ class Mirror:
                 self.end_headers()
                 self.wfile.write(data or b"")
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, *args: object) -> None:
                 return
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -139,5 +139,5 @@ def test_a_mirror_without_the_file_is_one_sentence(tmp_path: Path, mirror: Mirro
 
 
 def test_no_mirror_in_reach_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(BrokerStartError, match="could not be downloaded from the mirror http://127.0.0.1:9 "):
+    with pytest.raises(BrokerStartError, match=r"could not be downloaded from the mirror http://127\.0\.0\.1:9 "):
         obtain([locked()], tmp_path, mirror="http://127.0.0.1:9")

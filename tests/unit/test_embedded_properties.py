@@ -42,9 +42,7 @@ def test_three_nodes_tolerate_one_loss() -> None:
 
 def test_group_sessions_are_seconds_with_several_heartbeats_in_one() -> None:
     made = node_properties(BrokerSpec(), 1, ONE, DIR)
-    assert (
-        made["group.consumer.session.timeout.ms"] == made["group.consumer.min.session.timeout.ms"] == "6000"
-    )
+    assert made["group.consumer.session.timeout.ms"] == made["group.consumer.min.session.timeout.ms"] == "6000"
     assert int(made["group.consumer.heartbeat.interval.ms"]) * 3 <= 6000
     assert made["group.initial.rebalance.delay.ms"] == "0"
     longer = node_properties(BrokerSpec(group_session_timeout_ms=20_000), 1, ONE, DIR)
@@ -106,7 +104,5 @@ def test_a_taken_port_is_said_and_nothing_is_left(tmp_path: Path) -> None:
 def test_last_words_are_the_errors_in_one_line(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     assert "no log" in last_words(log)
-    log.write_text(
-        "12:00 INFO fine\n12:01 ERROR disk \x1b[31mgone (x)\n\tat a.b.C(D.java:1)\n12:02 INFO bye\n"
-    )
+    log.write_text("12:00 INFO fine\n12:01 ERROR disk \x1b[31mgone (x)\n\tat a.b.C(D.java:1)\n12:02 INFO bye\n")
     assert last_words(log) == "12:01 ERROR disk  [31mgone (x)"

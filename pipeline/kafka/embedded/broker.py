@@ -61,6 +61,12 @@ class EmbeddedBroker:
         """The directory with every node's data and server.log."""
         return self._started().root
 
+    def prepare(self, progress: Progress | None = None) -> Path:
+        """Fill the cache and check it against the lock; the formatted directory that nodes start from."""
+        lock = load_lock("kafka")
+        self._jars = obtain(lock, self._cache_dir, mirror=self._mirror, progress=progress)
+        return template(self._cache_dir, self._jars, digest(lock))
+
     def start(self, progress: Progress | None = None) -> None:
         """Returns when every node answers a metadata request that lists all nodes.
 
@@ -68,12 +74,8 @@ class EmbeddedBroker:
         (nothing is left running) or `ConfigurationError`.
         """
         if self._layout is not None:
-            raise BrokerStartError(
-                "The embedded broker is already started; stop it before starting it again."
-            )
-        lock = load_lock("kafka")
-        self._jars = obtain(lock, self._cache_dir, mirror=self._mirror, progress=progress)
-        formatted = template(self._cache_dir, self._jars, digest(lock))
+            raise BrokerStartError("The embedded broker is already started; stop it before starting it again.")
+        formatted = self.prepare(progress)
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             try:
                 self._start_all(formatted)
@@ -136,9 +138,7 @@ class EmbeddedBroker:
         try:
             return self._nodes[node_id]
         except KeyError:
-            raise BrokerStartError(
-                f"There is no node {node_id}; choose one of 1..{self.spec.nodes}."
-            ) from None
+            raise BrokerStartError(f"There is no node {node_id}; choose one of 1..{self.spec.nodes}.") from None
 
     def _start_all(self, formatted: Path) -> None:
         layout = self._layout = lay_out(self.spec)
@@ -178,8 +178,8 @@ class EmbeddedBroker:
         while not answers(port):
             self._check(layout, node_id, deadline)
             time.sleep(_POLL_S)
-        from confluent_kafka import KafkaException  # noqa: PLC0415  (slow import)
-        from confluent_kafka.admin import AdminClient  # noqa: PLC0415
+        from confluent_kafka import KafkaException  # slow import
+        from confluent_kafka.admin import AdminClient
 
         admin = AdminClient({"bootstrap.servers": f"{HOST}:{port}", "log_level": 0})
         while True:

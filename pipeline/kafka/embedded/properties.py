@@ -38,21 +38,13 @@ class BrokerSpec:
 
     def __post_init__(self) -> None:
         if self.nodes not in NODE_COUNTS:
-            raise ConfigurationError(
-                f"nodes={self.nodes} is not possible for the embedded broker; use 1 or 3."
-            )
+            raise ConfigurationError(f"nodes={self.nodes} is not possible for the embedded broker; use 1 or 3.")
         if self.log_level not in _LOG_LEVELS:
-            raise ConfigurationError(
-                f"log_level={self.log_level!r} is unknown; use one of {', '.join(_LOG_LEVELS)}."
-            )
+            raise ConfigurationError(f"log_level={self.log_level!r} is unknown; use one of {', '.join(_LOG_LEVELS)}.")
         if self.heap_mb < _HEAP_MB_MIN:
-            raise ConfigurationError(
-                f"heap_mb={self.heap_mb} is too small for Kafka; use {_HEAP_MB_MIN} or more."
-            )
+            raise ConfigurationError(f"heap_mb={self.heap_mb} is too small for Kafka; use {_HEAP_MB_MIN} or more.")
         if self.port is not None and not 0 < self.port <= _PORT_MAX - max(NODE_COUNTS):
-            raise ConfigurationError(
-                f"port={self.port} is not a usable port; leave it out to get a free one."
-            )
+            raise ConfigurationError(f"port={self.port} is not a usable port; leave it out to get a free one.")
         if self.group_session_timeout_ms < _SESSION_MS_MIN:
             raise ConfigurationError(
                 f"group_session_timeout_ms={self.group_session_timeout_ms} is too short for heartbeats; "
@@ -60,9 +52,7 @@ class BrokerSpec:
             )
         for name in _FIXED:
             if name in self.extra:
-                raise ConfigurationError(
-                    f"{name} is set by the embedded broker itself; leave it out of `extra`."
-                )
+                raise ConfigurationError(f"{name} is set by the embedded broker itself; leave it out of `extra`.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +63,7 @@ class NodePorts:
     controller: int
 
 
-def node_properties(
-    spec: BrokerSpec, node_id: int, ports: Sequence[NodePorts], log_dir: Path
-) -> dict[str, str]:
+def node_properties(spec: BrokerSpec, node_id: int, ports: Sequence[NodePorts], log_dir: Path) -> dict[str, str]:
     """server.properties of node `node_id` (1-based). `ports` are those of all nodes, in order."""
     own = ports[node_id - 1]
     voters = ",".join(f"{i}@{HOST}:{each.controller}" for i, each in enumerate(ports, start=1))
@@ -147,9 +135,7 @@ def properties_text(properties: Mapping[str, str]) -> str:
     lines = []
     for name, value in sorted(properties.items()):
         if "\n" in name + value or "\r" in name + value:
-            raise ConfigurationError(
-                f"The value of {name} has a line break, which server.properties can't hold."
-            )
+            raise ConfigurationError(f"The value of {name} has a line break, which server.properties can't hold.")
         escaped = value.replace("\\", "\\\\")
         lines.append(f"{name}={escaped}\n")
     return "".join(lines)

@@ -62,7 +62,7 @@ class EmbeddedRegistry:
         """Returns when the registry answers. Raises `BrokerStartError`; nothing is left running then."""
         if self.pid is not None:
             return
-        application = self._application(progress)
+        application = self.prepare(progress)
         home = self._home()
         home.mkdir(parents=True, exist_ok=True)
         log = home / "registry.log"
@@ -118,8 +118,8 @@ class EmbeddedRegistry:
             self._data_dir = Path(tempfile.mkdtemp(prefix="pipeline-registry-"))
         return self._data_dir.expanduser().resolve()
 
-    def _application(self, progress: Progress | None) -> Path:
-        """The unpacked archive in the cache."""
+    def prepare(self, progress: Progress | None = None) -> Path:
+        """Fill the cache and check it against the lock; the folder of the unpacked application."""
         lock = load_lock("apicurio")
         unpacked = self._cache_dir / "apicurio" / digest(lock)
         if unpacked.is_dir():
@@ -138,13 +138,9 @@ class EmbeddedRegistry:
     def _await(self, jvm: Jvm, deadline: float) -> None:
         while not (answers(self.port) and self._serves()):
             if not jvm.alive:
-                raise BrokerStartError(
-                    f"The registry ended while starting; its log says: {last_words(jvm.log)}"
-                )
+                raise BrokerStartError(f"The registry ended while starting; its log says: {last_words(jvm.log)}")
             if time.monotonic() > deadline:
-                raise BrokerStartError(
-                    f"The registry did not answer in time; its log says: {last_words(jvm.log)}"
-                )
+                raise BrokerStartError(f"The registry did not answer in time; its log says: {last_words(jvm.log)}")
             time.sleep(_POLL_S)
 
     def _serves(self) -> bool:

@@ -59,7 +59,7 @@ def write(name: str, coordinates: tuple[str, ...], locked: list[LockedArtifact])
 
 
 def main() -> None:
-    from jgo.maven import MavenContext  # noqa: PLC0415
+    from jgo.maven import MavenContext
 
     with tempfile.TemporaryDirectory() as scratch:
         context = MavenContext(repo_cache=Path(scratch), timeout=60)

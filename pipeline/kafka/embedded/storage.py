@@ -66,9 +66,7 @@ def _format(scratch: Path, jars: Sequence[Path]) -> Path:
     )
     if done.returncode != 0 or not (target / _META).is_file():
         said = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
-        raise BrokerStartError(
-            f"Kafka's storage tool could not format a directory in {scratch.parent}: {said}"
-        )
+        raise BrokerStartError(f"Kafka's storage tool could not format a directory in {scratch.parent}: {said}")
     return target
 
 
