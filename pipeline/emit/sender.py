@@ -19,7 +19,7 @@ from pipeline.emit.buffer import Buffer, Link, Outgoing, Route
 from pipeline.emit.spool import Spool
 from pipeline.emit.stats import Counters, Leftover
 from pipeline.model.cluster import RecordProducer
-from pipeline.model.errors import BufferFull, ClusterError, ClusterUnavailable, FencedError, NotAuthorized
+from pipeline.model.errors import BufferFull, ClusterError, ClusterUnavailable, FencedError, NotAuthorized, PipelineError
 from pipeline.model.headers import event_id_of
 
 log = logging.getLogger("pipeline.emit")
@@ -217,6 +217,8 @@ class Sender:
             return False
         except ClusterError as error:
             record(error, -1)
+        except PipelineError as error:
+            record(ClusterError(str(error)), -1)
         return True
 
     def _spill(self, now_ms: int) -> bool:
