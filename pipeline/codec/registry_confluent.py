@@ -141,7 +141,7 @@ def _client(config: dict[str, Any]) -> SchemaRegistryClient:
         warnings.simplefilter("ignore", DeprecationWarning)  # from its OAuth library, at import
         from confluent_kafka.schema_registry import SchemaRegistryClient
 
-        return SchemaRegistryClient(config)
+        return SchemaRegistryClient.new_client(config)
 
 
 def _schema(schema: AvroSchema) -> Schema:
