@@ -54,6 +54,7 @@ def _load(name: str) -> Any:
         ) from None
     command = typer.main.get_command(module.app)
     command.name = name
+    command.params = [p for p in command.params if p.name not in ("install_completion", "show_completion")]
     command.help = command.help or text
     return command
 

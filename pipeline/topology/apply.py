@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from pipeline.model.cluster import ClusterAdmin, TopicPartition
-from pipeline.model.errors import TopologyError
+from pipeline.model.cluster import ClusterAdmin, TopicPartition, TopicSpec
+from pipeline.model.errors import ClusterError, ClusterUnavailable, TopologyError
 from pipeline.model.policies import Subscription
 from pipeline.topology.layout import layouts, retired_of
 from pipeline.topology.plan import Action, AddPartitions, CreateTopic, Plan, SetConfig, plan
-from pipeline.topology.rules import Defaults
+from pipeline.topology.rules import OPTIONAL, Defaults
 
 ROUNDS_MAX = 3
 """A source topic made in the first round may bring cluster defaults that its lanes follow in the second."""
@@ -41,21 +41,30 @@ def plan_for(
 ) -> Plan:
     """The plan for what the cluster has now."""
     existing = admin.topics()
-    version = defaults.broker_version or admin.broker_version()
-    return plan(
-        subscriptions,
-        existing,
-        replace(defaults, broker_version=version),
-        prefix=prefix,
-        unsettled=unsettled(admin, subscriptions, prefix, existing),
-    )
+    waiting = unsettled(admin, subscriptions, prefix, existing)
+    return plan(subscriptions, existing, defaults, prefix=prefix, unsettled=waiting)
+
+
+def _create(admin: ClusterAdmin, spec: TopicSpec) -> None:
+    try:
+        admin.create_topics([spec])
+    except ClusterUnavailable:
+        raise
+    except ClusterError as refused:
+        # Whether a broker knows a setting can't be asked without rights on the broker: trying is the only way.
+        unknown = [name for name in OPTIONAL if name in spec.configs and name in str(refused)]
+        if not unknown:
+            raise
+        admin.create_topics(
+            [replace(spec, configs={k: v for k, v in spec.configs.items() if k not in unknown})]
+        )
 
 
 def execute(admin: ClusterAdmin, action: Action) -> None:
     """One action. Raises what the port raises."""
     match action:
         case CreateTopic(spec=spec):
-            admin.create_topics([spec])
+            _create(admin, spec)
         case AddPartitions(topic=topic, total=total):
             admin.add_partitions(topic, total)
         case SetConfig(topic=topic, setting=setting, value=value):

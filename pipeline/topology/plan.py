@@ -167,7 +167,7 @@ class _Planner:
             name,
             self.defaults.partitions,
             self.defaults.replication_factor,
-            source_rules(self.defaults),
+            source_rules(),
             "the source topic is missing",
         )
         return self.known[name]
@@ -245,6 +245,7 @@ def plan(
     Raises `ConfigurationError` for declarations that can't work together or names that Kafka refuses.
     """
     planner = _Planner(existing, defaults or Defaults())
+    known_to_broker = any(DECOMPRESSED in spec.configs for spec in existing.values())
     for entry in layouts(subscriptions, prefix):
         source = planner.source(entry.topics.source)
         if source is None:
@@ -253,11 +254,7 @@ def plan(
         for lane in _lanes(entry, retired):
             planner.lane(lane, source, entry.group)
         _drains(planner, entry.group, retired, unsettled or {})
-        if (
-            planner.defaults.bounds_decompressed
-            and entry.topics.source in existing
-            and DECOMPRESSED not in source.configs
-        ):
+        if DECOMPRESSED not in source.configs and known_to_broker:
             planner.find(
                 "warning",
                 source.name,

@@ -20,6 +20,9 @@ KAFKA_MAX_MESSAGE_BYTES = 1_048_588
 DECOMPRESSED_BYTES = 16_777_216
 SEGMENT_BYTES = 134_217_728
 DECOMPRESSED = "max.decompressed.message.bytes"
+"""Kafka 4.4 and patch releases of that time have it; brokers report it only where it is set on the topic itself."""
+OPTIONAL = (DECOMPRESSED,)
+"""Settings that a topic is made without when the broker does not know them."""
 
 Level = Literal["error", "warning"]
 LaneKind = Literal["tier", "replay", "dead letters"]
@@ -63,27 +66,16 @@ class Defaults:
     """What a plan gives to topics that leave it open. Sizes in bytes, times in milliseconds.
 
     `create_sources`: make a source topic that is missing (with `partitions`); otherwise that is a finding.
-    `broker_version` ("4.4", as the admin reports it) decides about settings that older brokers refuse.
     """
 
     partitions: int = 12
     replication_factor: int = -1
     create_sources: bool = True
     dead_letter_retention_ms: int = 30 * DAY_MS
-    broker_version: str = ""
-
-    @property
-    def bounds_decompressed(self) -> bool:
-        """Does the broker have `max.decompressed.message.bytes`?"""
-        parts = self.broker_version.split("-")[0].split(".")
-        numbers = tuple(int(part) for part in parts[:2] if part.isdigit())
-        return numbers >= (4, 4)
 
 
-def source_rules(defaults: Defaults) -> tuple[Rule, ...]:
+def source_rules() -> tuple[Rule, ...]:
     """What a source topic gets when we make it; settings of one that exists are its owner's."""
-    if not defaults.bounds_decompressed:
-        return ()
     return (
         Rule(
             DECOMPRESSED,
@@ -119,7 +111,7 @@ def lane_rules(kind: LaneKind, delay_ms: int, source: TopicSpec, defaults: Defau
         Rule("segment.bytes", str(max(SEGMENT_BYTES, message_bytes)), "", "initial"),
     ]
     bound = source.configs.get(DECOMPRESSED)
-    if bound is not None and defaults.bounds_decompressed:
+    if bound is not None:
         value = str(int(bound) + LANE_OVERHEAD_BYTES)
         rules.append(
             Rule(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.model.cluster import TopicSpec
-from pipeline.model.errors import ConfigurationError
+from pipeline.model.cluster import ClusterAdmin, TopicSpec
+from pipeline.model.errors import ClusterError, ConfigurationError
 from pipeline.model.policies import HandlerKind, RetryPolicy, Subscription
 from pipeline.topology import (
     Action,
@@ -21,10 +22,11 @@ from pipeline.topology import (
     SetConfig,
     check,
     discover,
+    execute,
     plan,
     retired_tiers,
 )
-from pipeline.topology.rules import DAY_MS
+from pipeline.topology.rules import DAY_MS, DECOMPRESSED
 
 BROKER_DEFAULTS = {
     "cleanup.policy": "delete",
@@ -202,24 +204,43 @@ def test_a_missing_source_is_a_finding_when_it_may_not_be_made() -> None:
     assert {a.topic for a in proposal.actions} == {"_pipeline.control"}
 
 
-def test_the_bound_on_decompressed_size_is_for_brokers_that_have_it() -> None:
-    setting = "max.decompressed.message.bytes"
-    for version, has in (
-        ("4.4", True),
-        ("4.4.0", True),
-        ("5.0", True),
-        ("4.3.1", False),
-        ("3.9", False),
-        ("", False),
-    ):
-        created = [
-            a.spec
-            for a in plan([subscription()], {}, Defaults(broker_version=version)).actions
-            if isinstance(a, CreateTopic)
-        ]
-        assert any(setting in spec.configs for spec in created) is has, version
-    old = plan([subscription()], made(), Defaults(broker_version="4.4"))
-    assert (SOURCE, setting) in {(f.topic, f.setting) for f in old.findings} and not old.errors
+def test_a_source_we_make_is_bound_in_decompressed_size_and_its_lanes_take_a_little_more() -> None:
+    topics = made()
+    assert topics[SOURCE].configs[DECOMPRESSED] == "16777216"
+    assert (
+        topics[TIER].configs[DECOMPRESSED] == topics[DEAD].configs[DECOMPRESSED] == str(16_777_216 + 16_384)
+    )
+    topics["orders"] = TopicSpec("orders", 3, 3, BROKER_DEFAULTS)
+    findings = plan([subscription("orders")], topics).findings
+    assert [(f.level, f.topic, f.setting) for f in findings] == [("warning", "orders", DECOMPRESSED)]
+
+
+class OldBroker:
+    """Refuses what a broker refuses that does not know the setting."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.made: list[TopicSpec] = []
+
+    def create_topics(self, specs: list[TopicSpec]) -> None:
+        if DECOMPRESSED in specs[0].configs:
+            raise ClusterError(self.text)
+        self.made += specs
+
+
+def test_a_broker_that_does_not_know_the_bound_gets_the_topic_without_it() -> None:
+    broker = OldBroker(f"creating topic x was refused: Unknown topic config name: {DECOMPRESSED}")
+    execute(
+        cast(ClusterAdmin, broker),
+        CreateTopic(TopicSpec("x", 1, -1, {DECOMPRESSED: "1", "retention.ms": "5"}), ""),
+    )
+    assert [spec.configs for spec in broker.made] == [{"retention.ms": "5"}]
+
+
+def test_another_refusal_is_not_swallowed() -> None:
+    broker = OldBroker("creating topic x was refused: too many replicas")
+    with pytest.raises(ClusterError, match="replicas"):
+        execute(cast(ClusterAdmin, broker), CreateTopic(TopicSpec("x", 1, 9, {DECOMPRESSED: "1"}), ""))
 
 
 def test_old_tiers_are_kept_found_and_counted() -> None:
@@ -283,7 +304,7 @@ def test_a_dead_letter_topic_may_be_shared() -> None:
     existing = {"small": TopicSpec("small", 3, 3, BROKER_DEFAULTS)}
     topics = act(existing, plan(pair, existing).actions)
     assert topics["dead"].partitions == 12
-    assert plan(pair, topics).actions == () and not check(pair, topics)
+    assert plan(pair, topics).actions == () and errors(check(pair, topics)) == []
 
 
 _values = {
@@ -318,14 +339,12 @@ def _clusters(draw: st.DrawFn) -> dict[str, TopicSpec]:
     return topics
 
 
-@given(
-    _clusters(), st.sampled_from(["", "3.9", "4.4"]), st.booleans(), st.sampled_from(["1048588", "4000000"])
-)
+@given(_clusters(), st.booleans(), st.sampled_from(["1048588", "4000000"]))
 def test_applying_a_plan_leaves_nothing_to_do(
-    existing: dict[str, TopicSpec], version: str, create: bool, cluster_bytes: str
+    existing: dict[str, TopicSpec], create: bool, cluster_bytes: str
 ) -> None:
     pair = (subscription(dead_letters="shared"), subscription("orders", "mail", (1_000,), "shared"))
-    defaults = Defaults(partitions=5, create_sources=create, broker_version=version)
+    defaults = Defaults(partitions=5, create_sources=create)
     topics, rounds = existing, 0
     while actions := plan(pair, topics, defaults).actions:
         topics = act(topics, actions, **{"max.message.bytes": cluster_bytes})

@@ -1,0 +1,136 @@
+"""How commands reach what they work on: the cluster, an application by MODULE:APP, and the names of topics."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pwd
+import re
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.model.errors import ConfigurationError
+from pipeline.model.topics import CONTROL_TOPIC
+
+if TYPE_CHECKING:
+    from pipeline.app import Pipeline
+    from pipeline.codec import AvroCodec
+    from pipeline.model.cluster import Cluster, ClusterAdmin
+
+BrokerOption = Annotated[
+    str | None, typer.Option("--broker", help="Bootstrap address; PIPELINE_BROKER when not given.", metavar="ADDRESS")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+WhoOption = Annotated[str | None, typer.Option("--who", help="Who does this; your login name when not given.")]
+WhyOption = Annotated[str, typer.Option("--why", help="Why, for those who find it later.")]
+
+_TARGET = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+
+
+def settings() -> Any:
+    """The settings from the environment, or a `ConfigurationError` naming the one that is wrong."""
+    from pipeline.settings import Settings
+
+    return Settings.load() if hasattr(Settings, "load") else Settings()
+
+
+@contextlib.contextmanager
+def open_cluster(broker: str | None) -> Iterator[Cluster]:
+    """The cluster at `--broker`, else of the settings."""
+    from pipeline.kafka import connect
+
+    yield connect(broker or settings().broker)
+
+
+@contextlib.contextmanager
+def open_admin(cluster: Cluster) -> Iterator[ClusterAdmin]:
+    admin = cluster.admin()
+    try:
+        yield admin
+    finally:
+        admin.close()
+
+
+def prefix() -> str:
+    """The environment prefix that stands before topics and groups."""
+    return str(getattr(settings(), "prefix", "") or "")
+
+
+def real(name: str) -> str:
+    """A name as declared or as it really is -> as it really is: the environment prefix is added once."""
+    head = prefix()
+    return name if name.startswith(head) else head + name
+
+
+def control_topic() -> str:
+    return prefix() + CONTROL_TOPIC
+
+
+def load_app(target: str) -> Pipeline:
+    """The application at `MODULE:APP`, imported from the current directory or the Python path.
+
+    Raises `ConfigurationError` when it can't be imported or is something else.
+    """
+    from pipeline.app import Pipeline
+    from pipeline.codec import AvroCodec
+
+    if not _TARGET.match(target):
+        raise ConfigurationError(f"{target!r} is not MODULE:APP: write for example `mymodule:app`")
+    module_name, _, attribute = target.partition(":")
+    here = str(os.getcwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as missing:
+        if missing.name and (module_name == missing.name or module_name.startswith(missing.name + ".")):
+            raise ConfigurationError(f"module {module_name!r} was not found here or on the Python path") from None
+        raise ConfigurationError(f"importing {module_name!r} failed: no module named {missing.name!r}") from missing
+    except Exception as broken:
+        raise ConfigurationError(f"importing {module_name!r} failed: {type(broken).__name__}: {broken}") from broken
+    app = getattr(module, attribute, None)
+    if not isinstance(app, Pipeline):
+        raise ConfigurationError(f"{target!r} is {type(app).__name__}, not a Pipeline: name the variable that holds the application")
+    return app
+
+
+def login_name() -> str:
+    """Who runs this command, as the operating system knows them."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+@contextlib.contextmanager
+def open_codec(cluster: Cluster) -> Iterator[AvroCodec | None]:
+    """Decodes Avro with the registry of the settings (a URL, else the one kept in the cluster); None where there is neither."""
+    from pipeline.codec import AvroCodec
+    from pipeline.codec.registry_confluent import ConfluentRegistry, RegistryPolicy
+
+    url = str(getattr(settings(), "registry", "") or "")
+    if url:
+        yield AvroCodec(ConfluentRegistry(RegistryPolicy(url)))
+        return
+    if cluster.address.startswith("memory://"):
+        yield None
+        return
+    from pipeline.codec import product_catalogue
+    from pipeline.codec.registry_local import LocalRegistry
+    from pipeline.kafka.schema_log import KafkaSchemaLog
+    from pipeline.model.topics import SCHEMAS_TOPIC
+
+    log = KafkaSchemaLog({"bootstrap.servers": cluster.address}, prefix() + SCHEMAS_TOPIC)
+    try:
+        yield AvroCodec(LocalRegistry(log, product_catalogue()))
+    finally:
+        log.close()

@@ -1,0 +1,21 @@
+"""`pipeline resume`: undoes `pipeline pause`."""
+
+from __future__ import annotations
+
+import typer
+
+from pipeline.cli.access import BrokerOption, JsonOption, real
+from pipeline.cli.pause import GroupArgument, switch
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@app.command()
+def resume(group: GroupArgument, broker: BrokerOption = None, as_json: JsonOption = False) -> None:
+    """Resume a paused subscription.
+
+    Exit code 1: it was not paused.
+
+    Example: pipeline resume billing
+    """
+    switch(real(group), None, "", broker, as_json, on=False)

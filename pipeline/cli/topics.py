@@ -1,0 +1,231 @@
+"""`pipeline topics`: plan, apply and list the topics of an application."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.access import BrokerOption, JsonOption, load_app, open_admin, open_cluster, prefix
+from pipeline.cli.output import Column, clean, emit_json, line, note, table
+from pipeline.model.durations import format_duration, parse_duration_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.model.cluster import TopicSpec
+    from pipeline.topology import Action, Defaults, Finding, Plan
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False, help="Plan, make and list the topics of an application.")
+
+AppArgument = Annotated[str, typer.Argument(help="The application, for example mymodule:app.", metavar="MODULE:APP")]
+PartitionsOption = Annotated[int, typer.Option("--partitions", min=1, max=10_000, help="Partitions of a source topic that has to be made.")]
+ReplicationOption = Annotated[int, typer.Option("--replication", min=-1, help="Replicas of new topics; -1 = the cluster's default.")]
+SourcesOption = Annotated[bool, typer.Option("--create-sources/--no-create-sources", help="Make source topics that are missing.")]
+RetentionOption = Annotated[str, typer.Option("--dead-letter-retention", help="How long dead letters are kept at least.")]
+
+
+def _defaults(partitions: int, replication: int, sources: bool, retention: str) -> Defaults:
+    from pipeline.topology import Defaults
+
+    kept_ms = parse_duration_ms(retention, "--dead-letter-retention")
+    return Defaults(partitions, replication, sources, kept_ms)
+
+
+def describe(action: Action) -> str:
+    """An action in words."""
+    from pipeline.topology import AddPartitions, CreateTopic
+
+    if isinstance(action, CreateTopic):
+        return f"create with {action.spec.partitions} partitions ({action.why})"
+    if isinstance(action, AddPartitions):
+        return f"{action.was} -> {action.total} partitions ({action.why})"
+    return f"{action.setting}: {action.was} -> {action.value} ({action.why})"
+
+
+def _action_json(action: Action) -> dict[str, Any]:
+    from pipeline.topology import AddPartitions, CreateTopic
+
+    if isinstance(action, CreateTopic):
+        spec = action.spec
+        return {
+            "action": "create",
+            "topic": spec.name,
+            "partitions": spec.partitions,
+            "replication_factor": spec.replication_factor,
+            "configs": dict(spec.configs),
+            "why": action.why,
+        }
+    if isinstance(action, AddPartitions):
+        return {"action": "add_partitions", "topic": action.topic, "was": action.was, "partitions": action.total, "why": action.why}
+    return {
+        "action": "set_config",
+        "topic": action.topic,
+        "setting": action.setting,
+        "was": action.was,
+        "value": action.value,
+        "why": action.why,
+    }
+
+
+def _finding_json(finding: Finding) -> dict[str, str]:
+    return {
+        "level": finding.level,
+        "topic": finding.topic,
+        "setting": finding.setting,
+        "problem": finding.problem,
+        "remedy": finding.remedy,
+    }
+
+
+def _show(plan: Plan, verb: str) -> None:
+    if plan.actions:
+        line(f"{len(plan.actions)} {'action' if len(plan.actions) == 1 else 'actions'} {verb}:")
+        table(["topic", "action"], [(action.topic, describe(action)) for action in plan.actions])
+    _show_findings(plan.findings)
+
+
+def _show_findings(findings: tuple[Finding, ...]) -> None:
+    for finding in findings:
+        note(f"{finding.level}: {clean(finding.sentence)}", "red" if finding.level == "error" else "yellow")
+
+
+@app.command("plan")
+def plan_command(
+    target: AppArgument,
+    partitions: PartitionsOption = 12,
+    replication: ReplicationOption = -1,
+    create_sources: SourcesOption = True,
+    dead_letter_retention: RetentionOption = "30d",
+    broker: BrokerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what `apply` would do; change nothing.
+
+    Exit code 0: nothing to do. 1: there are actions, or errors that only you can put right.
+
+    Example: pipeline topics plan mymodule:app
+    """
+    from pipeline.topology import plan_for
+
+    application = load_app(target)
+    defaults = _defaults(partitions, replication, create_sources, dead_letter_retention)
+    with open_cluster(broker) as cluster, open_admin(cluster) as admin:
+        plan = plan_for(admin, application.subscriptions, defaults, prefix())
+    if as_json:
+        emit_json({"actions": [_action_json(a) for a in plan.actions], "findings": [_finding_json(f) for f in plan.findings]})
+    else:
+        _show(plan, "to take")
+        if not plan.actions and not plan.errors:
+            line("Every topic is as it should be.", "green")
+    raise typer.Exit(1 if plan.actions or plan.errors else 0)
+
+
+@app.command("apply")
+def apply_command(
+    target: AppArgument,
+    partitions: PartitionsOption = 12,
+    replication: ReplicationOption = -1,
+    create_sources: SourcesOption = True,
+    dead_letter_retention: RetentionOption = "30d",
+    broker: BrokerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the topics and settings that are missing. Nothing is deleted, and source topics that exist are not touched.
+
+    Exit code 0: workers can start. 1: errors are left that only you can put right.
+
+    Example: pipeline topics apply mymodule:app --partitions 12
+    """
+    from pipeline.topology import Action, apply
+
+    application = load_app(target)
+    defaults = _defaults(partitions, replication, create_sources, dead_letter_retention)
+    taken: list[Action] = []
+
+    def done(action: Action) -> None:
+        taken.append(action)
+        if not as_json:
+            line(f"{clean(action.topic)}: {clean(describe(action))}", "green")
+
+    with open_cluster(broker) as cluster, open_admin(cluster) as admin:
+        plan = apply(admin, application.subscriptions, defaults, prefix(), done)
+    if as_json:
+        emit_json({"actions": [_action_json(a) for a in taken], "findings": [_finding_json(f) for f in plan.findings]})
+    else:
+        _show_findings(plan.findings)
+        line(f"{len(taken)} actions taken." if taken else "Every topic was as it should be.")
+    raise typer.Exit(1 if plan.errors else 0)
+
+
+def _kinds(topics: Mapping[str, TopicSpec], groups: list[str]) -> dict[str, tuple[str, str]]:
+    """Topic -> (kind, group) for what belongs to a group by name."""
+    from pipeline.model.topics import CONTROL_TOPIC, SCHEMAS_TOPIC
+    from pipeline.topology import discover
+
+    found: dict[str, tuple[str, str]] = {prefix() + name: (kind, "") for name, kind in ((CONTROL_TOPIC, "control"), (SCHEMAS_TOPIC, "schemas"))}
+    for group in groups:
+        for entry in discover(group, topics):
+            found.setdefault(entry.topics.source, ("source", ""))
+            found |= {tier: ("tier", group) for tier in entry.topics.tiers}
+            found |= {entry.topics.replay: ("replay", group), entry.topics.dead_letters: ("dead letters", group)}
+    return found
+
+
+@app.command("list")
+def list_command(
+    everything: Annotated[bool, typer.Option("--all", help="Also topics that belong to no group known here.")] = False,
+    broker: BrokerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List topics with the part they play: source, tier, replay lane, dead letters.
+
+    Lanes are recognised by the groups that have committed; --all shows every topic.
+
+    Example: pipeline topics list
+    """
+    from pipeline.model.cluster import TopicPartition
+
+    with open_cluster(broker) as cluster, open_admin(cluster) as admin:
+        topics = admin.topics()
+        kinds = _kinds(topics, admin.groups())
+        shown = [spec for name, spec in sorted(topics.items()) if everything or name in kinds]
+        places = [TopicPartition(spec.name, p) for spec in shown for p in range(spec.partitions)]
+        ends, starts = admin.end_offsets(places), admin.beginning_offsets(places)
+    rows = []
+    for spec in shown:
+        kind, group = kinds.get(spec.name, ("other", ""))
+        records = sum(ends[p] - starts[p] for p in places if p.topic == spec.name)
+        kept = spec.configs.get("retention.ms", "")
+        rows.append((spec, kind, group, records, kept))
+    if as_json:
+        emit_json(
+            [
+                {
+                    "topic": spec.name,
+                    "kind": kind,
+                    "group": group or None,
+                    "partitions": spec.partitions,
+                    "replication_factor": spec.replication_factor,
+                    "records": records,
+                    "retention_ms": int(kept) if kept else None,
+                    "cleanup_policy": spec.configs.get("cleanup.policy"),
+                }
+                for spec, kind, group, records, kept in rows
+            ]
+        )
+        return
+    columns = ["topic", "kind", "group", Column("partitions", True), Column("replicas", True), Column("records", True), Column("kept", True)]
+    table(
+        columns,
+        [(s.name, kind, group, s.partitions, s.replication_factor, records, _kept(s, kept)) for s, kind, group, records, kept in rows],
+        "no topics yet: `pipeline topics apply MODULE:APP` makes them",
+    )
+
+
+def _kept(spec: TopicSpec, retention: str) -> str:
+    if "delete" not in spec.configs.get("cleanup.policy", "delete"):
+        return "newest per key"
+    if not retention:
+        return ""
+    return "for ever" if retention == "-1" else format_duration(int(retention))

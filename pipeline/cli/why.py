@@ -1,0 +1,163 @@
+"""`pipeline why`: where a key or an event is, its state, what blocks it and which worker owns it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.access import BrokerOption, JsonOption, control_topic, now_ms, open_cluster, real
+from pipeline.cli.output import clean, emit_json, key_json, line, text_of
+from pipeline.model.durations import format_duration
+
+if TYPE_CHECKING:
+    from pipeline.inspect.explain import Explanation
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+DONE_SHOWN = 1
+
+
+def clock(ms: int) -> str:
+    """A moment in words: UTC, to the second."""
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def until(ms: int, now: int) -> str:
+    """How far a moment is from now: "in 25s", "12s ago"; to the second."""
+    away = round(abs(ms - now) / 1000) * 1000
+    text = format_duration(away) if away else "0s"
+    return f"in {text}" if ms >= now else f"{text} ago"
+
+
+def sentences(found: Explanation, now: int) -> list[str]:
+    """The answer for one record, headline first."""
+    place = f"{clean(found.topic)} partition {found.partition} offset {found.origin_offset}"
+    event = f", event {clean(found.event_id)}" if found.event_id else ""
+    lines = [f"{place} (key {text_of(found.key)}{event}), group {clean(found.group)}: {_headline(found, now)}"]
+    if found.blocked_by:
+        block = found.blocked_by
+        due = f", due {until(block.due_ms, now)}" if block.due_ms else ""
+        tail = f": {clean(block.error)}" if block.error else ""
+        lines.append(f"  it waits for offset {block.origin_offset} of the same key, in {clean(block.lane)}{due}, attempt {block.attempt}{tail}")
+    if found.attempt:
+        since = f", first failed {until(found.first_failed_ms, now)}" if found.first_failed_ms else ""
+        lines.append(f"  {found.attempt} attempts so far{since}" + (f"; last error: {clean(found.error)}" if found.error else ""))
+    elif found.error and found.state == "dead letter":
+        lines.append(f"  error: {clean(found.error)}")
+    if found.state in ("queued", "parked", "blocked", "due"):
+        lines.append(f"  {_who(found)}")
+    return lines
+
+
+def _headline(found: Explanation, now: int) -> str:
+    copy = f"in {clean(found.lane)} at offset {found.lane_offset}"
+    if found.state == "done":
+        return "done"
+    if found.state == "queued":
+        return "queued or running: the group has not finished it yet"
+    if found.state == "dead letter":
+        return f"dead letter, {copy}"
+    if found.state == "parked":
+        return f"parked {copy}, due {clock(found.due_ms)} ({until(found.due_ms, now)})"
+    if found.state == "blocked":
+        return f"waiting behind an earlier record, {copy}"
+    return f"due since {clock(found.due_ms)}, {copy}" if found.due_ms else f"due, {copy}"
+
+
+def _who(found: Explanation) -> str:
+    if found.paused:
+        return f"the group is paused by {clean(found.paused)}"
+    if found.owner is None:
+        return "no worker of the group has this partition now"
+    return f"worker {clean(found.owner.client_id)} ({clean(found.owner.member_id)}, {clean(found.owner.host)}) has the partition"
+
+
+def as_object(found: Explanation) -> dict[str, Any]:
+    """One explanation for `--json`."""
+    block = found.blocked_by
+    return {
+        "state": found.state,
+        "group": found.group,
+        "topic": found.topic,
+        "partition": found.partition,
+        "origin_offset": found.origin_offset,
+        "key": key_json(found.key),
+        "event_id": found.event_id,
+        "replay_id": found.replay_id or None,
+        "lane": found.lane or None,
+        "lane_offset": found.lane_offset if found.lane else None,
+        "due_ms": found.due_ms or None,
+        "attempt": found.attempt,
+        "hops": found.hops,
+        "error": found.error or None,
+        "first_failed_ms": found.first_failed_ms or None,
+        "blocked_by": None
+        if block is None
+        else {
+            "origin_offset": block.origin_offset,
+            "lane": block.lane,
+            "due_ms": block.due_ms or None,
+            "attempt": block.attempt,
+            "error": block.error or None,
+        },
+        "owner": None
+        if found.owner is None
+        else {"member_id": found.owner.member_id, "client_id": found.owner.client_id, "host": found.owner.host},
+        "paused": found.paused,
+    }
+
+
+@app.command()
+def why(
+    what: Annotated[str, typer.Argument(help="A record key (run id) or an event id.", metavar="KEY|EVENT-ID")],
+    group: Annotated[str | None, typer.Option("--group", help="Only this group; all groups when not given.")] = None,
+    scan: Annotated[int, typer.Option("--scan", min=1, help="Newest records of the source and dead letters to look through.")] = 200_000,
+    broker: BrokerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say where a key or an event is, in which state, what it waits for and which worker owns it.
+
+    Finished records of a key are counted, not listed. Exit code 1: found nowhere within --scan.
+
+    Example: pipeline why run-7 --group billing
+    """
+    from pipeline.inspect.collect import Collector, Reach, find_layouts, look_up
+
+    found: list[Explanation] = []
+    with open_cluster(broker) as cluster:
+        admin = cluster.admin()
+        try:
+            entries = find_layouts(admin, None if group is None else real(group))
+        finally:
+            admin.close()
+        for entry in entries:
+            collector = Collector(cluster, entry, control_topic())
+            try:
+                found += look_up(collector, what, Reach(records=scan))
+            finally:
+                collector.close()
+    if as_json:
+        emit_json({"what": what, "found": [as_object(e) for e in found], "scanned_records_max": scan})
+    else:
+        _print(found, what, scan)
+    raise typer.Exit(0 if found else 1)
+
+
+def _print(found: Sequence[Explanation], what: str, scan: int) -> None:
+    if not found:
+        line(f"{clean(what)} is in no lane and not among the newest {scan} records of any group's source; --scan looks further.", "yellow")
+    now = now_ms()
+    groups = dict.fromkeys((e.group, e.topic) for e in found)
+    for group, topic in groups:
+        mine = [e for e in found if (e.group, e.topic) == (group, topic)]
+        done = [e for e in mine if e.state == "done"]
+        if len(done) > DONE_SHOWN:
+            line(f"{len(done) - DONE_SHOWN} earlier records of it are done in group {clean(group)}")
+        for explanation in (*done[-DONE_SHOWN:], *(e for e in mine if e.state != "done")):
+            head, *rest = sentences(explanation, now)
+            line(head, "green" if explanation.state == "done" else "bold")
+            for text in rest:
+                line(text)
