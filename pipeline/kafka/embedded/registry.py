@@ -131,7 +131,9 @@ class EmbeddedRegistry:
                 with tempfile.TemporaryDirectory(prefix=".staging-", dir=unpacked.parent) as staging:
                     content = Path(staging) / "content"
                     with tarfile.open(archive) as tar:
-                        tar.extractall(content, filter="data")
+                        if hasattr(tarfile, "data_filter"):  # not in the first 3.11 releases
+                            tar.extraction_filter = tarfile.data_filter
+                        tar.extractall(content)
                     os.replace(content, unpacked)
         return unpacked
 
