@@ -11,15 +11,21 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
 
 import pytest
 
 from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker, EmbeddedRegistry
+from pipeline.kafka.embedded.ports import free_ports
+from pipeline.kafka.embedded.properties import NodePorts, node_properties
 
 _HOST = "127.0.0.1"
 _FIRST_START_S = 300
+_DOCKER_START_S = 120
+_IMAGE = "apache/kafka:4.4.0"
 _MIRROR = os.environ.get("PIPELINE_MAVEN_MIRROR")
 
 
@@ -32,6 +38,21 @@ def _docker_answers() -> bool:
     except DockerException:
         return False
     return True
+
+
+def _await_metadata(bootstrap: str) -> None:
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    deadline = time.monotonic() + _DOCKER_START_S
+    while True:
+        try:
+            admin.list_topics(timeout=2)
+            return
+        except KafkaException as error:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{_IMAGE} did not answer at {bootstrap}") from error
 
 
 class _RunBroker:
@@ -55,12 +76,22 @@ class _RunBroker:
             self._stop()
 
     def _start_docker(self) -> str:
-        from testcontainers.kafka import KafkaContainer
+        """Apache's own image with the embedded broker's settings, as its KAFKA_* variables."""
+        from testcontainers.core.container import DockerContainer
 
-        container = KafkaContainer("apache/kafka:4.4.0")
+        broker, controller = free_ports(2)
+        container = DockerContainer(_IMAGE).with_bind_ports(broker, broker)
+        host = container.get_container_host_ip()
+        settings = node_properties(BrokerSpec(), 1, [NodePorts(broker, controller)], PurePosixPath("/tmp/kafka"))
+        settings["listeners"] = settings["listeners"].replace(f"PLAINTEXT://{_HOST}", "PLAINTEXT://0.0.0.0")
+        settings["advertised.listeners"] = f"PLAINTEXT://{host}:{broker}"
+        for name, value in settings.items():
+            container.with_env("KAFKA_" + name.upper().replace(".", "_"), value)
         container.start()
         self._stop = container.stop
-        return str(container.get_bootstrap_server())
+        bootstrap = f"{host}:{broker}"
+        _await_metadata(bootstrap)
+        return bootstrap
 
     def _start_embedded(self) -> str:
         broker = EmbeddedBroker(BrokerSpec(), mirror=_MIRROR)

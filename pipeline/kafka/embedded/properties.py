@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from pipeline.model.errors import ConfigurationError
 
@@ -63,7 +63,7 @@ class NodePorts:
     controller: int
 
 
-def node_properties(spec: BrokerSpec, node_id: int, ports: Sequence[NodePorts], log_dir: Path) -> dict[str, str]:
+def node_properties(spec: BrokerSpec, node_id: int, ports: Sequence[NodePorts], log_dir: PurePath) -> dict[str, str]:
     """server.properties of node `node_id` (1-based). `ports` are those of all nodes, in order."""
     own = ports[node_id - 1]
     voters = ",".join(f"{i}@{HOST}:{each.controller}" for i, each in enumerate(ports, start=1))
