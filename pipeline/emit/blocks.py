@@ -1,4 +1,5 @@
-"""What happens inside a run for a while: a model call, a tool call, a step. What the agent says of it, and the events that makes.
+"""What happens inside a run for a while: a model call, a tool call, a step. What the agent says of it, and
+the events that makes.
 
 A block says what to record when it begins and when it ends; who publishes that, and how, is the recorder's business.
 """
@@ -22,7 +23,8 @@ def is_cancellation(failure: BaseException) -> bool:
 
 
 def error_text(failure: BaseException) -> str:
-    """The message of an exception as text that every event can hold: bounded, and valid UTF-8; its class where it has none."""
+    """The message of an exception as text that every event can hold: bounded, and valid UTF-8; its class
+    where it has none."""
     try:
         text = str(failure)
     except Exception:  # an exception may fail even at this
@@ -53,8 +55,11 @@ class ModelCallBlock:
         self._cost_usd: float | None = None
         self._begun: Stamp | None = None
 
-    def usage(self, *, input_tokens: int | None = None, output_tokens: int | None = None, cost_usd: float | None = None) -> None:
-        """Tokens sent and received, and the price in US dollars. Raises ValidationError naming a field that does not fit."""
+    def usage(
+        self, *, input_tokens: int | None = None, output_tokens: int | None = None, cost_usd: float | None = None
+    ) -> None:
+        """Tokens sent and received, and the price in US dollars. Raises ValidationError naming a field that
+        does not fit."""
         self._update(input_tokens=input_tokens, output_tokens=output_tokens)
         if cost_usd is not None:
             self._cost_usd = float(cost_usd)
@@ -115,8 +120,12 @@ class ToolCallBlock:
         assert self._call is not None
         if failure is not None:
             self._error = f"{type(failure).__name__}: {error_text(failure)}"
-            self._status = "CANCELLED" if is_cancellation(failure) else "TIMEOUT" if isinstance(failure, TimeoutError) else "ERROR"
-        return self._journal.tool_result(stamp, self._call, self._status, self._content, self._error, self._call.occurred_at)
+            self._status = (
+                "CANCELLED" if is_cancellation(failure) else "TIMEOUT" if isinstance(failure, TimeoutError) else "ERROR"
+            )
+        return self._journal.tool_result(
+            stamp, self._call, self._status, self._content, self._error, self._call.occurred_at
+        )
 
 
 class StepBlock:

@@ -1,4 +1,5 @@
-"""Decisions of the publisher's buffer: what is let in, what is dropped, what is sent next. Pure: the shell brings lock and clock.
+"""Decisions of the publisher's buffer: what is let in, what is dropped, what is sent next. Pure: the shell
+brings lock and clock.
 
     admitted -> waiting -> in flight -> delivered
                    |           `-> failed: back to waiting (may heal) or given up (never will)
@@ -27,18 +28,34 @@ RECORD_OVERHEAD_BYTES = 256
 class Outgoing:
     """A record on its way. It is its own delivery callback: reporting appends it to `reports`, from any thread.
 
-    `number` counts a publisher's records, `place` those of one batch read from the spool; `copied` = the spool holds it too; `resent` = it came from there;
+    `number` counts a publisher's records, `place` those of one batch read from the spool; `copied` = the
+    spool holds it too; `resent` = it came from there;
     `event` = not encoded yet, since the schema ids were not known when it was published.
     """
 
-    __slots__ = ("copied", "error", "event", "headers", "key", "number", "place", "reports", "resent", "size_bytes", "topic", "value")
+    __slots__ = (
+        "copied",
+        "error",
+        "event",
+        "headers",
+        "key",
+        "number",
+        "place",
+        "reports",
+        "resent",
+        "size_bytes",
+        "topic",
+        "value",
+    )
 
     def __init__(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
         self.topic = topic
         self.key = key
         self.value = value
         self.headers = headers
-        self.size_bytes = RECORD_OVERHEAD_BYTES + len(topic) + len(key or b"") + len(value or b"") + header_bytes(headers)
+        self.size_bytes = (
+            RECORD_OVERHEAD_BYTES + len(topic) + len(key or b"") + len(value or b"") + header_bytes(headers)
+        )
         self.number = -1
         self.place = 0
         self.copied = False
@@ -138,7 +155,8 @@ class Buffer:
         return [self.waiting[index] for index in range(min(limit, len(self.waiting)))]
 
     def route(self, *, away: bool, spool_empty: bool, disk_works: bool) -> Route:
-        """What to do with waiting records. In "spool" mode disk takes over when the broker is away or memory is three quarters full.
+        """What to do with waiting records. In "spool" mode disk takes over when the broker is away or memory
+        is three quarters full.
 
         A disk that does not take records leaves memory alone, until something is on it that has to go first.
         """
@@ -156,7 +174,8 @@ class Buffer:
 class Link:
     """Whether the broker answers, from what was reported. Times in milliseconds on any one clock.
 
-    Away: a delivery failed in a way that may heal, or something is in flight and nothing came back for `away_after_ms`.
+    Away: a delivery failed in a way that may heal, or something is in flight and nothing came back for
+    `away_after_ms`.
     Back: something was delivered.
     """
 

@@ -47,7 +47,10 @@ def content_text(content: Any) -> tuple[str | None, list[str]]:
     for part in content:
         text = part if isinstance(part, str) else None
         if isinstance(part, Mapping):
-            text = next((part[k] for k in ("text", "refusal", "input_text", "output_text") if isinstance(part.get(k), str)), None)
+            text = next(
+                (part[k] for k in ("text", "refusal", "input_text", "output_text") if isinstance(part.get(k), str)),
+                None,
+            )
         if text is None:
             others.append(clean(str(part.get("type")))[:40] if isinstance(part, Mapping) else type(part).__name__)
         else:
@@ -63,7 +66,8 @@ def as_count(value: Any) -> int:
 
 
 def time_of(holder: Mapping[str, Any]) -> int | None:
-    """Milliseconds since the epoch from whichever time field there is: seconds, milliseconds, or ISO 8601 (UTC when it names no zone)."""
+    """Milliseconds since the epoch from whichever time field there is: seconds, milliseconds, or ISO 8601
+    (UTC when it names no zone)."""
     for key in _TIME_KEYS:
         found = _time(holder.get(key))
         if found is not None:

@@ -1,4 +1,5 @@
-"""The headers that a published event carries beside its bytes: event id, trace, CloudEvents attributes. Pure but for `current_traceparent`."""
+"""The headers that a published event carries beside its bytes: event id, trace, CloudEvents attributes. Pure
+but for `current_traceparent`."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 def event_headers(event: RunEvent, traceparent: str | None = None, ce_source: str | None = None) -> Headers:
     """Headers of one event: `pl.event_id`, `traceparent` when there is one, and `ce_*` when `ce_source` is set.
 
-    CloudEvents 1.0, Kafka binding, binary mode, with the partitioning extension. There is no `content-type`: bytes with a schema id in
+    CloudEvents 1.0, Kafka binding, binary mode, with the partitioning extension. There is no `content-type`:
+    bytes with a schema id in
     front have no registered media type.
     """
     headers: Headers = [(EVENT_ID, event.event_id.encode())]
@@ -42,7 +44,8 @@ def is_traceparent(text: str) -> bool:
 
 
 def current_traceparent() -> str | None:
-    """The traceparent of OpenTelemetry's current span; None without one, or when the service does not use OpenTelemetry.
+    """The traceparent of OpenTelemetry's current span; None without one, or when the service does not use
+    OpenTelemetry.
 
     A service that uses it has imported it: nothing is imported here.
     """

@@ -1,6 +1,8 @@
-"""A seeded simulation of an agent fleet, and what a handler should do with an event: both pure, both decided by the event alone.
+"""A seeded simulation of an agent fleet, and what a handler should do with an event: both pure, both decided
+by the event alone.
 
-The demo's handlers ask `behaviour_of(event)`; so does whoever counts afterwards what should have been retried and dead-lettered.
+The demo's handlers ask `behaviour_of(event)`; so does whoever counts afterwards what should have been
+retried and dead-lettered.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ _UNIT = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """What a demo handler does with one record: fails its first `fails` executions, takes `sleep_ms`; `poison`: can never succeed."""
+    """What a demo handler does with one record: fails its first `fails` executions, takes `sleep_ms`;
+    `poison`: can never succeed."""
 
     fails: int = 0
     sleep_ms: int = 0
@@ -35,7 +38,8 @@ class Behaviour:
 
 @dataclass(frozen=True, slots=True)
 class FleetRecord:
-    """What one agent publishes: an event, or bytes that are none. `key` is the run id, so poison stands among its run's events."""
+    """What one agent publishes: an event, or bytes that are none. `key` is the run id, so poison stands
+    among its run's events."""
 
     key: bytes
     value: RunEvent | bytes
@@ -44,7 +48,8 @@ class FleetRecord:
 
 @dataclass(frozen=True, slots=True)
 class FleetMix:
-    """How the simulated tool calls are spread, as parts of one; the rest is ordinary. `active`: runs interleaved at a time."""
+    """How the simulated tool calls are spread, as parts of one; the rest is ordinary. `active`: runs
+    interleaved at a time."""
 
     flaky: float = 0.06
     slow: float = 0.04
@@ -54,9 +59,11 @@ class FleetMix:
 
 
 def behaviour_of(event: object) -> Behaviour:
-    """By the tool of a ToolCall: the fleet's own tools say it (`flaky_search` in its argument `fails`); any other by a hash of event_id.
+    """By the tool of a ToolCall: the fleet's own tools say it (`flaky_search` in its argument `fails`); any
+    other by a hash of event_id.
 
-    Of 10,000 ordinary tool calls 400 fail once, 150 twice, 50 for ever, and 300 take 20 ms. Everything else just succeeds.
+    Of 10,000 ordinary tool calls 400 fail once, 150 twice, 50 for ever, and 300 take 20 ms. Everything else
+    just succeeds.
     """
     if not isinstance(event, ToolCall):
         return Behaviour()
@@ -92,7 +99,8 @@ def _argument(event: ToolCall, name: str, default: int, high: int) -> int:
 
 
 def simulate(seed: int, runs: int, now_ms: int, mix: FleetMix | None = None) -> Iterator[FleetRecord]:
-    """What a fleet publishes in `runs` runs, about a dozen records each, interleaved. The same arguments give the same records."""
+    """What a fleet publishes in `runs` runs, about a dozen records each, interleaved. The same arguments
+    give the same records."""
     chosen, source = mix or FleetMix(), random.Random(seed)
     active: list[Iterator[FleetRecord]] = []
     begun = 0
@@ -176,5 +184,7 @@ def _turn(agent: _Agent, scope: Scope) -> Iterator[FleetRecord]:
         stamp = agent.stamp(scope)
         result = "no answer" if failed else "found"
         yield agent.record(
-            journal.tool_result(stamp, call, "ERROR" if failed else "OK", result, result if failed else None, call.occurred_at)
+            journal.tool_result(
+                stamp, call, "ERROR" if failed else "OK", result, result if failed else None, call.occurred_at
+            )
         )

@@ -1,8 +1,8 @@
 """How spooled records look on disk: frames with a length and a checksum, found again after damage. Pure.
 
-    frame    4 bytes mark, u32 length of the payload, u32 CRC-32 of the payload, payload
-    payload  u64 number, then topic, key, value (i32 length or -1 for null, bytes), u32 count of headers,
-             per header the name and the value in the same form
+frame    4 bytes mark, u32 length of the payload, u32 CRC-32 of the payload, payload
+payload  u64 number, then topic, key, value (i32 length or -1 for null, bytes), u32 count of headers,
+         per header the name and the value in the same form
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class BadFrame(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What a piece of a segment held: payloads in order, how many bytes are dealt with, how many of them were damaged."""
+    """What a piece of a segment held: payloads in order, how many bytes are dealt with, how many of them
+    were damaged."""
 
     payloads: list[bytes]
     consumed: int
@@ -72,7 +73,8 @@ def unpack(payload: bytes) -> Outgoing:
 
 
 def scan(data: bytes, *, final: bool, limit: int) -> Scan:
-    """The first `limit` whole frames in `data`. `final`: nothing follows, so an unfinished frame is damage (a torn write), no reason to wait."""
+    """The first `limit` whole frames in `data`. `final`: nothing follows, so an unfinished frame is damage
+    (a torn write), no reason to wait."""
     payloads: list[bytes] = []
     at = damaged = 0
     while at < len(data) and len(payloads) < limit:

@@ -1,9 +1,11 @@
-"""One agent run as a sequence of events: what happened goes in, RunEvents come out. Pure: `now_ms` and event ids are arguments.
+"""One agent run as a sequence of events: what happened goes in, RunEvents come out. Pure: `now_ms` and event
+ids are arguments.
 
     RunStarted, then any of ModelCall / ToolCall + ToolResult / Step / Message / Memory / Approval, then one of
     RunCompleted / RunFailed / RunCancelled, which carries the totals of all
 
-A value that does not fit raises pydantic's ValidationError naming the field, and then nothing was counted or numbered.
+A value that does not fit raises pydantic's ValidationError naming the field, and then nothing was counted or
+numbered.
 """
 
 from __future__ import annotations
@@ -76,13 +78,21 @@ class RunJournal:
         self._output_tokens = 0
         self._cost_usd: float | None = None
 
-    def started(self, stamp: Stamp, input: str | None, labels: Mapping[str, str], parent_run_id: str | None) -> RunStarted:
+    def started(
+        self,
+        stamp: Stamp,
+        input: str | None,  # noqa: A002 - the field's own name
+        labels: Mapping[str, str],
+        parent_run_id: str | None,
+    ) -> RunStarted:
         """The first event."""
         event = RunStarted(**self._base(stamp), input=input, labels=dict(labels), parent_run_id=parent_run_id)
         self._started_ms = stamp.now_ms
         return self._count(event)
 
-    def model_call(self, stamp: Stamp, model: str, answer: Mapping[str, Any], cost_usd: float | None = None) -> ModelCall:
+    def model_call(
+        self, stamp: Stamp, model: str, answer: Mapping[str, Any], cost_usd: float | None = None
+    ) -> ModelCall:
         """A model call has ended; `answer` holds the other fields of ModelCall."""
         event = self._count(ModelCall(**self._base(stamp), model=model, **answer))
         self._model_calls += 1
@@ -102,12 +112,22 @@ class RunJournal:
         self._tool_calls += 1
         return self._count(event)
 
-    def tool_result(self, stamp: Stamp, call: ToolCall, status: ToolStatus, content: str | None, error: str | None, started_ms: int) -> ToolResult:
+    def tool_result(
+        self, stamp: Stamp, call: ToolCall, status: ToolStatus, content: str | None, error: str | None, started_ms: int
+    ) -> ToolResult:
         """The tool has ended, one way or another."""
         duration_ms = max(0, stamp.now_ms - started_ms)
         base = self._base(stamp) | {"parent_id": call.event_id}
         return self._count(
-            ToolResult(**base, tool=call.tool, call_id=call.call_id, status=status, content=content, error=error, duration_ms=duration_ms)
+            ToolResult(
+                **base,
+                tool=call.tool,
+                call_id=call.call_id,
+                status=status,
+                content=content,
+                error=error,
+                duration_ms=duration_ms,
+            )
         )
 
     def step_number(self) -> int:
@@ -124,13 +144,17 @@ class RunJournal:
     def step_ended(self, stamp: Stamp, begun: Step, error: str | None, skipped: bool) -> Step:
         """A step has ended."""
         base = self._base(stamp) | {"step": begun.step, "parent_id": begun.event_id}
-        status: Literal["FAILED", "SKIPPED", "COMPLETED"] = "FAILED" if error is not None else "SKIPPED" if skipped else "COMPLETED"
+        status: Literal["FAILED", "SKIPPED", "COMPLETED"] = (
+            "FAILED" if error is not None else "SKIPPED" if skipped else "COMPLETED"
+        )
         duration_ms = max(0, stamp.now_ms - begun.occurred_at)
         return self._count(Step(**base, name=begun.name, status=status, error=error, duration_ms=duration_ms))
 
     def message(self, stamp: Stamp, role: str, content: str, name: str | None) -> Message:
         """Someone spoke."""
-        return self._count(Message.model_validate(self._base(stamp) | {"role": role.upper(), "content": content, "name": name}))
+        return self._count(
+            Message.model_validate(self._base(stamp) | {"role": role.upper(), "content": content, "name": name})
+        )
 
     def memory(self, stamp: Stamp, operation: str, fields: Mapping[str, Any]) -> Memory:
         """The agent used its memory."""
@@ -188,7 +212,8 @@ class RunJournal:
 
 
 def json_text(value: Any) -> str:
-    """A JSON document: `value` itself when it is text that is one, else its JSON (text of other things for what JSON can't hold)."""
+    """A JSON document: `value` itself when it is text that is one, else its JSON (text of other things for
+    what JSON can't hold)."""
     if isinstance(value, str):
         try:
             json.loads(value)

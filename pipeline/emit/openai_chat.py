@@ -1,9 +1,11 @@
-"""Chat transcripts as run events: one run in OpenAI chat format -> the events that its agent would have recorded. Pure.
+"""Chat transcripts as run events: one run in OpenAI chat format -> the events that its agent would have
+recorded. Pure.
 
     system / developer / user message -> Message      assistant message -> ModelCall, and a ToolCall per call in it
     tool / function message -> ToolResult             reward -> RunCompleted (1.0 or none given) or RunFailed
 
-Formats vary, so it takes what it can and says what it left out, as data. The same transcript always gives the same run id,
+Formats vary, so it takes what it can and says what it left out, as data. The same transcript always gives
+the same run id,
 event ids and times: importing twice makes duplicates that consumers can tell, never new events.
 """
 
@@ -21,7 +23,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.emit.coerce import TIME_MAX_MS, as_count, as_json, as_text, clean, content_text, time_of
-from pipeline.model.events import Message, ModelCall, RunCompleted, RunEvent, RunFailed, RunStarted, ToolCall, ToolResult
+from pipeline.model.events import (
+    Message,
+    ModelCall,
+    RunCompleted,
+    RunEvent,
+    RunFailed,
+    RunStarted,
+    ToolCall,
+    ToolResult,
+)
 
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://pipeline.agent.run/transcripts")
 BASE_MS = 1_704_067_200_000
@@ -37,7 +48,8 @@ _TOOL_ROLES = frozenset({"tool", "function", "ipython"})
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Something that did not become an event, or not all of it: line of the file (from 1), path in the line, and why."""
+    """Something that did not become an event, or not all of it: line of the file (from 1), path in the line,
+    and why."""
 
     line: int
     path: str
@@ -85,9 +97,11 @@ class _Totals:
 
 
 def import_run(transcript: object, options: ImportOptions, line: int = 1, occurrence: int = 1) -> ImportedRun:
-    """The events of one transcript: `{messages, reward?, task_id?, trial?, ...}`, or the bare list of messages. Never raises on any JSON.
+    """The events of one transcript: `{messages, reward?, task_id?, trial?, ...}`, or the bare list of
+    messages. Never raises on any JSON.
 
-    `occurrence`: the how-manieth transcript of this source with the same identity; its number becomes part of the run id.
+    `occurrence`: the how-manieth transcript of this source with the same identity; its number becomes part
+    of the run id.
     """
     record: Mapping[str, Any] = transcript if isinstance(transcript, Mapping) else {"messages": transcript}
     messages = _messages(record)
@@ -182,7 +196,8 @@ class _Builder:
             "duration_ms": max(0, self._now_ms - self._first_ms),
         }
         if isinstance(reward, (int, float)) and not reward >= SUCCESS:
-            self._add(RunFailed, "reward", error_class="Reward", error_message=f"reward {reward} is below {SUCCESS}", **fields)
+            message = f"reward {reward} is below {SUCCESS}"
+            self._add(RunFailed, "reward", error_class="Reward", error_message=message, **fields)
         else:
             self._add(RunCompleted, "reward", output=totals.last_text, **fields)
 
@@ -224,7 +239,9 @@ class _Builder:
         given = item.get("id")
         call_id = clean(given) if isinstance(given, str) and given else self._id(path)
         arguments = function.get("arguments", function.get("input"))
-        event = self._add(ToolCall, path, tool=clean(name), call_id=call_id, arguments=_arguments(arguments), parent_id=parent)
+        event = self._add(
+            ToolCall, path, tool=clean(name), call_id=call_id, arguments=_arguments(arguments), parent_id=parent
+        )
         if event is not None:
             self._totals.tool_calls += 1
             self._totals.open_calls.append(_Call(clean(name), call_id, event.event_id, self._now_ms))
@@ -255,7 +272,9 @@ class _Builder:
         if isinstance(wanted, str) and wanted:
             found = next((call for call in waiting if call.call_id == clean(wanted)), None)
         else:
-            found = next((call for call in waiting if call.tool == name), None) if isinstance(name, str) and name else None
+            found = (
+                next((call for call in waiting if call.tool == name), None) if isinstance(name, str) and name else None
+            )
             found = found or (waiting[0] if waiting else None)
         if found is not None:
             waiting.remove(found)
@@ -287,7 +306,9 @@ class _Builder:
 
 
 def _messages(record: Mapping[str, Any]) -> list[Any] | None:
-    return next((record[name] for name in ("messages", "traj", "conversation") if isinstance(record.get(name), list)), None)
+    return next(
+        (record[name] for name in ("messages", "traj", "conversation") if isinstance(record.get(name), list)), None
+    )
 
 
 def _role(message: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """What a publisher may cost the agent: one frozen policy, checked when it is built.
 
-The policy decides only what happens while Kafka takes less than the agent gives: while it keeps up, the modes are the same.
+The policy decides only what happens while Kafka takes less than the agent gives: while it keeps up, the
+modes are the same.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ MAX_IN_FLIGHT = 20_000
 class BufferPolicy:
     """Bounds of the buffer, and what a full one means.
 
-    `mode`: "block" waits at most `block_timeout` ("250ms", or seconds), then raises BufferFull; "drop_oldest" never waits and
+    `mode`: "block" waits at most `block_timeout` ("250ms", or seconds), then raises BufferFull;
+    "drop_oldest" never waits and
     drops the oldest record that was not handed to the Kafka client yet (counted and logged); "spool" writes to
-    `spool_dir` (at most `spool_max_bytes`, all publishers' own share each) and sends it later; a full spool is treated like "block".
+    `spool_dir` (at most `spool_max_bytes`, all publishers' own share each) and sends it later; a full spool
+    is treated like "block".
     `max_records` and `max_bytes` bound everything in memory: waiting and sent but not acknowledged.
     `away_after`: no acknowledgement for so long means that the broker is away.
-    `fsync_interval`: a power cut loses at most so much of what was spooled (0 = sync every write); a killed process loses nothing spooled.
+    `fsync_interval`: a power cut loses at most so much of what was spooled (0 = sync every write); a killed
+    process loses nothing spooled.
     Raises ConfigurationError naming the setting.
     """
 
@@ -55,5 +59,6 @@ class BufferPolicy:
 
     @property
     def window(self) -> int:
-        """Most records sent and not acknowledged; half the buffer, so that something is always left to drop or spool."""
+        """Most records sent and not acknowledged; half the buffer, so that something is always left to drop
+        or spool."""
         return min(MAX_IN_FLIGHT, max(1, self.max_records // 2))

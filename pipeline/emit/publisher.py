@@ -1,6 +1,8 @@
-"""Publishing run events without holding up the agent: encode, enqueue, go on; one thread does the rest (see `sender`).
+"""Publishing run events without holding up the agent: encode, enqueue, go on; one thread does the rest (see
+`sender`).
 
-Events of one key reach Kafka in the order in which they were published. Delivery is at-least-once under stable event ids.
+Events of one key reach Kafka in the order in which they were published. Delivery is at-least-once under
+stable event ids.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class EventEncoder(Protocol):
 class PublishOptions:
     """`topic`: where events go that name none. `ce_source`: the CloudEvents source; set, it adds the `ce_*` headers.
 
-    `prepare` finds the schema ids and may wait and raise a ClusterError or CodecError: it is called in the publisher's thread until it
+    `prepare` finds the schema ids and may wait and raise a ClusterError or CodecError: it is called in the
+    publisher's thread until it
     succeeds, so that an agent starts while broker and registry are away. None: the encoder is ready.
     """
 
@@ -55,9 +58,11 @@ class PublishOptions:
 
 
 class Publisher:
-    """Takes events from any thread and any event loop. Owns `producer` and closes it. Make it after a fork, not before.
+    """Takes events from any thread and any event loop. Owns `producer` and closes it. Make it after a fork,
+    not before.
 
-    A full buffer in "block" mode (or a full spool) makes `publish` wait for `policy.block_timeout` at most, then raise BufferFull;
+    A full buffer in "block" mode (or a full spool) makes `publish` wait for `policy.block_timeout` at most,
+    then raise BufferFull;
     `publish_async` awaits instead. EncodeError: the event does not fit its schema and nothing was sent.
     """
 
@@ -97,7 +102,8 @@ class Publisher:
             await self._wait_async(record)
 
     def publish_many(self, events: Iterable[RunEvent], *, topic: str | None = None) -> int:
-        """Encode and enqueue many, in order; returns how many. On an error those before the bad one stay published."""
+        """Encode and enqueue many, in order; returns how many. On an error those before the bad one stay
+        published."""
         name, count, chunk = topic or self.options.topic, 0, list[Outgoing]()
         try:
             for event in events:
@@ -109,9 +115,16 @@ class Publisher:
             count += self._put_many(chunk)
         return count
 
-    def publish_record(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers | None = None) -> None:
+    def publish_record(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Headers | None = None
+    ) -> None:
         """Enqueue bytes as they are."""
         self._put(Outgoing(topic, key, value, list(headers or ())))
+
+    @property
+    def pending(self) -> int:
+        """Records in memory that Kafka has not acknowledged. Cheap, and only roughly right while others publish."""
+        return self._buffer.records
 
     def stats(self) -> PublisherStats:
         """Counts as of now."""
@@ -139,7 +152,8 @@ class Publisher:
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> Leftover:
         """Flush, stop the thread and close the producer; with a spool, what is left goes to disk. Twice is fine.
 
-        With a spool it does not wait for a broker that is away. Takes `timeout_s`, and a second at most for letting go of a client whose broker is away.
+        With a spool it does not wait for a broker that is away. Takes `timeout_s`, and a second at most for
+        letting go of a client whose broker is away.
         """
         deadline = time.monotonic() + timeout_s
         self._flush(timeout_s, spool_will_do=True)
@@ -152,7 +166,9 @@ class Publisher:
         self._wake.set()
         self._thread.join(max(1.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            raise PublishError("The publisher's thread did not stop: the Kafka client or the spool's disk does not return.")
+            raise PublishError(
+                "The publisher's thread did not stop: the Kafka client or the spool's disk does not return."
+            )
         left = self._sender.finish(_now_ms(), min(1.0, max(0.1, deadline - time.monotonic())))
         with self._lock:
             self._left = left
@@ -290,7 +306,8 @@ class Publisher:
     def _rest(self, seen: int, idle_s: float) -> None:
         """Sleep until there may be something to do; `seen` is how many records there had been before the last look.
 
-        A new record ends the sleep, but not while the broker is away or the window is full: then a tick is soon enough, and
+        A new record ends the sleep, but not while the broker is away or the window is full: then a tick is
+        soon enough, and
         the agent is spared the wake-ups. The flag goes up before the last look, so that no record slips between.
         """
         with self._lock:

@@ -6,7 +6,8 @@
         with run.tool_call("search", arguments={"q": "refund"}) as tool:
             tool.result("...")
 
-Two thin shells, one core: what is recorded is decided in `blocks` and `journal`; here it gets an id and a time, and is published in
+Two thin shells, one core: what is recorded is decided in `blocks` and `journal`; here it gets an id and a
+time, and is published in
 its turn. An exception of the body is recorded and goes on; trouble with recording never takes its place.
 """
 
@@ -56,7 +57,8 @@ def _new_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class RecorderOptions:
-    """`tenant`: of runs that name none. `owns_publisher`: leaving the recorder closes it, within `close_timeout_s`."""
+    """`tenant`: of runs that name none. `owns_publisher`: leaving the recorder closes it, within
+    `close_timeout_s`."""
 
     tenant: str = "default"
     owns_publisher: bool = True
@@ -66,7 +68,8 @@ class RecorderOptions:
 
 
 class Recorder:
-    """Opens either shell: `with` gives a SyncRecorder, `async with` an AsyncRecorder. `left` says what was not delivered at the end."""
+    """Opens either shell: `with` gives a SyncRecorder, `async with` an AsyncRecorder. `left` says what was
+    not delivered at the end."""
 
     def __init__(self, publisher: EventPublisher, options: RecorderOptions | None = None) -> None:
         self.left = Leftover()
@@ -93,7 +96,9 @@ class _RunCore:
 
     def __init__(self, publisher: EventPublisher, options: RecorderOptions, start: _RunStart) -> None:
         if start.traceparent is not None and not is_traceparent(start.traceparent):
-            raise ConfigurationError(f"traceparent={start.traceparent!r} is not W3C Trace Context: use 00-<32 hex>-<16 hex>-<2 hex>.")
+            raise ConfigurationError(
+                f"traceparent={start.traceparent!r} is not W3C Trace Context: use 00-<32 hex>-<16 hex>-<2 hex>."
+            )
         self.publisher = publisher
         self.run_id = start.run_id or options.new_id()
         self.journal = RunJournal(RunIdentity(self.run_id, start.agent, start.tenant or options.tenant))
@@ -125,7 +130,8 @@ class _RunStart:
 
 
 def _not_recorded(trouble: BaseException, failure: BaseException) -> None:
-    """Recording the end went wrong while the body's own exception is on its way: that one is what the agent must see."""
+    """Recording the end went wrong while the body's own exception is on its way: that one is what the agent
+    must see."""
     log.error("the end of a run or call was not recorded: %s", trouble)
     failure.add_note(f"pipeline could not record this: {trouble}")
 
@@ -144,7 +150,9 @@ class SyncBlock(Generic[B]):
         _scope.set((self._run.run_id, scope))
         return self._block
 
-    def __exit__(self, _kind: type[BaseException] | None, failure: BaseException | None, _trace: TracebackType | None) -> None:
+    def __exit__(
+        self, _kind: type[BaseException] | None, failure: BaseException | None, _trace: TracebackType | None
+    ) -> None:
         _scope.set(self._outer)
         try:
             self._run._emit(lambda stamp: self._block.end(stamp, failure))
@@ -155,7 +163,8 @@ class SyncBlock(Generic[B]):
 
 
 class Run:
-    """A run being recorded; any thread may use it. Every call may raise ValidationError (nothing sent) and BufferFull."""
+    """A run being recorded; any thread may use it. Every call may raise ValidationError (nothing sent) and
+    BufferFull."""
 
     def __init__(self, core: _RunCore) -> None:
         self.run_id = core.run_id
@@ -168,7 +177,9 @@ class Run:
         self._own.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._own.__exit__(kind, failure, trace)
 
     def model_call(self, model: str, *, provider: str | None = None) -> SyncBlock[ModelCallBlock]:
@@ -193,7 +204,11 @@ class Run:
 
     def approval(self, decision: str, approval_id: str, subject: str, **fields: Any) -> None:
         """A human approval: `decision` is requested, approved, rejected or expired; fields approver, comment."""
-        self._emit(lambda stamp: self._core.journal.approval(stamp, decision, {"approval_id": approval_id, "subject": subject, **fields}))
+        self._emit(
+            lambda stamp: self._core.journal.approval(
+                stamp, decision, {"approval_id": approval_id, "subject": subject, **fields}
+            )
+        )
 
     def output(self, content: Any) -> None:
         """What the run comes to; kept in RunCompleted."""
@@ -236,7 +251,9 @@ class AsyncBlock(Generic[B]):
         _scope.set((self._run.run_id, scope))
         return self._block
 
-    async def __aexit__(self, _kind: type[BaseException] | None, failure: BaseException | None, _trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, failure: BaseException | None, _trace: TracebackType | None
+    ) -> None:
         _scope.set(self._outer)
         try:
             await self._run._emit(lambda stamp: self._block.end(stamp, failure))
@@ -260,7 +277,9 @@ class AsyncRun:
         await self._own.__aenter__()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self._own.__aexit__(kind, failure, trace)
 
     def model_call(self, model: str, *, provider: str | None = None) -> AsyncBlock[ModelCallBlock]:
@@ -328,12 +347,13 @@ class SyncRecorder:
         tenant: str | None = None,
         *,
         run_id: str | None = None,
-        input: str | None = None,
+        input: str | None = None,  # noqa: A002 - the field's own name
         labels: Mapping[str, str] | None = None,
         parent_run_id: str | None = None,
         traceparent: str | None = None,
     ) -> Run:
-        """A run, recorded from `with` to its end. `traceparent`: W3C; by default OpenTelemetry's current one, if there is one."""
+        """A run, recorded from `with` to its end. `traceparent`: W3C; by default OpenTelemetry's current
+        one, if there is one."""
         start = _RunStart(agent, tenant, run_id, input, labels, parent_run_id, traceparent)
         return Run(_RunCore(self._publisher, self._options, start))
 
@@ -351,7 +371,7 @@ class AsyncRecorder:
         tenant: str | None = None,
         *,
         run_id: str | None = None,
-        input: str | None = None,
+        input: str | None = None,  # noqa: A002 - the field's own name
         labels: Mapping[str, str] | None = None,
         parent_run_id: str | None = None,
         traceparent: str | None = None,

@@ -1,4 +1,5 @@
-"""The sending side of a publisher: what its one thread does, step by step. No thread of its own and no clock: call `step(now_ms)`.
+"""The sending side of a publisher: what its one thread does, step by step. No thread of its own and no
+clock: call `step(now_ms)`.
 
     reports -> buffer (delivered / failed)      waiting -> producer, or -> spool      spool -> producer
 
@@ -19,7 +20,14 @@ from pipeline.emit.buffer import Buffer, Link, Outgoing, Route
 from pipeline.emit.spool import Spool
 from pipeline.emit.stats import Counters, Leftover
 from pipeline.model.cluster import RecordProducer
-from pipeline.model.errors import BufferFull, ClusterError, ClusterUnavailable, FencedError, NotAuthorized, PipelineError
+from pipeline.model.errors import (
+    BufferFull,
+    ClusterError,
+    ClusterUnavailable,
+    FencedError,
+    NotAuthorized,
+    PipelineError,
+)
 from pipeline.model.headers import event_id_of
 
 log = logging.getLogger("pipeline.emit")
@@ -35,15 +43,22 @@ _HEALING = (ClusterUnavailable, NotAuthorized, FencedError)
 
 
 def may_heal(error: ClusterError) -> bool:
-    """By itself or by an operator (an ACL, a topic that is missing); every other refusal concerns the record and is final."""
+    """By itself or by an operator (an ACL, a topic that is missing); every other refusal concerns the record
+    and is final."""
     return isinstance(error, _HEALING) or "UNKNOWN_TOPIC" in str(error)
 
 
 class Sender:
-    """Owner of the producer and the spool. One thread calls it; the buffer is shared with publishers, under `lock`."""
+    """Owner of the producer and the spool. One thread calls it; the buffer is shared with publishers, under
+    `lock`."""
 
     def __init__(
-        self, producer: RecordProducer, buffer: Buffer, lock: threading.Condition, counters: Counters, spool: Spool | None
+        self,
+        producer: RecordProducer,
+        buffer: Buffer,
+        lock: threading.Condition,
+        counters: Counters,
+        spool: Spool | None,
     ) -> None:
         self.link = Link(buffer.policy.away_after_ms)
         self.reports: deque[Outgoing] = deque()
@@ -98,7 +113,8 @@ class Sender:
         return self._spool is not None and self.link.away
 
     def finish(self, now_ms: int, timeout_s: float) -> Leftover:
-        """The last call: what can't be sent is spooled where there is a spool; the producer is closed (it gets `timeout_s`)."""
+        """The last call: what can't be sent is spooled where there is a spool; the producer is closed (it
+        gets `timeout_s`)."""
         if self._spool is not None:
             self._disk_retry_at_ms = 0
             while self._spill(now_ms):
@@ -127,7 +143,9 @@ class Sender:
 
     def _route(self, now_ms: int) -> Route:
         with self._lock:
-            return self._buffer.route(away=self.link.away, spool_empty=self._spool_empty, disk_works=self._disk_works(now_ms))
+            return self._buffer.route(
+                away=self.link.away, spool_empty=self._spool_empty, disk_works=self._disk_works(now_ms)
+            )
 
     def _disk_works(self, now_ms: int) -> bool:
         return self._spool is not None and now_ms >= self._disk_retry_at_ms
@@ -190,7 +208,11 @@ class Sender:
         if not self._failed or not self.link.may_send(now_ms):
             return
         with self._lock:
-            if len(self._failed) == len(self._buffer.in_flight) and self._spool_empty and not (self.safe and self._disk_works(now_ms)):
+            if (
+                len(self._failed) == len(self._buffer.in_flight)
+                and self._spool_empty
+                and not (self.safe and self._disk_works(now_ms))
+            ):
                 self._buffer.put_back(self._failed.values())
                 self._failed.clear()
 
@@ -236,7 +258,9 @@ class Sender:
         try:
             written = self._spool.append(chunk)
         except OSError as error:
-            log.error("the spool in %s can't be written: %s; keeping records in memory", self._spool.root, error.strerror)
+            log.error(
+                "the spool in %s can't be written: %s; keeping records in memory", self._spool.root, error.strerror
+            )
             written = 0
         if written < len(chunk):
             self._disk_retry_at_ms = now_ms + DISK_RETRY_MS
@@ -318,7 +342,9 @@ class Sender:
                 log.warning("the broker answers again; %d bytes are spooled", self.spool_bytes)
         dropped = self._buffer.dropped
         if dropped >= 2 * self._dropped_logged + 1 or (dropped > self._dropped_logged and not self._buffer.waiting):
-            log.warning("%d records dropped so far, since the buffer of %d is full", dropped, self._buffer.policy.max_records)
+            log.warning(
+                "%d records dropped so far, since the buffer of %d is full", dropped, self._buffer.policy.max_records
+            )
             self._dropped_logged = dropped
 
 

@@ -1,4 +1,5 @@
-"""The spool: records on disk, in order, waiting for the broker. One owner thread; other processes keep out by a file lock.
+"""The spool: records on disk, in order, waiting for the broker. One owner thread; other processes keep out
+by a file lock.
 
     spool_dir/<owner>/lock            held (flock) as long as the owner lives; a folder nobody holds was left behind
                       position       segment and offset up to which everything is delivered
@@ -211,7 +212,9 @@ class Spool:
             self.root.mkdir(parents=True, exist_ok=True)
             self._own = self._make_own()
         except OSError as error:
-            raise ConfigurationError(f"spool_dir={str(root)!r} can't be used: {error.strerror}; name a folder this process may write to.") from None
+            raise ConfigurationError(
+                f"spool_dir={str(root)!r} can't be used: {error.strerror}; name a folder this process may write to."
+            ) from None
         self._left: list[Folder] = []
         self._reading: Folder | None = None
         self.adopt()
@@ -314,8 +317,12 @@ class Spool:
         fresh.mkdir(mode=0o700)
         lock = _try_lock(fresh / "lock")
         if lock is None:
-            raise ConfigurationError(f"spool_dir={str(self.root)!r} does not support file locks; name a folder on a local disk.")
-        path = fresh.rename(self.root / name)  # under its final name it is locked already: nobody takes it for left behind
+            raise ConfigurationError(
+                f"spool_dir={str(self.root)!r} does not support file locks; name a folder on a local disk."
+            )
+        path = fresh.rename(
+            self.root / name
+        )  # under its final name it is locked already: nobody takes it for left behind
         return Folder(path, lock, self._segment_bytes)
 
 

@@ -21,8 +21,10 @@ class Counters:
 class PublisherStats:
     """One look at a publisher.
 
-    `published` records were taken from the agent; `delivered` were acknowledged by Kafka (also some that an earlier process spooled);
-    `dropped` by "drop_oldest"; `failed` refused by Kafka for good; `spooled` written to disk, `resent` acknowledged from there;
+    `published` records were taken from the agent; `delivered` were acknowledged by Kafka (also some that an
+    earlier process spooled);
+    `dropped` by "drop_oldest"; `failed` refused by Kafka for good; `spooled` written to disk, `resent`
+    acknowledged from there;
     `full` times BufferFull was raised. `waiting` and `in_flight` are in memory now, `buffered_bytes` their size,
     `spool_bytes` on disk. `away` = the broker does not answer.
     """
@@ -43,9 +45,11 @@ class PublisherStats:
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """What a flush or close left: `undelivered` records in memory (lost, after a close) with the first 100 event ids, and bytes on disk.
+    """What a flush or close left: `undelivered` records in memory (lost, after a close) with the first 100
+    event ids, and bytes on disk.
 
-    What is on disk is sent later, by this publisher or by the next one with the same spool_dir. It counts as undelivered only
+    What is on disk is sent later, by this publisher or by the next one with the same spool_dir. It counts as
+    undelivered only
     in `complete`.
     """
 

@@ -1,6 +1,7 @@
 """Reading transcript files: JSONL, or one JSON array, or one JSON object; plain or gzip. One run in memory at a time.
 
-A line that is not JSON is handed on as an error with its number, and reading goes on with the next; inside an array nothing can be
+A line that is not JSON is handed on as an error with its number, and reading goes on with the next; inside
+an array nothing can be
 told apart after broken JSON, so there reading ends with the error.
 """
 
@@ -24,7 +25,8 @@ _SPACE = " \t\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One JSON value of a file, or what was wrong there. `line` counts from 1; `read_bytes` is how far the file has been read."""
+    """One JSON value of a file, or what was wrong there. `line` counts from 1; `read_bytes` is how far the
+    file has been read."""
 
     line: int
     value: Any
@@ -33,7 +35,8 @@ class Line:
 
 
 def read_runs(path: Path, options: ImportOptions) -> Iterator[tuple[ImportedRun, Line]]:
-    """The runs of a file, each with its line. A bad line, or one that repeats an earlier one, is a run without events that says so.
+    """The runs of a file, each with its line. A bad line, or one that repeats an earlier one, is a run
+    without events that says so.
 
     Raises ConfigurationError when the file can't be opened.
     """
@@ -46,7 +49,10 @@ def read_runs(path: Path, options: ImportOptions) -> Iterator[tuple[ImportedRun,
         run_id, content = run_id_of(record, options.source), content_hash(record)[:16]
         earlier = seen.setdefault(run_id, [])
         if content in earlier:
-            yield ImportedRun(run_id, (), (Skipped(line.line, "", f"the same run as an earlier line ({run_id})"),)), line
+            yield (
+                ImportedRun(run_id, (), (Skipped(line.line, "", f"the same run as an earlier line ({run_id})"),)),
+                line,
+            )
             continue
         earlier.append(content)
         yield import_run(line.value, options, line.line, len(earlier)), line
@@ -57,7 +63,9 @@ def read_values(path: Path) -> Iterator[Line]:
     try:
         raw = path.open("rb")
     except OSError as error:
-        raise ConfigurationError(f"{path} can't be read: {error.strerror}; give the path of a transcript file.") from None
+        raise ConfigurationError(
+            f"{path} can't be read: {error.strerror}; give the path of a transcript file."
+        ) from None
     with raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
@@ -78,7 +86,8 @@ class _Lines:
         self.number = 0
 
     def next(self) -> bytes | None:
-        """The next line, or None at the end. One longer than LINE_BYTES_MAX comes back cut, the rest of it dropped."""
+        """The next line, or None at the end. One longer than LINE_BYTES_MAX comes back cut, the rest of it
+        dropped."""
         data = self._source.readline(LINE_BYTES_MAX + 1)
         if not data:
             return None
@@ -155,7 +164,9 @@ def _array(first: bytes, lines: _Lines) -> Iterator[Line]:
         if text.startswith("]"):
             return
         try:
-            if more and len(text) < 2 * tried:  # decode again only when the text has doubled: an element may span many lines
+            if (
+                more and len(text) < 2 * tried
+            ):  # decode again only when the text has doubled: an element may span many lines
                 raise json.JSONDecodeError("unfinished", text, 0)
             value, end = decoder.raw_decode(text)
             if end == len(text) and more:
