@@ -9,6 +9,7 @@ Importing this module imports Faust and mode, which patch and log: nothing else 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -22,9 +23,12 @@ from mode.supervisors import CrashingSupervisor
 from pipeline.codec.avro import AvroCodec
 from pipeline.model.errors import CodecError, SchemaUnavailable
 from pipeline.views import avro, batch, metrics, rates, summaries
+from pipeline.views.deadline import CRASH_S, STOP_S, leave_within
 from pipeline.views.dead_letters import send_dead_letter
 from pipeline.views.policy import ViewsPolicy
 from pipeline.views.topology import STATE_TABLE, TOTALS_TABLE, changelog
+
+log = logging.getLogger(__name__)
 
 SUMMARY_RECORD, RATE_RECORD = "agent.run.RunSummary", "agent.run.RunRate"
 _SWEEP_EVERY_S = 600.0
@@ -107,11 +111,16 @@ class Views:
 
     def _agent(self, topic: Any, name: str, fold: Callable[[int, list[Any]], Any]) -> None:
         async def agent(stream: faust.types.StreamT[Any]) -> None:
-            async for taken in self._batches(stream):
-                for partition, events in by_partition(taken).items():
-                    await self._settle(await fold(partition, events))
-                for event in taken:
-                    event.ack()
+            try:
+                async for taken in self._batches(stream):
+                    for partition, events in by_partition(taken).items():
+                        await self._settle(await fold(partition, events))
+                    for event in taken:
+                        event.ack()
+            except Exception as error:
+                log.error("The views worker ends, to be started again: %s: %s", type(error).__name__, error)
+                leave_within(CRASH_S, "after a crash")
+                raise
 
         self.app.agent(topic, name=f"{self.policy.group}.{name}", supervisor_strategy=CrashingSupervisor)(agent)
 
@@ -184,6 +193,26 @@ class Views:
             writes.append(self.rates.send_soon(key=key.partition("/")[2].encode(), value=value))
             metrics.WRITES.labels("rate").inc()
         return writes
+
+
+class BoundedWorker(faust.Worker):
+    """Faust's worker with an end to its stopping."""
+
+    def _schedule_shutdown(self, signal: Any) -> None:
+        leave_within(STOP_S, "after a signal")
+        super()._schedule_shutdown(signal)
+
+    def on_worker_shutdown(self) -> None:
+        leave_within(STOP_S, "at the end")
+        super().on_worker_shutdown()
+
+
+def build_worker(app: faust.App) -> faust.Worker:
+    """The worker that runs the app in this process; quiet, and leaving standard output alone."""
+    app.finalize()
+    worker = BoundedWorker(app, loglevel="WARNING", quiet=True, redirect_stdouts=False)
+    worker.spinner = None
+    return worker
 
 
 def build_faust(policy: ViewsPolicy, partitions: int) -> faust.App:

@@ -31,11 +31,13 @@ async def find_schema(codec: AvroCodec, topic: str, unknown: SchemaUnavailable) 
         raise unknown
     for attempt in range(FETCH_ATTEMPTS):
         try:
-            return await asyncio.to_thread(codec.fetch, topic, unknown.schema_id)
+            await asyncio.to_thread(codec.fetch, topic, unknown.schema_id)
         except SchemaUnavailable:
             if attempt == FETCH_ATTEMPTS - 1:
                 raise
             await asyncio.sleep(FETCH_PAUSE_S)
+        else:
+            return
 
 
 async def decode_dict(codec: AvroCodec, topic: str, data: bytes | None) -> tuple[str, Any]:

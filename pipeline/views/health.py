@@ -32,6 +32,6 @@ def serve(views: Views) -> None:
 
     @app.page("/metrics")  # type: ignore[untyped-decorator]
     async def scrape(web: Any, _request: Any) -> Any:
-        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+        from prometheus_client import generate_latest
 
-        return web.bytes(generate_latest(), content_type=CONTENT_TYPE_LATEST)
+        return web.bytes(generate_latest(), content_type="text/plain")

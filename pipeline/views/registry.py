@@ -17,6 +17,7 @@ def open_registry(policy: ViewsPolicy, catalogue: SchemaCatalogue) -> SchemaRegi
         from pipeline.codec.registry_confluent import ConfluentRegistry, RegistryPolicy
 
         return ConfluentRegistry(RegistryPolicy(policy.registry))
-    from pipeline.codec.registry_local import LocalRegistry, MemorySchemaLog
+    from pipeline.codec.registry_local import SCHEMA_LOG_TOPIC, LocalRegistry
+    from pipeline.kafka.schema_log import KafkaSchemaLog
 
-    return LocalRegistry(MemorySchemaLog(), catalogue)
+    return LocalRegistry(KafkaSchemaLog({"bootstrap.servers": policy.bootstrap}, SCHEMA_LOG_TOPIC), catalogue)

@@ -10,7 +10,9 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.model.errors import ClusterUnavailable, ConfigurationError, PipelineError, SchemaUnavailable
@@ -55,13 +57,14 @@ def run(policy: ViewsPolicy) -> None:
 
     partitions = topology.ensure(policy)
     codec = make_codec(policy)
-    from pipeline.views.app import Views
+    from pipeline.views.app import Views, build_worker
     from pipeline.views.health import serve
 
-    views = Views(policy, codec, partitions)
-    serve(views)
-    views.app.finalize()
-    views.app.Worker(loglevel="WARNING", quiet=True, redirect_stdouts=False).execute_from_commandline()
+    with tempfile.TemporaryDirectory(prefix="pipeline-views-") as scratch:
+        # Faust makes a folder in the working directory when it is given none, also for tables in memory.
+        views = Views(replace(policy, data_dir=policy.data_dir or scratch), codec, partitions)
+        serve(views)
+        build_worker(views.app).execute_from_commandline()
 
 
 def main() -> int:
