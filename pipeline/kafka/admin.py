@@ -54,15 +54,11 @@ class KafkaAdmin:
         except KafkaException as exception:
             error = raised(exception, doing)
             if isinstance(error, ClusterUnavailable):
-                self._admin.poll(
-                    0
-                )  # serves error_cb, which often knows the reason (refused, TLS, credentials)
+                self._admin.poll(0)  # serves error_cb, which often knows the reason (refused, TLS, credentials)
                 raise ClusterUnavailable(f"{error}{self._last_error}") from exception
             raise error from exception
         except FutureTimeout as exception:
-            raise ClusterUnavailable(
-                f"{doing} got no answer within {timeout_s} s{self._last_error}"
-            ) from exception
+            raise ClusterUnavailable(f"{doing} got no answer within {timeout_s} s{self._last_error}") from exception
 
     # -- topics
 
@@ -72,11 +68,12 @@ class KafkaAdmin:
             described = {name: each for name, each in described.items() if not each.is_internal}
         configs = self._configs(described, timeout_s)
         return {
-            name: TopicSpec(
-                name, len(each.partitions), len(each.partitions[0].replicas), configs.get(name, {})
-            )
+            name: TopicSpec(name, len(each.partitions), len(each.partitions[0].replicas), configs.get(name, {}))
             for name, each in described.items()
         }
+
+    def topic_names(self, timeout_s: float = 10.0) -> list[str]:
+        return self._all_names(timeout_s)
 
     def _all_names(self, timeout_s: float) -> list[str]:
         try:
@@ -110,9 +107,7 @@ class KafkaAdmin:
         return {
             resource.name: {
                 entry.name: entry.value
-                for entry in self._wait(
-                    future, timeout_s, f"reading the settings of topic {resource.name}"
-                ).values()
+                for entry in self._wait(future, timeout_s, f"reading the settings of topic {resource.name}").values()
                 if entry.value is not None
             }
             for resource, future in answers.items()
@@ -148,8 +143,7 @@ class KafkaAdmin:
         if not configs:
             return
         entries = [
-            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-            for name, value in configs.items()
+            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in configs.items()
         ]
         resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
         answers = self._admin.incremental_alter_configs([resource], request_timeout=timeout_s)
@@ -158,9 +152,7 @@ class KafkaAdmin:
 
     def add_partitions(self, topic: str, total: int, timeout_s: float = 30.0) -> None:
         deadline = time.monotonic() + timeout_s
-        for future in self._admin.create_partitions(
-            [NewPartitions(topic, total)], request_timeout=timeout_s
-        ).values():
+        for future in self._admin.create_partitions([NewPartitions(topic, total)], request_timeout=timeout_s).values():
             self._wait(future, timeout_s, f"adding partitions to topic {topic}")
         self._until_led({topic: total}, deadline)
 
@@ -189,9 +181,7 @@ class KafkaAdmin:
     # -- groups
 
     def groups(self, timeout_s: float = 10.0) -> list[str]:
-        listing = self._wait(
-            self._admin.list_consumer_groups(request_timeout=timeout_s), timeout_s, "listing groups"
-        )
+        listing = self._wait(self._admin.list_consumer_groups(request_timeout=timeout_s), timeout_s, "listing groups")
         return sorted(each.group_id for each in listing.valid)
 
     def describe_group(self, group: str, timeout_s: float = 10.0) -> GroupState:
@@ -211,11 +201,7 @@ class KafkaAdmin:
                 member.member_id,
                 member.client_id,
                 member.host,
-                tuple(
-                    sorted(
-                        TopicPartition(tp.topic, tp.partition) for tp in member.assignment.topic_partitions
-                    )
-                )
+                tuple(sorted(TopicPartition(tp.topic, tp.partition) for tp in member.assignment.topic_partitions))
                 if member.assignment is not None
                 else (),
             )
@@ -258,9 +244,7 @@ class KafkaAdmin:
 
     # -- offsets
 
-    def end_offsets(
-        self, partitions: Collection[TopicPartition], timeout_s: float = 10.0
-    ) -> dict[TopicPartition, int]:
+    def end_offsets(self, partitions: Collection[TopicPartition], timeout_s: float = 10.0) -> dict[TopicPartition, int]:
         return self._offsets(dict.fromkeys(partitions, _LATEST), timeout_s)
 
     def beginning_offsets(
@@ -277,9 +261,7 @@ class KafkaAdmin:
             found.update(self.end_offsets(later, timeout_s))
         return found
 
-    def _offsets(
-        self, wanted: Mapping[TopicPartition, OffsetSpec], timeout_s: float
-    ) -> dict[TopicPartition, int]:
+    def _offsets(self, wanted: Mapping[TopicPartition, OffsetSpec], timeout_s: float) -> dict[TopicPartition, int]:
         if not wanted:
             return {}
         request = {Named(t, p): spec for (t, p), spec in wanted.items()}

@@ -23,11 +23,9 @@ _log = logging.getLogger("pipeline.kafka")
 
 
 class KafkaCluster:
-    """See `Cluster`. `on_error(text)` hears of client trouble that heals by itself (logged by default), in any thread."""
+    """See `Cluster`. `on_error(text)` hears of client trouble that heals by itself, in any thread."""
 
-    def __init__(
-        self, address: str, client_settings: Mapping[str, str], on_error: Callable[[str], None]
-    ) -> None:
+    def __init__(self, address: str, client_settings: Mapping[str, str], on_error: Callable[[str], None]) -> None:
         self.address = address
         self._client_settings = client_settings
         self._on_error = on_error
@@ -36,9 +34,7 @@ class KafkaCluster:
 
     def consumer(self, policy: ConsumerPolicy) -> GroupConsumer:
         settings = consumer_settings(self.address, policy, self._client_settings)
-        return KafkaConsumer(
-            settings | {"logger": _log}, policy.drain_timeout_ms, self._shared_admin(), self._on_error
-        )
+        return KafkaConsumer(settings | {"logger": _log}, policy.drain_timeout_ms, self._shared_admin(), self._on_error)
 
     def producer(self, client_id: str = "pipeline") -> RecordProducer:
         settings = producer_settings(self.address, client_id, self._client_settings)

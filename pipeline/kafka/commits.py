@@ -2,8 +2,8 @@
 
 Why a thread: the synchronous form is the only one whose answer can arrive while `poll` is inside a rebalance callback
 (a nested poll aborts the process), and that is when a draining member needs it.
-Why a read-back: when any partition of a request is refused, confluent-kafka reports that error for all of them although the
-others were stored. Asking the coordinator what it holds tells them apart.
+Why a read-back: when any partition of a request is refused, confluent-kafka reports that error for all of them although
+the others were stored. Asking the coordinator what it holds tells them apart.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ class Committer:
 
         self._submit(positions, answered)
         if not ready.wait(timeout_s):
-            unknown = ClusterUnavailable(
-                f"no answer to the commit within {timeout_s} s; it may still be stored"
-            )
+            unknown = ClusterUnavailable(f"no answer to the commit within {timeout_s} s; it may still be stored")
             return dict.fromkeys(positions, unknown)
         return result
 
@@ -90,15 +88,11 @@ class Committer:
             with contextlib.suppress(queue.Full):
                 self._requests.put(None, timeout=timeout_s)
             self._thread.join(timeout_s)
-        gone = ClusterUnavailable(
-            "the consumer was closed before the commit was answered; it may still be stored"
-        )
+        gone = ClusterUnavailable("the consumer was closed before the commit was answered; it may still be stored")
         for request in list(self._open.values()):
             self._finish(request, dict.fromkeys(request.positions, gone))
 
-    def _submit(
-        self, positions: Mapping[TopicPartition, Position], answered: Callable[[Answer], None]
-    ) -> None:
+    def _submit(self, positions: Mapping[TopicPartition, Position], answered: Callable[[Answer], None]) -> None:
         request = _Request({}, answered)
         for partition, position in positions.items():
             if error := _not_committable(partition, position):
@@ -129,9 +123,7 @@ class Committer:
         request.answered({**request.refused, **answer})
 
     def _send(self, positions: dict[TopicPartition, Position]) -> Answer:
-        offsets = [
-            Assigned(t, p, position.offset, position.metadata) for (t, p), position in positions.items()
-        ]
+        offsets = [Assigned(t, p, position.offset, position.metadata) for (t, p), position in positions.items()]
         try:
             stored = self._consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as exception:
@@ -140,17 +132,13 @@ class Committer:
         except RuntimeError as error:  # closed under us
             return dict.fromkeys(positions, ClusterUnavailable(f"the commit was not answered: {error}"))
         return {
-            TopicPartition(each.topic, each.partition): None
-            if each.error is None
-            else _refused(each.error, each)
+            TopicPartition(each.topic, each.partition): None if each.error is None else _refused(each.error, each)
             for each in stored
         }
 
     def _explain(self, positions: dict[TopicPartition, Position], error: KafkaError) -> Answer:
-        """Which partitions of a request with an error were stored all the same: those where the coordinator has just that."""
-        answer: Answer = {
-            tp: cluster_error(error, f"the commit of {tp.topic}[{tp.partition}]") for tp in positions
-        }
+        """Partitions of a request with an error that were stored all the same: the coordinator holds just that."""
+        answer: Answer = {tp: cluster_error(error, f"the commit of {tp.topic}[{tp.partition}]") for tp in positions}
         if error.code() in FENCED_CODES or len(positions) == 1:
             return answer
         try:

@@ -36,9 +36,7 @@ _error_of = Fetched.error
 class Watermarks(Protocol):
     """Batched offset queries: the admin client's, since a consumer asks the broker for one partition at a time."""
 
-    def end_offsets(
-        self, partitions: Collection[TopicPartition], timeout_s: float
-    ) -> dict[TopicPartition, int]: ...
+    def end_offsets(self, partitions: Collection[TopicPartition], timeout_s: float) -> dict[TopicPartition, int]: ...
 
     def beginning_offsets(
         self, partitions: Collection[TopicPartition], timeout_s: float
@@ -61,13 +59,9 @@ class KafkaConsumer:
         self._consumer = Consumer({**settings, "error_cb": self._client_error})
         self._committer = Committer(self._consumer)
         self._listener: RebalanceListener | None = None
-        self._starts: dict[
-            TopicPartition, int
-        ] = {}  # what is assigned in the client, with the offset last asked for
+        self._starts: dict[TopicPartition, int] = {}  # what is assigned in the client, with the offset last asked for
         self._paused: set[TopicPartition] = set()
-        self._touched: set[TopicPartition] = (
-            set()
-        )  # added, removed or sought by callbacks of the poll under way
+        self._touched: set[TopicPartition] = set()  # added, removed or sought by callbacks of the poll under way
         self._let_go: set[TopicPartition] | None = None  # removals put off to the end of a revoke callback
         self._fatal: ClusterError | None = None
         self._closing = self._closed = False
@@ -76,9 +70,7 @@ class KafkaConsumer:
 
     def subscribe(self, topic: str, listener: RebalanceListener) -> None:
         self._listener = listener
-        self._consumer.subscribe(
-            [topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
-        )
+        self._consumer.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
 
     def member_id(self) -> str:
         return self._consumer.memberid() or ""
@@ -227,9 +219,7 @@ class KafkaConsumer:
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         if partition not in self._starts:
-            raise ClusterError(
-                f"{partition[0]}[{partition[1]}] is not fetched by this consumer: add it before seeking"
-            )
+            raise ClusterError(f"{partition[0]}[{partition[1]}] is not fetched by this consumer: add it before seeking")
         self._starts[partition] = offset
         self._touched.add(partition)
         target = Assigned(*partition, offset)
@@ -274,22 +264,16 @@ class KafkaConsumer:
         answer: dict[TopicPartition, Position | None] = {}
         for each in found:
             if each.error is not None:
-                raise cluster_error(
-                    each.error, f"reading the committed offset of {each.topic}[{each.partition}]"
-                )
+                raise cluster_error(each.error, f"reading the committed offset of {each.topic}[{each.partition}]")
             answer[TopicPartition(each.topic, each.partition)] = (
                 Position(each.offset, each.metadata or "") if each.offset >= 0 else None
             )
         return answer
 
-    def end_offsets(
-        self, partitions: Collection[TopicPartition], timeout_s: float
-    ) -> dict[TopicPartition, int]:
+    def end_offsets(self, partitions: Collection[TopicPartition], timeout_s: float) -> dict[TopicPartition, int]:
         return self._watermarks.end_offsets(partitions, timeout_s)
 
-    def beginning_offsets(
-        self, partitions: Collection[TopicPartition], timeout_s: float
-    ) -> dict[TopicPartition, int]:
+    def beginning_offsets(self, partitions: Collection[TopicPartition], timeout_s: float) -> dict[TopicPartition, int]:
         return self._watermarks.beginning_offsets(partitions, timeout_s)
 
     def offsets_at(

@@ -1,6 +1,6 @@
 """Producing: one idempotent librdkafka producer with a thread that serves its delivery reports.
 
-A fatal error (the broker forgot the producer's state, so idempotence can't be kept) ends a librdkafka producer for ever:
+A fatal error (the broker forgot the producer's state, so idempotence can't be kept) ends a librdkafka producer:
 its queued records are reported as failed and a new one takes its place; the sender decides what to send again.
 The transactional form (`exactly_once`) will be a class of its own beside this one.
 """

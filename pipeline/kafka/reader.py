@@ -17,7 +17,7 @@ _error_of = Fetched.error
 
 
 class KafkaReader:
-    """See `PartitionReader`. What can't heal (offset gone, no ACL, bad batch) is raised by `poll`; the rest goes to `on_error`."""
+    """See `PartitionReader`. What can't heal (offset gone, no ACL, bad batch) is raised; `on_error` hears the rest."""
 
     def __init__(self, settings: Mapping[str, Any], on_error: Callable[[str], None]) -> None:
         self._on_error = on_error

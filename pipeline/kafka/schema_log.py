@@ -29,6 +29,14 @@ LogEntry = tuple[str, bytes]
 
 _MS = 1_000
 _POLL_S = 0.2
+_PAUSE_S = 0.02
+_NOT_YET = {
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+}
 
 
 class KafkaSchemaLog:
@@ -53,12 +61,26 @@ class KafkaSchemaLog:
         """
         with self._lock, _translated(self._topic):
             consumer = self._consumer or self._open()
-            _, end = consumer.get_watermark_offsets(TopicPartition(self._topic, 0), timeout=self._timeout_s)
+            end = self._end(consumer)
             if position >= end:
                 return [], position
             start = TopicPartition(self._topic, 0, position or OFFSET_BEGINNING)
             consumer.assign([start])
             return self._until(consumer, end), end
+
+    def _end(self, consumer: Consumer) -> int:
+        """The offset after the last entry. A topic just made is not known to every client and broker at once."""
+        deadline = time.monotonic() + self._timeout_s
+        partition = TopicPartition(self._topic, 0)
+        while True:
+            try:
+                _, end = consumer.get_watermark_offsets(partition, timeout=self._timeout_s)
+                return int(end)
+            except KafkaException as error:
+                if error.args[0].code() not in _NOT_YET or time.monotonic() > deadline:
+                    raise
+                consumer.list_topics(self._topic, timeout=self._timeout_s)
+                consumer.poll(_PAUSE_S)
 
     def _until(self, consumer: Consumer, end: int) -> list[LogEntry]:
         entries: list[LogEntry] = []
@@ -74,9 +96,7 @@ class KafkaSchemaLog:
             [here] = consumer.position([TopicPartition(self._topic, 0)])
             if here.offset >= end:
                 return entries
-        raise SchemaUnavailable(
-            f"Topic {self._topic} was not read to its end within {self._timeout_s:g} s; try again."
-        )
+        raise SchemaUnavailable(f"Topic {self._topic} was not read to its end within {self._timeout_s:g} s; try again.")
 
     def append(self, key: str, value: bytes) -> None:
         """Write one entry with acks=all. Raises SchemaUnavailable when it is not acknowledged in time."""
@@ -98,9 +118,7 @@ class KafkaSchemaLog:
             self._producer.flush(self._timeout_s + 1)
             if not outcome or outcome[0] is not None:
                 why = outcome[0].str() if outcome and outcome[0] else "no answer"
-                raise SchemaUnavailable(
-                    f"A schema could not be written to topic {self._topic} ({why}); try again."
-                )
+                raise SchemaUnavailable(f"A schema could not be written to topic {self._topic} ({why}); try again.")
 
     def _open(self) -> Consumer:
         self._ensure_topic()

@@ -72,21 +72,15 @@ def chosen(client_settings: Mapping[str, str], role: str) -> dict[str, Any]:
             continue
         plain = rest if prefix in ROLES else name
         if plain in _FIXED:
-            raise ConfigurationError(
-                f"client setting {plain!r} can't be changed: delivery guarantees rest on it; remove it"
-            )
+            raise ConfigurationError(f"client setting {plain!r} can't be changed: guarantees rest on it; remove it")
         found[plain] = value
     return found
 
 
-def consumer_settings(
-    address: str, policy: ConsumerPolicy, client_settings: Mapping[str, str]
-) -> dict[str, Any]:
+def consumer_settings(address: str, policy: ConsumerPolicy, client_settings: Mapping[str, str]) -> dict[str, Any]:
     """Properties of one group member."""
     if policy.protocol not in PROTOCOLS:
-        raise ConfigurationError(
-            f"protocol={policy.protocol!r} is unknown: use one of {', '.join(PROTOCOLS)}"
-        )
+        raise ConfigurationError(f"protocol={policy.protocol!r} is unknown: use one of {', '.join(PROTOCOLS)}")
     if policy.drain_timeout_ms >= policy.max_poll_interval_ms:
         raise ConfigurationError(
             f"drain_timeout_ms={policy.drain_timeout_ms} must be below max_poll_interval_ms={policy.max_poll_interval_ms}: "
