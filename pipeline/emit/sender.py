@@ -288,11 +288,11 @@ class Sender:
         if not self.link.may_send(now_ms):
             return False
         worked = False
-        if not self._resend_open and not self._to_resend:
-            if self._resend_failed:
-                self._to_resend.extend(sorted(self._resend_failed, key=_resend_order))
+        if not self._resend_open:
+            if self._resend_failed:  # before those of the batch that were not sent yet
+                self._to_resend.extendleft(sorted(self._resend_failed, key=_place, reverse=True))
                 self._resend_failed.clear()
-            elif not spool.empty:
+            elif not self._to_resend and not spool.empty:
                 worked = self._read_spool(spool)
         while self._to_resend and not self._resend_failed:
             record = self._to_resend[0]
@@ -352,7 +352,7 @@ def _nothing() -> None:
     """Nobody waits for room."""
 
 
-def _resend_order(record: Outgoing) -> int:
+def _place(record: Outgoing) -> int:
     return record.place
 
 

@@ -15,6 +15,7 @@ import fcntl
 import logging
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -238,7 +239,7 @@ class Spool:
         """Take over what dead publishers left behind; returns how many folders."""
         taken = 0
         held = {folder.path for folder in (*self._left, self._own)}
-        for path in sorted(self.root.iterdir(), key=_age):
+        for path in sorted(self.root.iterdir()):
             if path in held or path.name.startswith(_NEW) or not (path / "lock").exists():
                 continue
             lock = _try_lock(path / "lock")
@@ -312,7 +313,7 @@ class Spool:
         self._left.clear()
 
     def _make_own(self) -> Folder:
-        name = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        name = f"{time.time_ns():020d}-{os.getpid()}-{uuid.uuid4().hex[:8]}"  # sorts by age
         fresh = self.root / (_NEW + name)
         fresh.mkdir(mode=0o700)
         lock = _try_lock(fresh / "lock")
@@ -324,13 +325,6 @@ class Spool:
             self.root / name
         )  # under its final name it is locked already: nobody takes it for left behind
         return Folder(path, lock, self._segment_bytes)
-
-
-def _age(path: Path) -> tuple[float, str]:
-    try:
-        return (path.stat().st_ctime, path.name)
-    except OSError:
-        return (0.0, path.name)
 
 
 def _try_lock(path: Path) -> int | None:

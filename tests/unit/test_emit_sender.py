@@ -1,0 +1,383 @@
+"""The sender and its buffer, step by step on a made-up clock: random histories lose nothing and keep each key's order."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.emit.buffer import Buffer, Link, Outgoing, Route
+from pipeline.emit.policy import BufferPolicy
+from pipeline.emit.sender import Sender
+from pipeline.emit.spool import Spool
+from pipeline.emit.stats import Counters
+from pipeline.model.cluster import DeliveryCallback, Headers
+from pipeline.model.errors import BufferFull, ClusterError, ClusterUnavailable, ConfigurationError
+
+
+class ScriptedBroker:
+    """A RecordProducer whose broker does as told: "up" acknowledges, "hold" keeps silent, "fail" breaks the connection."""
+
+    def __init__(self, capacity: int = 10_000) -> None:
+        self.mode = "up"
+        self.capacity = capacity
+        self.log: list[tuple[bytes | None, bytes | None]] = []
+        self.held: deque[tuple[bytes | None, bytes | None, DeliveryCallback]] = deque()
+
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None = None,
+        partition: int = -1,
+        timestamp_ms: int = 0,
+        delivered: DeliveryCallback | None = None,
+    ) -> None:
+        assert delivered is not None
+        if value == b"too large":
+            raise ClusterError("the record is too large")
+        if len(self.held) >= self.capacity:
+            raise BufferFull("the client is full")
+        self.held.append((key, value, delivered))
+        if self.mode == "up":
+            self.acknowledge(len(self.held))
+        elif self.mode == "fail":
+            self.break_off(0)
+
+    def acknowledge(self, count: int) -> None:
+        for _ in range(min(count, len(self.held))):
+            key, value, delivered = self.held.popleft()
+            self.log.append((key, value))
+            delivered(None, len(self.log))
+
+    def break_off(self, first: int) -> None:
+        """The first ones got through, the rest did not."""
+        self.acknowledge(first)
+        while self.held:
+            self.held.popleft()[2](ClusterUnavailable("connection lost"), -1)
+
+    def flush(self, timeout_s: float) -> int:
+        return len(self.held)
+
+    def close(self, timeout_s: float) -> None:
+        self.break_off(0)
+
+
+class Bench:
+    """A sender with its buffer, driven by hand."""
+
+    def __init__(self, policy: BufferPolicy, broker: ScriptedBroker) -> None:
+        self.broker = broker
+        self.buffer = Buffer(policy)
+        self.counters = Counters()
+        self.lock = threading.Condition(threading.Lock())
+        self.spool = Spool(policy.spool_dir, policy.spool_max_bytes) if policy.spool_dir else None
+        self.sender = Sender(broker, self.buffer, self.lock, self.counters, self.spool)
+        self.now_ms = 1_000
+
+    def publish(self, key: str, number: int) -> bool:
+        return self.buffer.admit(Outgoing("t", key.encode(), b"%d" % number, [("pl.event_id", b"e%d" % number)]))
+
+    def run(self, steps: int = 400, tick_ms: int = 100) -> None:
+        for _ in range(steps):
+            self.now_ms += tick_ms
+            if not self.sender.step(self.now_ms) and self.buffer.records == 0 and self.sender.drained:
+                return
+
+    def numbers(self) -> list[int]:
+        return [int(value or b"") for _, value in self.broker.log]
+
+
+def spooling(path: Path, **changes: int) -> BufferPolicy:
+    return BufferPolicy(mode="spool", spool_dir=path, **({"max_records": 20} | changes))  # type: ignore[arg-type]
+
+
+def test_all_goes_through_in_order() -> None:
+    bench = Bench(BufferPolicy(), ScriptedBroker())
+    for number in range(1_000):
+        assert bench.publish("k", number)
+    bench.run()
+    assert bench.numbers() == list(range(1_000))
+    assert bench.counters.delivered == 1_000
+    assert bench.buffer.held_bytes == 0
+
+
+def test_failed_records_go_again_before_newer_ones() -> None:
+    bench = Bench(BufferPolicy(max_records=10), ScriptedBroker())
+    bench.broker.mode = "hold"
+    for number in range(8):
+        bench.publish("k", number)
+    bench.run(3)
+    assert len(bench.broker.held) == 5  # the window
+    bench.broker.break_off(2)
+    bench.broker.mode = "up"
+    bench.run()
+    assert bench.numbers() == list(range(8))
+
+
+def test_nothing_newer_is_sent_while_an_older_failure_is_unresolved() -> None:
+    bench = Bench(BufferPolicy(max_records=100), ScriptedBroker())
+    bench.broker.mode = "hold"
+    bench.publish("k", 0)
+    bench.publish("k", 1)
+    bench.run(1)
+    bench.broker.held.popleft()[2](ClusterUnavailable("timed out"), -1)
+    bench.publish("k", 2)
+    bench.run(20)
+    assert [int(value or b"") for _, value, _ in bench.broker.held] == [1]
+
+
+def test_a_full_client_keeps_the_order() -> None:
+    bench = Bench(BufferPolicy(), ScriptedBroker(capacity=3))
+    bench.broker.mode = "hold"
+    for number in range(10):
+        bench.publish("k", number)
+    for _ in range(10):
+        bench.run(3)
+        bench.broker.acknowledge(3)
+    bench.run(5)
+    assert bench.numbers() == list(range(10))
+
+
+def test_a_refused_record_is_given_up_and_the_rest_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(BufferPolicy(), ScriptedBroker())
+    bench.publish("k", 1)
+    bench.buffer.admit(Outgoing("t", b"k", b"too large", [("pl.event_id", b"big")]))
+    bench.publish("k", 2)
+    bench.run()
+    assert bench.numbers() == [1, 2]
+    assert bench.counters.failed == 1
+    assert "big" in caplog.text
+
+
+def test_a_missing_topic_is_waited_for() -> None:
+    class NoTopic(ScriptedBroker):
+        def send(self, *args: object, **kwargs: object) -> None:
+            if self.mode == "no topic":
+                raise ClusterError("sending failed: [UNKNOWN_TOPIC_OR_PART]")
+            super().send(*args, **kwargs)  # type: ignore[arg-type]
+
+    bench = Bench(BufferPolicy(), NoTopic())
+    bench.broker.mode = "no topic"
+    bench.publish("k", 1)
+    bench.run(50)
+    assert bench.counters.failed == 0
+    bench.broker.mode = "up"
+    bench.run(200)
+    assert bench.numbers() == [1]
+
+
+def test_drop_oldest_drops_the_oldest_not_yet_sent() -> None:
+    bench = Bench(BufferPolicy(mode="drop_oldest", max_records=10), ScriptedBroker())
+    bench.broker.mode = "hold"
+    for number in range(5):
+        bench.publish("k", number)
+    bench.run(3)
+    for number in range(5, 30):
+        assert bench.publish("k", number)
+    bench.broker.mode = "up"
+    bench.broker.acknowledge(5)
+    bench.run()
+    assert bench.numbers() == [0, 1, 2, 3, 4, 25, 26, 27, 28, 29]
+    assert bench.buffer.dropped == 20
+
+
+@pytest.mark.parametrize("mode", ["block", "spool"])
+def test_a_full_buffer_takes_nothing(mode: str, tmp_path: Path) -> None:
+    bench = Bench(BufferPolicy(mode=mode, max_records=4, spool_dir=tmp_path), ScriptedBroker())  # type: ignore[arg-type]
+    assert [bench.publish("k", number) for number in range(6)] == [True] * 4 + [False] * 2
+
+
+def test_bytes_bound_the_buffer_too() -> None:
+    buffer = Buffer(BufferPolicy(max_bytes=2_000))
+    record = Outgoing("t", b"k", b"x" * 1_500, [])
+    assert buffer.admit(record)
+    assert not buffer.admit(Outgoing("t", b"k", b"x" * 1_500, []))
+
+
+def test_one_record_larger_than_the_whole_buffer_is_still_taken() -> None:
+    assert Buffer(BufferPolicy(max_bytes=1_024)).admit(Outgoing("t", b"k", b"x" * 5_000, []))
+
+
+def test_an_outage_is_spooled_and_sent_again_in_order(tmp_path: Path) -> None:
+    bench = Bench(spooling(tmp_path), ScriptedBroker())
+    bench.broker.mode = "hold"
+    for number in range(500):
+        while not bench.publish("k", number):
+            bench.run(1)
+    bench.run(50)
+    assert bench.buffer.records == 10  # the window, copied to the spool
+    assert bench.sender.link.away
+    assert bench.counters.spooled == 500
+    bench.broker.mode = "up"
+    bench.broker.acknowledge(1_000)
+    bench.run()
+    assert bench.numbers() == list(range(500))  # also: no copy was sent twice
+    assert bench.sender.drained
+    assert bench.counters.delivered == 500
+
+
+def test_away_is_told_by_silence_and_back_by_an_answer() -> None:
+    link = Link(away_after_ms=2_000)
+    link.watch(0, 1)
+    link.watch(1_999, 1)
+    assert not link.away
+    link.watch(2_000, 1)
+    assert link.away
+    link.delivered(2_001)
+    assert not link.away
+    link.watch(9_000, 0)
+    assert not link.away
+
+
+def test_back_off_grows_and_ends_with_success() -> None:
+    link = Link(2_000)
+    link.failed(0)
+    assert not link.may_send(99)
+    assert link.may_send(100)
+    link.failed(100)
+    assert not link.may_send(299)
+    link.delivered(200)
+    assert link.may_send(200)
+
+
+def test_a_spool_takes_over_before_memory_is_full(tmp_path: Path) -> None:
+    buffer = Buffer(spooling(tmp_path, max_records=8))
+    for number in range(8):
+        buffer.admit(Outgoing("t", b"k", b"%d" % number, []))
+    buffer.take(4)
+    assert buffer.route(away=False, spool_empty=True, disk_works=True) is Route.SPOOL
+    assert buffer.route(away=False, spool_empty=True, disk_works=False) is Route.HOLD
+
+
+def test_a_disk_that_refuses_leaves_records_in_memory(tmp_path: Path) -> None:
+    bench = Bench(spooling(tmp_path), ScriptedBroker())
+    assert bench.spool is not None
+
+    def refuse(records: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    bench.spool.append = refuse  # type: ignore[method-assign]
+    bench.broker.mode = "fail"
+    for number in range(15):
+        assert bench.publish("k", number)
+    bench.run(100)
+    assert bench.buffer.records == 15
+    bench.broker.mode = "up"
+    bench.run()
+    assert bench.numbers() == list(range(15))
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"mode": "drop"}, "mode"),
+        ({"max_records": 0}, "max_records"),
+        ({"max_bytes": True}, "max_bytes"),
+        ({"mode": "spool"}, "spool_dir"),
+        ({"block_timeout": "soon"}, "block_timeout"),
+    ],
+)
+def test_a_bad_policy_names_its_setting(changes: dict[str, object], word: str) -> None:
+    with pytest.raises(ConfigurationError, match=word):
+        BufferPolicy(**changes)  # type: ignore[arg-type]
+
+
+class History:
+    """Publishes, outages, crashes and restarts at random; remembers what the publisher has promised."""
+
+    KEYS = ("a", "b", "c")
+
+    def __init__(self, seed: int, path: Path, max_spool: int) -> None:
+        self.dice = random.Random(seed)
+        self.policy = spooling(path, max_records=16, spool_max_bytes=max_spool)
+        self.broker = ScriptedBroker(capacity=12)
+        self.bench = Bench(self.policy, self.broker)
+        self.next = 0
+        self.promised: set[int] = set()
+        self.crashes = 0
+
+    def play(self, moves: int) -> None:
+        actions: list[tuple[Callable[[], None], int]] = [
+            (self.publish, 40),
+            (self.step, 40),
+            (self.change_broker, 6),
+            (self.answer, 10),
+            (self.crash, 1),
+        ]
+        for _ in range(moves):
+            self.dice.choices([a for a, _ in actions], [w for _, w in actions])[0]()
+
+    def publish(self) -> None:
+        for _ in range(self.dice.randrange(1, 6)):
+            if self.bench.publish(self.KEYS[self.next % 3], self.next):
+                self.promised.add(self.next)
+                self.next += 1
+
+    def step(self) -> None:
+        self.bench.run(self.dice.randrange(1, 5), self.dice.choice((1, 50, 1_000)))
+
+    def change_broker(self) -> None:
+        self.broker.mode = self.dice.choice(("up", "hold", "fail"))
+
+    def answer(self) -> None:
+        if self.dice.random() < 0.5:
+            self.broker.acknowledge(self.dice.randrange(0, 8))
+        else:
+            self.broker.break_off(self.dice.randrange(0, 8))
+
+    def crash(self) -> None:
+        """The process dies: memory is gone, the client's queue too; what is on disk must come again."""
+        self.crashes += 1
+        waiting = self.bench.buffer.waiting
+        lost = {int(r.value or b"") for r in waiting}
+        lost |= {int(r.value or b"") for r in self.bench.buffer.in_flight.values() if not r.copied}
+        self.promised -= lost - set(self.bench.numbers())
+        for folder in Path(str(self.policy.spool_dir)).iterdir():
+            assert folder.is_dir()
+        assert self.bench.spool is not None
+        self.bench.spool._own.sync()
+        import os
+
+        os.close(self.bench.spool._own._lock)
+        for folder in self.bench.spool._left:
+            os.close(folder._lock)
+        self.broker.held.clear()
+        self.bench = Bench(self.policy, self.broker)
+
+    def finish(self) -> None:
+        self.broker.mode = "up"
+        self.broker.acknowledge(1_000)
+        self.bench.run(3_000)
+        assert self.bench.buffer.records == 0
+        assert self.bench.sender.drained
+
+
+@pytest.mark.parametrize("max_spool", [1 << 20, 4_096])
+def test_random_histories_lose_nothing_and_keep_order(tmp_path: Path, max_spool: int) -> None:
+    crashes = spooled = 0
+    for seed in range(60):
+        history = History(seed, tmp_path / str(seed), max_spool)
+        history.play(200)
+        spooled += history.bench.counters.spooled
+        history.finish()
+        crashes += history.crashes
+        arrived: dict[bytes, list[int]] = {}
+        seen: set[int] = set()
+        for key, value in history.broker.log:
+            number = int(value or b"")
+            if number not in seen:
+                arrived.setdefault(key or b"", []).append(number)
+            seen.add(number)
+        assert history.promised <= seen, f"lost {sorted(history.promised - seen)[:5]}, seed {seed}"
+        for key, numbers in arrived.items():
+            assert numbers == sorted(numbers), f"key {key!r} out of order, seed {seed}"
+        if not history.crashes:
+            assert len(history.broker.log) == len(seen), f"sent twice, seed {seed}"
+    assert crashes > 25
+    assert spooled > 250
