@@ -126,11 +126,11 @@ class ModelCall(RunEvent):
 
 
 class ToolCall(RunEvent):
-    """The agent called a tool; `arguments` is one JSON document as text."""
+    """The agent called a tool; `arguments` is one JSON document as text, `{}` when there are none."""
 
     tool: str
     call_id: str
-    arguments: str = "{}"
+    arguments: str
 
 
 class ToolResult(RunEvent):

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from fastavro import parse_schema, schemaless_writer
 
-from pipeline.codec import AvroCodec, AvroPolicy, SchemaCatalogue, SchemaNotFound, product_catalogue, subject_of
+from pipeline.codec import (
+    AvroCodec,
+    AvroPolicy,
+    SchemaCatalogue,
+    SchemaNotFound,
+    product_catalogue,
+    subject_of,
+)
 from pipeline.codec.avro import UNREADABLE_MAX
 from pipeline.codec.registry_local import LocalRegistry, MemorySchemaLog
 from pipeline.codec.schema import AvroSchema, parse
@@ -122,7 +129,9 @@ def test_an_id_of_another_topic_is_foreign(codec: AvroCodec) -> None:
 
 
 def test_others_topics_with_one_type_are_read(codec: AvroCodec, registry: Registry) -> None:
-    order = parse({"type": "record", "name": "Order", "namespace": "shop", "fields": [{"name": "n", "type": "int"}]})
+    order = parse(
+        {"type": "record", "name": "Order", "namespace": "shop", "fields": [{"name": "n", "type": "int"}]}
+    )
     schema_id = registry.register("orders-value", order)
     codec.fetch("orders", schema_id)
     data = key_of_id(schema_id) + b"\x0e"
@@ -164,7 +173,9 @@ def test_the_size_is_bounded_before_anything_is_read(registry: Registry) -> None
         small.decode(TOPIC, data)
 
 
-def test_older_and_newer_writers_are_read_as_this_build_knows_them(codec: AvroCodec, registry: Registry) -> None:
+def test_older_and_newer_writers_are_read_as_this_build_knows_them(
+    codec: AvroCodec, registry: Registry
+) -> None:
     newer = variant(
         lambda fields: fields.insert(3, {"name": "region", "type": ["null", "string"], "default": None})
     )

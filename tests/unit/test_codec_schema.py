@@ -13,7 +13,11 @@ from pipeline.codec.schema import NODES_MAX, SchemaRefused, parse
 
 
 def record(name: str, *types: Any) -> dict[str, Any]:
-    return {"type": "record", "name": name, "fields": [{"name": f"f{i}", "type": t} for i, t in enumerate(types)]}
+    return {
+        "type": "record",
+        "name": name,
+        "fields": [{"name": f"f{i}", "type": t} for i, t in enumerate(types)],
+    }
 
 
 EMPTY = record("Empty")
@@ -67,7 +71,9 @@ def test_deep_schemas_are_refused_whatever_the_text() -> None:
         parse('{"type":' * 50_000 + '"int"' + "}" * 50_000)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"type": "record"}', '"nonsense"', '{"type": 5}', "null", "12"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", '{"type": "record"}', '"nonsense"', '{"type": 5}', "null", "12"]
+)
 def test_what_is_not_avro_is_refused(text: str) -> None:
     if text == "null":
         assert parse(text).name == "null"
@@ -96,7 +102,10 @@ def test_names_never_become_code() -> None:
 def test_logical_types_are_read_as_what_lies_beneath() -> None:
     decimal = {"type": "bytes", "logicalType": "decimal", "precision": 4, "scale": 2}
     when = ["null", {"type": "long", "logicalType": "timestamp-micros"}]
-    assert compile_reader(parse(record("R", decimal, when)))(b"\x02\x07\x02\x0a", 0) == {"f0": b"\x07", "f1": 5}
+    assert compile_reader(parse(record("R", decimal, when)))(b"\x02\x07\x02\x0a", 0) == {
+        "f0": b"\x07",
+        "f1": 5,
+    }
     default = record("R", "int")
     default["fields"][0] |= {"default": 3}
     assert parse(default).node["fields"][0]["default"] == 3
@@ -105,7 +114,10 @@ def test_logical_types_are_read_as_what_lies_beneath() -> None:
 @pytest.mark.parametrize(
     ("schema", "data"),
     [
-        ({"type": "array", "items": "int"}, b"\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01\x00"),  # 2**63 - 1 items
+        (
+            {"type": "array", "items": "int"},
+            b"\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01\x00",
+        ),  # 2**63 - 1 items
         ({"type": "array", "items": "int"}, b"\x80\x80\x80\x80\x10\x02\x00"),
         ({"type": "array", "items": "int"}, b"\x01\x00"),
         ({"type": "map", "values": "int"}, b"\x02\x01"),

@@ -45,11 +45,15 @@ def event(name: str) -> TypedValue:
 
 @pytest.fixture
 def server() -> tuple[str, SchemaRegistryClient]:
-    """A mock registry (unit tests only: it accepts anything) with every run event registered for the topic."""
+    """A mock registry (unit tests only: it accepts anything) with every run event registered for the
+    topic.
+    """
     url = f"mock://{uuid.uuid4().hex}"
     client = SchemaRegistryClient.new_client({"url": url})
     for name in EVENT_TYPES:
-        client.register_schema(subject_of(TOPIC, name), Schema(product_catalogue().present[name].text, "AVRO"))
+        client.register_schema(
+            subject_of(TOPIC, name), Schema(product_catalogue().present[name].text, "AVRO")
+        )
     return url, client
 
 
@@ -60,7 +64,9 @@ def codec_on(client: SchemaRegistryClient) -> AvroCodec:
 
 
 @pytest.mark.parametrize("name", sorted(EVENT_TYPES))
-def test_bytes_are_those_of_confluents_serializer(name: str, server: tuple[str, SchemaRegistryClient]) -> None:
+def test_bytes_are_those_of_confluents_serializer(
+    name: str, server: tuple[str, SchemaRegistryClient]
+) -> None:
     codec = codec_on(server[1])
     assert codec.prepare(TOPIC) == []
     value = event(name)
@@ -80,7 +86,9 @@ def test_bytes_are_those_of_confluents_serializer(name: str, server: tuple[str, 
     assert {k: v for k, v in read.items() if k != "occurred_at"} == value.model_dump(exclude={"occurred_at"})
 
 
-def test_header_guid_framing_of_confluents_serializer_is_read(server: tuple[str, SchemaRegistryClient]) -> None:
+def test_header_guid_framing_of_confluents_serializer_is_read(
+    server: tuple[str, SchemaRegistryClient],
+) -> None:
     codec = codec_on(server[1])
     name = "agent.run.ToolResult"
     theirs = AvroSerializer(
@@ -129,7 +137,9 @@ def test_what_is_not_framed_is_undecodable(data: bytes) -> None:
         split(data, None)
 
 
-@pytest.mark.parametrize("value", [b"", b"\x01", b"\x01" + bytes(15), b"\x02" + bytes(16), b"\x01" + bytes(17)])
+@pytest.mark.parametrize(
+    "value", [b"", b"\x01", b"\x01" + bytes(15), b"\x02" + bytes(16), b"\x01" + bytes(17)]
+)
 def test_a_malformed_id_header_is_undecodable(value: bytes) -> None:
     with pytest.raises(UndecodableError, match=SCHEMA_ID_HEADER):
         split(b"\x00\x00\x00\x00\x01body", [(SCHEMA_ID_HEADER, value)])

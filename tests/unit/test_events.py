@@ -38,7 +38,9 @@ def fields(**more: Any) -> dict[str, Any]:
 
 
 def avro_type(node: Any) -> Any:
-    """A field's Avro type as a plain value to compare: ('null', ...) for a union, ('enum', symbols) and so on."""
+    """A field's Avro type as a plain value to compare: ('null', ...) for a union, ('enum', symbols) and so
+    on.
+    """
     if isinstance(node, list):
         return tuple(avro_type(branch) for branch in node)
     if isinstance(node, dict):
@@ -141,11 +143,11 @@ def test_personal_and_secret_fields_are_tagged() -> None:
 def test_building_refuses_what_is_unknown_missing_or_wrong() -> None:
     for wrong, field in (
         (fields(tool="t", call_id="c", argumentz="{}"), "argumentz"),
-        (fields(tool="t"), "call_id"),
+        (fields(tool="t", arguments="{}"), "call_id"),
         (fields(tool=None, call_id="c"), "tool"),
-        (fields(tool="t", call_id="c", sequence=-1), "sequence"),
-        (fields(tool="t", call_id="c", sequence=2**63), "sequence"),
-        (fields(tool="t", call_id="c", run_id=""), "run_id"),
+        (fields(tool="t", call_id="c", arguments="{}", sequence=-1), "sequence"),
+        (fields(tool="t", call_id="c", arguments="{}", sequence=2**63), "sequence"),
+        (fields(tool="t", call_id="c", arguments="{}", run_id=""), "run_id"),
     ):
         with pytest.raises(ValidationError) as caught:
             ToolCall(**wrong)
@@ -153,8 +155,8 @@ def test_building_refuses_what_is_unknown_missing_or_wrong() -> None:
 
 
 def test_reading_leaves_out_what_a_newer_writer_added() -> None:
-    event = ToolCall.read(fields(tool="t", call_id="c", from_the_future=1))
-    assert event == ToolCall(**fields(tool="t", call_id="c"))
+    event = ToolCall.read(fields(tool="t", call_id="c", arguments="{}", from_the_future=1))
+    assert event == ToolCall(**fields(tool="t", call_id="c", arguments="{}"))
 
 
 def test_values_are_frozen() -> None:
