@@ -42,7 +42,7 @@ def settings() -> Any:
 @contextlib.contextmanager
 def open_cluster(broker: str | None) -> Iterator[Cluster]:
     """The cluster at `--broker`, else of the settings."""
-    from pipeline.kafka import connect
+    from pipeline.kafka.cluster import connect
 
     yield connect(broker or settings().broker)
 
@@ -77,7 +77,6 @@ def load_app(target: str) -> Pipeline:
     Raises `ConfigurationError` when it can't be imported or is something else.
     """
     from pipeline.app import Pipeline
-    from pipeline.codec import AvroCodec
 
     if not _TARGET.match(target):
         raise ConfigurationError(f"{target!r} is not MODULE:APP: write for example `mymodule:app`")
@@ -95,7 +94,9 @@ def load_app(target: str) -> Pipeline:
         raise ConfigurationError(f"importing {module_name!r} failed: {type(broken).__name__}: {broken}") from broken
     app = getattr(module, attribute, None)
     if not isinstance(app, Pipeline):
-        raise ConfigurationError(f"{target!r} is {type(app).__name__}, not a Pipeline: name the variable that holds the application")
+        raise ConfigurationError(
+            f"{target!r} is {type(app).__name__}, not a Pipeline: name the variable that holds the application"
+        )
     return app
 
 

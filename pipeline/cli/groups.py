@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
     from pipeline.inspect.lag import GroupFacts, LagRow
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False, help="List consumer groups and show their lag, lane by lane.")
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+    help="List consumer groups and show their lag, lane by lane.",
+)
 
 
 @app.command("list")
@@ -36,7 +41,9 @@ def list_command(broker: BrokerOption = None, as_json: JsonOption = False) -> No
                     "group": s.group,
                     "state": s.state,
                     "protocol": s.protocol,
-                    "members": [{"member_id": m.member_id, "client_id": m.client_id, "host": m.host} for m in s.members],
+                    "members": [
+                        {"member_id": m.member_id, "client_id": m.client_id, "host": m.host} for m in s.members
+                    ],
                     "topics": reads[s.group],
                 }
                 for s in states
@@ -44,7 +51,11 @@ def list_command(broker: BrokerOption = None, as_json: JsonOption = False) -> No
         )
         return
     rows = [(s.group, s.state, s.protocol, len(s.members), _few(reads[s.group])) for s in states]
-    table(["group", "state", "protocol", Column("members", right=True), "topics with a commit"], rows, "no consumer groups yet")
+    table(
+        ["group", "state", "protocol", Column("members", right=True), "topics with a commit"],
+        rows,
+        "no consumer groups yet",
+    )
 
 
 def _few(topics: list[str]) -> str:
@@ -55,8 +66,12 @@ def _few(topics: list[str]) -> str:
 def lag_command(
     group: GroupArgument,
     everything: Annotated[bool, typer.Option("--all", help="Also partitions that are not behind.")] = False,
-    fast: Annotated[bool, typer.Option("--fast", help="Offsets only: read no records, so no keys and no ages.")] = False,
-    limit: Annotated[int | None, typer.Option("--max", min=0, help="Exit with 1 when the lag of the source is larger.")] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Offsets only: read no records, so no keys and no ages.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option("--max", min=0, help="Exit with 1 when the lag of the source is larger.")
+    ] = None,
     broker: BrokerOption = None,
     as_json: JsonOption = False,
 ) -> None:

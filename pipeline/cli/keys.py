@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from pipeline.model.cluster import Cluster
     from pipeline.model.control import Switch
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False, help="Skip the record that blocks a key, or release what waits behind it.")
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+    help="Skip the record that blocks a key, or release what waits behind it.",
+)
 
 KeyArgument = Annotated[str, typer.Argument(help="The record key, for example a run id.", metavar="KEY")]
 

@@ -46,9 +46,7 @@ def _load(name: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as missing:
         if missing.name == module_name:
-            raise ConfigurationError(
-                f"the command `pipeline {name}` is not part of this installation"
-            ) from None
+            raise ConfigurationError(f"the command `pipeline {name}` is not part of this installation") from None
         raise ConfigurationError(
             f"`pipeline {name}` needs the Python package {missing.name}, which is not installed: install agent-run-pipeline with its extras"
         ) from None

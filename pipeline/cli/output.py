@@ -96,9 +96,7 @@ def _styled(stream: TextIO, text: str, style: str) -> None:
         stream.flush()
 
 
-def table(
-    columns: Sequence[Column | str], rows: Iterable[Sequence[object]], empty: str = "nothing to show"
-) -> None:
+def table(columns: Sequence[Column | str], rows: Iterable[Sequence[object]], empty: str = "nothing to show") -> None:
     """Rows under headings; cells are cleaned here. Not on a terminal: aligned text with two spaces between, never cut."""
     heads = [column if isinstance(column, Column) else Column(column) for column in columns]
     cells = [["" if cell is None else clean(cell) for cell in row] for row in rows]
@@ -119,9 +117,7 @@ def _rich_table(heads: Sequence[Column], cells: Sequence[Sequence[str]]) -> None
 
     grid = Table(box=SIMPLE_HEAD, pad_edge=False)
     for head in heads:
-        grid.add_column(
-            head.title, justify="right" if head.right else "left", style=head.style, overflow="fold"
-        )
+        grid.add_column(head.title, justify="right" if head.right else "left", style=head.style, overflow="fold")
     for row in cells:
         grid.add_row(*(Text(cell) for cell in row))
     Console(highlight=False).print(grid)
@@ -133,8 +129,7 @@ def _plain_table(heads: Sequence[Column], cells: Sequence[Sequence[str]]) -> str
     lines = []
     for row in everything:
         parts = [
-            cell.rjust(w) if head.right else cell.ljust(w)
-            for cell, w, head in zip(row, widths, heads, strict=True)
+            cell.rjust(w) if head.right else cell.ljust(w) for cell, w, head in zip(row, widths, heads, strict=True)
         ]
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines) + "\n"

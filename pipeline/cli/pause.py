@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.access import BrokerOption, JsonOption, WhoOption, WhyOption, control_topic, login_name, now_ms, open_cluster, real
+from pipeline.cli.access import (
+    BrokerOption,
+    JsonOption,
+    WhoOption,
+    WhyOption,
+    control_topic,
+    login_name,
+    now_ms,
+    open_cluster,
+    real,
+)
 from pipeline.cli.output import clean, emit_json, line
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -15,7 +25,13 @@ GroupArgument = Annotated[str, typer.Argument(help="The consumer group.", metava
 
 
 @app.command()
-def pause(group: GroupArgument, who: WhoOption = None, why: WhyOption = "", broker: BrokerOption = None, as_json: JsonOption = False) -> None:
+def pause(
+    group: GroupArgument,
+    who: WhoOption = None,
+    why: WhyOption = "",
+    broker: BrokerOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Pause a subscription: its workers finish what they run and take no new work until `pipeline resume`.
 
     They stay in the group, keep their partitions and commit. Pausing a paused group renews who and why.

@@ -15,8 +15,12 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 def run(
     target: Annotated[str, typer.Argument(help="The application, for example mymodule:app.", metavar="MODULE:APP")],
     processes: Annotated[int, typer.Option("--processes", min=1, max=256, help="Worker processes.")] = 1,
-    group: Annotated[list[str] | None, typer.Option("--group", help="Only this group; may be given several times.")] = None,
-    metrics_port: Annotated[int | None, typer.Option("--metrics-port", min=0, max=65_535, help="Serve /metrics and /health here.")] = None,
+    group: Annotated[
+        list[str] | None, typer.Option("--group", help="Only this group; may be given several times.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option("--metrics-port", min=0, max=65_535, help="Serve /metrics and /health here.")
+    ] = None,
 ) -> None:
     """Run the subscriptions of an application until interrupted (Ctrl-C or SIGTERM drain and stop cleanly).
 

@@ -29,13 +29,21 @@ _PLACE = re.compile(r"^(\d+):(\d+)$")
 
 @app.command()
 def tail(
-    topic: Annotated[str, typer.Argument(help="The topic, by its real name: a source, a lane or dead letters.", metavar="TOPIC")],
+    topic: Annotated[
+        str, typer.Argument(help="The topic, by its real name: a source, a lane or dead letters.", metavar="TOPIC")
+    ],
     key: Annotated[str | None, typer.Option("--key", help="Only records with this key.")] = None,
     kind: Annotated[str | None, typer.Option("--type", help="Only this event type, for example ToolCall.")] = None,
-    start: Annotated[str, typer.Option("--from", help="earliest, latest, or P:O (partition P from offset O).")] = "latest",
-    last: Annotated[str | None, typer.Option("--last", help="From so long ago, for example 1h; instead of --from.")] = None,
+    start: Annotated[
+        str, typer.Option("--from", help="earliest, latest, or P:O (partition P from offset O).")
+    ] = "latest",
+    last: Annotated[
+        str | None, typer.Option("--last", help="From so long ago, for example 1h; instead of --from.")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Stop after so many records.")] = None,
-    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Wait for new records, or stop at the end.")] = True,
+    follow: Annotated[
+        bool, typer.Option("--follow/--no-follow", help="Wait for new records, or stop at the end.")
+    ] = True,
     headers: Annotated[bool, typer.Option("--headers", help="Show headers too.")] = False,
     broker: BrokerOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
@@ -168,7 +176,9 @@ def _print(message: Message, shown: Shown, headers: bool, as_json: bool) -> None
     line(f"{clock(time_ms)} {message.partition()}:{message.offset()} {text_of(message.key())} {name} {text}")
     if delivery:
         error = f", {clean(delivery['error'])}" if delivery["error"] else ""
-        line(f"    attempt {delivery['attempt']}, hop {delivery['hop']}, from {clean(delivery['origin'])}{error}", "dim")
+        line(
+            f"    attempt {delivery['attempt']}, hop {delivery['hop']}, from {clean(delivery['origin'])}{error}", "dim"
+        )
     if shown.problem:
         line(f"    not decoded: {clean(shown.problem)}", "red")
     if headers:

@@ -16,13 +16,26 @@ if TYPE_CHECKING:
     from pipeline.model.cluster import TopicSpec
     from pipeline.topology import Action, Defaults, Finding, Plan
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False, help="Plan, make and list the topics of an application.")
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+    help="Plan, make and list the topics of an application.",
+)
 
 AppArgument = Annotated[str, typer.Argument(help="The application, for example mymodule:app.", metavar="MODULE:APP")]
-PartitionsOption = Annotated[int, typer.Option("--partitions", min=1, max=10_000, help="Partitions of a source topic that has to be made.")]
-ReplicationOption = Annotated[int, typer.Option("--replication", min=-1, help="Replicas of new topics; -1 = the cluster's default.")]
-SourcesOption = Annotated[bool, typer.Option("--create-sources/--no-create-sources", help="Make source topics that are missing.")]
-RetentionOption = Annotated[str, typer.Option("--dead-letter-retention", help="How long dead letters are kept at least.")]
+PartitionsOption = Annotated[
+    int, typer.Option("--partitions", min=1, max=10_000, help="Partitions of a source topic that has to be made.")
+]
+ReplicationOption = Annotated[
+    int, typer.Option("--replication", min=-1, help="Replicas of new topics; -1 = the cluster's default.")
+]
+SourcesOption = Annotated[
+    bool, typer.Option("--create-sources/--no-create-sources", help="Make source topics that are missing.")
+]
+RetentionOption = Annotated[
+    str, typer.Option("--dead-letter-retention", help="How long dead letters are kept at least.")
+]
 
 
 def _defaults(partitions: int, replication: int, sources: bool, retention: str) -> Defaults:
@@ -57,7 +70,13 @@ def _action_json(action: Action) -> dict[str, Any]:
             "why": action.why,
         }
     if isinstance(action, AddPartitions):
-        return {"action": "add_partitions", "topic": action.topic, "was": action.was, "partitions": action.total, "why": action.why}
+        return {
+            "action": "add_partitions",
+            "topic": action.topic,
+            "was": action.was,
+            "partitions": action.total,
+            "why": action.why,
+        }
     return {
         "action": "set_config",
         "topic": action.topic,
@@ -106,14 +125,18 @@ def plan_command(
 
     Example: pipeline topics plan mymodule:app
     """
+    from pipeline.inspect.positions import unsettled_in_retired_tiers
     from pipeline.topology import plan_for
 
     application = load_app(target)
     defaults = _defaults(partitions, replication, create_sources, dead_letter_retention)
     with open_cluster(broker) as cluster, open_admin(cluster) as admin:
-        plan = plan_for(admin, application.subscriptions, defaults, prefix())
+        waiting = unsettled_in_retired_tiers(cluster, application.subscriptions, prefix())
+        plan = plan_for(admin, application.subscriptions, defaults, prefix(), waiting)
     if as_json:
-        emit_json({"actions": [_action_json(a) for a in plan.actions], "findings": [_finding_json(f) for f in plan.findings]})
+        emit_json(
+            {"actions": [_action_json(a) for a in plan.actions], "findings": [_finding_json(f) for f in plan.findings]}
+        )
     else:
         _show(plan, "to take")
         if not plan.actions and not plan.errors:
@@ -137,7 +160,8 @@ def apply_command(
 
     Example: pipeline topics apply mymodule:app --partitions 12
     """
-    from pipeline.topology import Action, apply
+    from pipeline.inspect.positions import unsettled_in_retired_tiers
+    from pipeline.topology import apply
 
     application = load_app(target)
     defaults = _defaults(partitions, replication, create_sources, dead_letter_retention)
@@ -149,7 +173,8 @@ def apply_command(
             line(f"{clean(action.topic)}: {clean(describe(action))}", "green")
 
     with open_cluster(broker) as cluster, open_admin(cluster) as admin:
-        plan = apply(admin, application.subscriptions, defaults, prefix(), done)
+        waiting = unsettled_in_retired_tiers(cluster, application.subscriptions, prefix())
+        plan = apply(admin, application.subscriptions, defaults, prefix(), done, waiting)
     if as_json:
         emit_json({"actions": [_action_json(a) for a in taken], "findings": [_finding_json(f) for f in plan.findings]})
     else:
@@ -163,11 +188,13 @@ def _kinds(topics: Mapping[str, TopicSpec], groups: list[str]) -> dict[str, tupl
     from pipeline.model.topics import CONTROL_TOPIC, SCHEMAS_TOPIC
     from pipeline.topology import discover
 
-    found: dict[str, tuple[str, str]] = {prefix() + name: (kind, "") for name, kind in ((CONTROL_TOPIC, "control"), (SCHEMAS_TOPIC, "schemas"))}
+    found: dict[str, tuple[str, str]] = {
+        prefix() + name: (kind, "") for name, kind in ((CONTROL_TOPIC, "control"), (SCHEMAS_TOPIC, "schemas"))
+    }
     for group in groups:
         for entry in discover(group, topics):
             found.setdefault(entry.topics.source, ("source", ""))
-            found |= {tier: ("tier", group) for tier in entry.topics.tiers}
+            found |= dict.fromkeys(entry.topics.tiers, ("tier", group))
             found |= {entry.topics.replay: ("replay", group), entry.topics.dead_letters: ("dead letters", group)}
     return found
 
@@ -215,10 +242,21 @@ def list_command(
             ]
         )
         return
-    columns = ["topic", "kind", "group", Column("partitions", True), Column("replicas", True), Column("records", True), Column("kept", True)]
+    columns: list[Column | str] = [
+        "topic",
+        "kind",
+        "group",
+        Column("partitions", True),
+        Column("replicas", True),
+        Column("records", True),
+        Column("kept", True),
+    ]
     table(
         columns,
-        [(s.name, kind, group, s.partitions, s.replication_factor, records, _kept(s, kept)) for s, kind, group, records, kept in rows],
+        [
+            (s.name, kind, group, s.partitions, s.replication_factor, records, _kept(s, kept))
+            for s, kind, group, records, kept in rows
+        ],
         "no topics yet: `pipeline topics apply MODULE:APP` makes them",
     )
 

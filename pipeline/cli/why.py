@@ -41,10 +41,14 @@ def sentences(found: Explanation, now: int) -> list[str]:
         block = found.blocked_by
         due = f", due {until(block.due_ms, now)}" if block.due_ms else ""
         tail = f": {clean(block.error)}" if block.error else ""
-        lines.append(f"  it waits for offset {block.origin_offset} of the same key, in {clean(block.lane)}{due}, attempt {block.attempt}{tail}")
+        lines.append(
+            f"  it waits for offset {block.origin_offset} of the same key, in {clean(block.lane)}{due}, attempt {block.attempt}{tail}"
+        )
     if found.attempt:
         since = f", first failed {until(found.first_failed_ms, now)}" if found.first_failed_ms else ""
-        lines.append(f"  {found.attempt} attempts so far{since}" + (f"; last error: {clean(found.error)}" if found.error else ""))
+        lines.append(
+            f"  {found.attempt} attempts so far{since}" + (f"; last error: {clean(found.error)}" if found.error else "")
+        )
     elif found.error and found.state == "dead letter":
         lines.append(f"  error: {clean(found.error)}")
     if found.state in ("queued", "parked", "blocked", "due"):
@@ -114,7 +118,9 @@ def as_object(found: Explanation) -> dict[str, Any]:
 def why(
     what: Annotated[str, typer.Argument(help="A record key (run id) or an event id.", metavar="KEY|EVENT-ID")],
     group: Annotated[str | None, typer.Option("--group", help="Only this group; all groups when not given.")] = None,
-    scan: Annotated[int, typer.Option("--scan", min=1, help="Newest records of the source and dead letters to look through.")] = 200_000,
+    scan: Annotated[
+        int, typer.Option("--scan", min=1, help="Newest records of the source and dead letters to look through.")
+    ] = 200_000,
     broker: BrokerOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -148,7 +154,10 @@ def why(
 
 def _print(found: Sequence[Explanation], what: str, scan: int) -> None:
     if not found:
-        line(f"{clean(what)} is in no lane and not among the newest {scan} records of any group's source; --scan looks further.", "yellow")
+        line(
+            f"{clean(what)} is in no lane and not among the newest {scan} records of any group's source; --scan looks further.",
+            "yellow",
+        )
     now = now_ms()
     groups = dict.fromkeys((e.group, e.topic) for e in found)
     for group, topic in groups:

@@ -11,11 +11,12 @@ from pipeline.core.progress import Progress, decode
 from pipeline.inspect.control import read_switches
 from pipeline.inspect.explain import Explanation, PartitionView, explain, unresolved
 from pipeline.inspect.partitioner import partition_of
+from pipeline.inspect.positions import committed
 from pipeline.inspect.records import LaneRecord, SourceRecord, lane_record, source_record
 from pipeline.inspect.scan import read_to_end
 from pipeline.model.cluster import Cluster, ClusterAdmin, GroupMember, TopicPartition
 from pipeline.model.errors import ConfigurationError
-from pipeline.topology.layout import Layout, discover
+from pipeline.topology.naming import Layout, discover
 
 SCAN_RECORDS = 200_000
 SCAN_SECONDS = 60.0
@@ -58,8 +59,8 @@ class Collector:
     def close(self) -> None:
         self.admin.close()
 
-    def progress(self) -> dict[TopicPartition, Progress]:
-        positions = self.admin.group_positions(self.entry.group)
+    def progress(self, places: Collection[TopicPartition]) -> dict[TopicPartition, Progress]:
+        positions = committed(self.cluster, self.entry.group, places)
         return {place: decode(position.offset, position.metadata) for place, position in positions.items()}
 
     def owners(self) -> dict[int, GroupMember]:
@@ -79,7 +80,7 @@ class Collector:
         topics = self.entry.topics
         specs = self.admin.topics([topics.source, *topics.lanes, topics.dead_letters])
         places = [TopicPartition(name, p) for name, spec in specs.items() for p in partitions if p < spec.partitions]
-        progress = self.progress()
+        progress = self.progress(places)
         starts, ends = self._starts(places, progress, reach), self.admin.end_offsets(places)
         far = max(1, reach.records // max(1, len(partitions)))
         for place in places:
@@ -100,7 +101,9 @@ class Collector:
             elif self._is_ours(copy) and wanted(copy.key, copy.event_id):
                 dead[copy.partition].append(copy)
         owners = self.owners()
-        paused = None if self._paused is None else f"{self._paused.who}: {self._paused.why}".strip(": ") or "an operator"
+        paused = (
+            None if self._paused is None else f"{self._paused.who}: {self._paused.why}".strip(": ") or "an operator"
+        )
         return [
             PartitionView(
                 self.entry.group,
@@ -116,7 +119,9 @@ class Collector:
             for p in sorted(partitions)
         ]
 
-    def _starts(self, places: Sequence[TopicPartition], progress: dict[TopicPartition, Progress], reach: Reach) -> dict[TopicPartition, int]:
+    def _starts(
+        self, places: Sequence[TopicPartition], progress: dict[TopicPartition, Progress], reach: Reach
+    ) -> dict[TopicPartition, int]:
         starts = self.admin.beginning_offsets(places)
         for place in places:
             if place.topic in self.entry.topics.lanes and place in progress:
@@ -125,7 +130,10 @@ class Collector:
 
     def _is_ours(self, copy: LaneRecord) -> bool:
         """A dead-letter topic may be shared by groups."""
-        return copy.delivery is None or (copy.delivery.group, copy.delivery.origin_topic) == (self.entry.group, self.entry.topics.source)
+        return copy.delivery is None or (copy.delivery.group, copy.delivery.origin_topic) == (
+            self.entry.group,
+            self.entry.topics.source,
+        )
 
 
 def look_up(collector: Collector, what: str, reach: Reach, now_ms: int | None = None) -> list[Explanation]:
@@ -144,7 +152,9 @@ def look_up(collector: Collector, what: str, reach: Reach, now_ms: int | None = 
         found = [
             explanation
             for view in (collector.views(partitions, wanted, reach) if partitions else ())
-            for explanation in explain(view, _identities(view, wanted), int(time.time() * 1000) if now_ms is None else now_ms)
+            for explanation in explain(
+                view, _identities(view, wanted), int(time.time() * 1000) if now_ms is None else now_ms
+            )
         ]
         if found:
             return found

@@ -38,13 +38,15 @@ def write_switch(cluster: Cluster, control_topic: str, switch: Switch, on: bool)
     admin = cluster.admin()
     try:
         if not admin.topics([control_topic]):
-            raise TopologyError(f"topic {control_topic} does not exist, so no worker would hear of it: run `pipeline topics apply` first")
+            raise TopologyError(
+                f"topic {control_topic} does not exist, so no worker would hear of it: run `pipeline topics apply` first"
+            )
     finally:
         admin.close()
     answered = threading.Event()
     failures: list[ClusterError] = []
 
-    def delivered(error: ClusterError | None, offset: int) -> None:  # noqa: ARG001
+    def delivered(error: ClusterError | None, offset: int) -> None:
         if error is not None:
             failures.append(error)
         answered.set()
@@ -55,7 +57,9 @@ def write_switch(cluster: Cluster, control_topic: str, switch: Switch, on: bool)
         producer.send(control_topic, key, value if on else None, partition=0, delivered=delivered)
         producer.flush(ACK_TIMEOUT_S)
         if not answered.wait(ACK_TIMEOUT_S):
-            raise ClusterUnavailable(f"the brokers did not acknowledge the record on {control_topic} in {ACK_TIMEOUT_S:g} s: try again")
+            raise ClusterUnavailable(
+                f"the brokers did not acknowledge the record on {control_topic} in {ACK_TIMEOUT_S:g} s: try again"
+            )
     finally:
         producer.close(1.0)
     if failures:

@@ -42,7 +42,9 @@ def show(codec: DictCodec | None, message: Message) -> Shown:
     if data is None:
         return Shown("null", None)
     problem = ""
-    if codec is not None and (data[:1] == b"\x00" or any(name == "__value_schema_id" for name, _ in message.headers() or ())):
+    if codec is not None and (
+        data[:1] == b"\x00" or any(name == "__value_schema_id" for name, _ in message.headers() or ())
+    ):
         try:
             return _avro(codec, schema_topic(message), data, message.headers())
         except CodecError as error:

@@ -1,8 +1,8 @@
 """Where a record is and what it waits for, decided from what was read. Pure.
 
-    unread -> queued -> (handler) -> done
-                |  \\-> parked in a tier <-> blocked by a lower origin of its key -> due -> (handler)
-                \\-> dead letter
+unread -> queued -> (handler) -> done
+            |  \\-> parked in a tier <-> blocked by a lower origin of its key -> due -> (handler)
+            \\-> dead letter
 """
 
 from __future__ import annotations

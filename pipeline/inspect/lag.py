@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.core.progress import Progress
 from pipeline.model.cluster import TopicPartition, TopicSpec
-from pipeline.topology.layout import Layout
+from pipeline.topology.naming import Layout
 
 EXPIRY_SHARE = 0.8
 """Alarm when the oldest dead letter has used this part of its retention."""

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 
 from pipeline.core.progress import decode
 from pipeline.inspect.lag import GroupFacts
+from pipeline.inspect.positions import committed
 from pipeline.inspect.records import is_settled, lane_record
 from pipeline.inspect.scan import read_to_end
 from pipeline.model.cluster import Cluster, Message, TopicPartition
-from pipeline.topology.layout import Layout
+from pipeline.topology.naming import Layout
 
 LANE_RECORDS_MAX = 500_000
 """Beyond so many waiting records the keys are not counted: reading them all would take too long for a command."""
@@ -22,7 +23,7 @@ def measure(cluster: Cluster, entry: Layout, read_lanes: bool = True) -> GroupFa
     try:
         specs = admin.topics([topics.source, *topics.lanes, topics.dead_letters])
         places = [TopicPartition(name, p) for name, spec in specs.items() for p in range(spec.partitions)]
-        positions = admin.group_positions(entry.group)
+        positions = committed(cluster, entry.group, places)
         beginnings, ends = admin.beginning_offsets(places), admin.end_offsets(places)
         state = admin.describe_group(entry.group).state
     finally:

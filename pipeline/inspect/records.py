@@ -54,7 +54,9 @@ def event_id(headers: Headers | None) -> str | None:
 
 def source_record(message: Message) -> SourceRecord:
     identity = event_id(message.headers())
-    return SourceRecord(message.topic(), message.partition(), message.offset(), message.key(), identity, message.timestamp()[1])
+    return SourceRecord(
+        message.topic(), message.partition(), message.offset(), message.key(), identity, message.timestamp()[1]
+    )
 
 
 def lane_record(message: Message) -> LaneRecord:

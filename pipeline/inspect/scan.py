@@ -40,7 +40,9 @@ def read_to_end(
             elif now - heard > IDLE_S:
                 return
             if now > until:
-                raise ClusterUnavailable(f"reading {next(iter(left)).topic} took longer than {deadline_s:g} s: try again, or ask for less")
+                raise ClusterUnavailable(
+                    f"reading {next(iter(left)).topic} took longer than {deadline_s:g} s: try again, or ask for less"
+                )
             for message in messages:
                 place = TopicPartition(message.topic(), message.partition())
                 end = ends[place]

@@ -89,9 +89,7 @@ def source_rules() -> tuple[Rule, ...]:
 
 def lane_rules(kind: LaneKind, delay_ms: int, source: TopicSpec, defaults: Defaults) -> tuple[Rule, ...]:
     """Rules for one lane of `source` (as it is, or as it will be made). `delay_ms` is 0 for lanes that are no tier."""
-    message_bytes = (
-        int(source.configs.get("max.message.bytes", KAFKA_MAX_MESSAGE_BYTES)) + LANE_OVERHEAD_BYTES
-    )
+    message_bytes = int(source.configs.get("max.message.bytes", KAFKA_MAX_MESSAGE_BYTES)) + LANE_OVERHEAD_BYTES
     rules = [
         Rule("cleanup.policy", "delete", "compaction would remove all but the last record of a key"),
         _retention(kind, delay_ms, defaults),

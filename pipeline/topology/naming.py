@@ -34,9 +34,7 @@ def layout(subscription: Subscription, prefix: str = "") -> Layout:
     """Names of one subscription, checked; `prefix` (of the environment) stands before topics and groups."""
     group = prefix + subscription.group
     dead_letters = None if subscription.dead_letter_topic is None else prefix + subscription.dead_letter_topic
-    return Layout(
-        group, lane_topics(prefix + subscription.topic, group, subscription.retry.tiers_ms, dead_letters)
-    )
+    return Layout(group, lane_topics(prefix + subscription.topic, group, subscription.retry.tiers_ms, dead_letters))
 
 
 def layouts(subscriptions: Sequence[Subscription], prefix: str = "") -> tuple[Layout, ...]:
@@ -46,9 +44,7 @@ def layouts(subscriptions: Sequence[Subscription], prefix: str = "") -> tuple[La
     owner: dict[str, str] = {}
     for entry in found:
         if entry.group in groups:
-            raise ConfigurationError(
-                f"group={entry.group!r} is declared by two subscriptions: give each its own group"
-            )
+            raise ConfigurationError(f"group={entry.group!r} is declared by two subscriptions: give each its own group")
         groups.add(entry.group)
         for lane in entry.topics.lanes:
             if lane in owner:

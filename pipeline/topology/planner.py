@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pipeline.model.cluster import TopicSpec
 from pipeline.model.policies import Subscription
 from pipeline.model.topics import CONTROL_TOPIC
-from pipeline.topology.layout import Layout, RetiredTier, layouts, retired_of
+from pipeline.topology.naming import Layout, RetiredTier, layouts, retired_of
 from pipeline.topology.rules import (
     DECOMPRESSED,
     Defaults,
@@ -134,9 +134,7 @@ class _Planner:
             else:
                 before = self.actions.get((name, rule.setting))
                 was = before.was if isinstance(before, SetConfig) else actual or "not set"
-                self.actions[name, rule.setting] = SetConfig(
-                    name, rule.setting, rule.value, was, rule.why, rule.level
-                )
+                self.actions[name, rule.setting] = SetConfig(name, rule.setting, rule.value, was, rule.why, rule.level)
 
     def widen(self, name: str, total: int, why: str) -> None:
         """More partitions for a lane."""
@@ -210,24 +208,22 @@ class _Planner:
                 f"it has {have} replicas and {source.name} has {want}, so it is lost sooner than its source",
                 "raise it with kafka-reassign-partitions",
             )  # fmt: skip
-        in_sync, least = (
-            int(self.known[t].configs.get("min.insync.replicas", "1")) for t in (name, source.name)
-        )
+        in_sync, least = (int(self.known[t].configs.get("min.insync.replicas", "1")) for t in (name, source.name))
         if in_sync < least <= have:
             why = f"a hand-off would count as safe with fewer copies than {source.name} asks for"
             self.settle(name, (Rule("min.insync.replicas", str(least), why, "at_least", "warning"),))
 
 
-def _drains(
-    planner: _Planner, group: str, retired: Sequence[RetiredTier], unsettled: Mapping[str, int]
-) -> None:
+def _drains(planner: _Planner, group: str, retired: Sequence[RetiredTier], unsettled: Mapping[str, int]) -> None:
     for tier in retired:
         waiting = unsettled.get(tier.topic)
         problem = f"group {group} declares this tier no longer"
         if waiting == 0:
             remedy = "it is empty: delete it once no older worker runs"
         else:
-            remedy = f"keep it while workers drain {'what waits in it' if waiting is None else f'its {waiting} records'}"
+            remedy = (
+                f"keep it while workers drain {'what waits in it' if waiting is None else f'its {waiting} records'}"
+            )
         planner.find("warning", tier.topic, "tiers", problem, remedy)
 
 
@@ -300,9 +296,7 @@ def check(
     return [*wanted.findings, *(_finding(action, strict) for action in wanted.actions)]
 
 
-def _retention_floors(
-    subscriptions: Sequence[Subscription], existing: Collection[str], prefix: str
-) -> dict[str, int]:
+def _retention_floors(subscriptions: Sequence[Subscription], existing: Collection[str], prefix: str) -> dict[str, int]:
     floors: dict[str, int] = {}
     for entry in layouts(subscriptions, prefix):
         for lane in _lanes(entry, retired_of(entry, existing)):
@@ -314,15 +308,9 @@ def _finding(action: Action, floors: Mapping[str, int]) -> Finding:
     if isinstance(action, CreateTopic):
         return Finding("error", action.topic, "topic", f"it does not exist ({action.why})", APPLY)
     if isinstance(action, AddPartitions):
-        return Finding(
-            "error", action.topic, "partitions", f"it has {action.was} partitions but {action.why}", APPLY
-        )
+        return Finding("error", action.topic, "partitions", f"it has {action.was} partitions but {action.why}", APPLY)
     level = action.level
-    if (
-        action.setting == "retention.ms"
-        and action.was.isdigit()
-        and int(action.was) > floors.get(action.topic, 0)
-    ):
+    if action.setting == "retention.ms" and action.was.isdigit() and int(action.was) > floors.get(action.topic, 0):
         level = "warning"
     problem = f"{action.setting}={action.was} is wrong: {action.why}"
     return Finding(level, action.topic, action.setting, problem, f"set it to {action.value}, or {APPLY}")

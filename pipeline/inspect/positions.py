@@ -1,0 +1,69 @@
+"""A group's committed offsets, read without joining it.
+
+Through a consumer and not the admin's list of group offsets: in librdkafka up to 2.16 that call dies with SIGSEGV when the
+coordinator is moving or still loading (its issue 5040), which is just when somebody looks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+
+from pipeline.model.cluster import Cluster, ConsumerPolicy, Position, TopicPartition
+from pipeline.model.errors import ClusterUnavailable
+from pipeline.model.policies import Subscription
+from pipeline.topology import layouts, retired_of
+
+REQUEST_S = 10.0
+PATIENCE_S = 15.0
+PAUSE_S = 0.2
+
+
+def committed(
+    cluster: Cluster,
+    group: str,
+    places: Collection[TopicPartition],
+    monotonic: Callable[[], float] = time.monotonic,
+) -> dict[TopicPartition, Position]:
+    """What the group committed on these partitions; those without a commit are left out.
+
+    A coordinator that moves is waited for; raises `ClusterUnavailable` when it takes longer than `PATIENCE_S`.
+    """
+    if not places:
+        return {}
+    until = monotonic() + PATIENCE_S
+    consumer = cluster.consumer(ConsumerPolicy(group=group, client_id="pipeline-inspect"))
+    try:
+        while True:
+            try:
+                found = consumer.committed(places, REQUEST_S)
+            except ClusterUnavailable:
+                if monotonic() > until:
+                    raise
+                time.sleep(PAUSE_S)
+            else:
+                return {place: position for place, position in found.items() if position is not None}
+    finally:
+        consumer.close()
+
+
+def unsettled_in_retired_tiers(
+    cluster: Cluster, subscriptions: Sequence[Subscription], prefix: str = ""
+) -> dict[str, int]:
+    """Tier that is declared no longer -> records between the group's committed offsets and the end: 0 means drained."""
+    counts: dict[str, int] = {}
+    admin = cluster.admin()
+    try:
+        existing = admin.topics()
+        for entry in layouts(subscriptions, prefix):
+            tiers = [tier.topic for tier in retired_of(entry, existing)]
+            places = [TopicPartition(name, p) for name in tiers for p in range(existing[name].partitions)]
+            ends, starts = admin.end_offsets(places), admin.beginning_offsets(places)
+            positions = committed(cluster, entry.group, places)
+            for place in places:
+                position = positions.get(place)
+                read = max(starts[place], position.offset if position else 0)
+                counts[place.topic] = counts.get(place.topic, 0) + max(0, ends[place] - read)
+    finally:
+        admin.close()
+    return counts
