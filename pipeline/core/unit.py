@@ -22,7 +22,15 @@ from pipeline.core.progress import Progress
 from pipeline.core.rebuild import Rebuild
 from pipeline.core.retry import GiveUp, WaitInMemory, after_failure, next_hop, tier_for
 from pipeline.model.cluster import Message
-from pipeline.model.headers import DeliveryHeaders, ErrorInfo, HeaderError, clip_error, decode, event_id_of, replay_count_of
+from pipeline.model.headers import (
+    DeliveryHeaders,
+    ErrorInfo,
+    HeaderError,
+    clip_error,
+    decode,
+    event_id_of,
+    replay_count_of,
+)
 from pipeline.model.outcome import Failure, FailureKind
 from pipeline.model.policies import Order, RetryPolicy
 
@@ -31,7 +39,10 @@ SKIPPED = Failure(FailureKind.TERMINAL, "Skipped", "Skipped", "an operator skipp
 
 @dataclass(frozen=True, slots=True)
 class LaneSpec:
-    """A lane as this worker knows it. `delay_ms` is None for the replay lane; `declared` is False for a retired tier: read, not fed by failures."""
+    """A lane as this worker knows it.
+
+    `delay_ms` is None for the replay lane; `declared` is False for a retired tier: it is read, and not fed by failures.
+    """
 
     name: str
     topic: str
@@ -115,7 +126,9 @@ class Unit:
             self.lanes.append(Lane(spec, tracker, rebuild.fences[spec.name], rebuild.last_due_ms(index)))
         self._by_key = policy.order != "none"
         self._waits = policy.order == "key"
-        self._tier_lanes = [i for i, lane in enumerate(self.lanes) if i and lane.spec.declared and lane.spec.delay_ms is not None]
+        self._tier_lanes = [
+            i for i, lane in enumerate(self.lanes) if i and lane.spec.declared and lane.spec.delay_ms is not None
+        ]
         self._replay_lane = next((i for i, lane in enumerate(self.lanes) if i and lane.spec.delay_ms is None), SOURCE)
 
     # -- fetched records in
@@ -150,7 +163,9 @@ class Unit:
             try:
                 headers = decode(message.headers())
             except HeaderError as error:
-                failure = Failure(FailureKind.UNDECODABLE, "ForeignRecord", "HeaderError", f"{lane.spec.topic}: {error}")
+                failure = Failure(
+                    FailureKind.UNDECODABLE, "ForeignRecord", "HeaderError", f"{lane.spec.topic}: {error}"
+                )
                 self.effects.append(DeadLetter(delivery, self._headers(delivery, 1, 0, 0, 0, failure), failure))
                 continue
             if offset >= lane.fence and headers.epoch < self.epoch and headers.hop:
@@ -251,6 +266,8 @@ class Unit:
                 del self.waiting[key]
             if self.admit(delivery, now_ms):
                 return delivery
+            if key in self.busy:  # a skipped record is on its way to the dead letters
+                return None
         return None
 
     @staticmethod
@@ -281,7 +298,9 @@ class Unit:
 
     def dead_lettered(self, delivery: Delivery, now_ms: int) -> Delivery | None:
         """Acknowledged: the record has its ending. Returns the key's next record."""
-        if delivery.lane and delivery.headers is None:  # a foreign record in a lane: it never took part in its key's order
+        if (
+            delivery.lane and delivery.headers is None
+        ):  # a foreign record in a lane: it never took part in its key's order
             self.lanes[delivery.lane].tracker.settle(delivery.offset)
             return None
         self.skipped.discard(delivery.identity)
@@ -289,12 +308,21 @@ class Unit:
 
     def _dead_letter(self, delivery: Delivery, failure: Failure, now_ms: int) -> None:
         if delivery.key is not None and self._by_key:
-            self.busy.add(delivery.key)  # until it is written: a crash now runs it again, and its successors must not be ahead
+            self.busy.add(
+                delivery.key
+            )  # until it is written: a crash now runs it again, and its successors must not be ahead
         headers = self._headers(delivery, delivery.hop + 1, 0, 0, now_ms, failure)
         self.effects.append(DeadLetter(delivery, headers, failure))
 
     def _hand_off(
-        self, delivery: Delivery, lane: int, due_ms: int, not_before_ms: int, cause: str, now_ms: int, failure: Failure | None = None
+        self,
+        delivery: Delivery,
+        lane: int,
+        due_ms: int,
+        not_before_ms: int,
+        cause: str,
+        now_ms: int,
+        failure: Failure | None = None,
     ) -> None:
         target = self.lanes[lane]
         target.last_due_ms = due_ms = max(due_ms, target.last_due_ms)  # (b)
