@@ -35,7 +35,7 @@ class Parking:
     def __init__(self) -> None:
         self.keys: dict[bytes | None, list[Identity]] = {}
         self._holders: dict[Identity, Holder] = {}
-        self._aside: set[Identity] = set()
+        self._aside: dict[bytes | None, set[Identity]] = {}
 
     def __len__(self) -> int:
         return len(self._holders)
@@ -58,18 +58,23 @@ class Parking:
         """The record has its ending; resolving one that was never handed off does nothing."""
         if self._holders.pop(identity, None) is None:
             return
-        waiting = self.keys[key]
-        if identity in self._aside:
-            self._aside.discard(identity)
+        waiting, aside = self.keys[key], self._aside.get(key)
+        if aside and identity in aside:
+            aside.discard(identity)
+            if not aside:
+                del self._aside[key]
         else:
             del waiting[bisect_left(waiting, identity)]
-        if not waiting:
-            self.keys.pop(key, None)
+        if not waiting and key not in self._aside:
+            del self.keys[key]
 
     def step_aside(self, key: bytes | None, identity: Identity) -> None:
-        """Nobody waits for this record any more, though its copy still counts when it comes up."""
-        if identity in self._holders and identity not in self._aside:
-            self._aside.add(identity)
+        """Nobody waits for this record any more, though its copy still counts when it comes up: its key stays parked."""
+        if identity not in self._holders:
+            return
+        aside = self._aside.setdefault(key, set())
+        if identity not in aside:
+            aside.add(identity)
             waiting = self.keys[key]
             del waiting[bisect_left(waiting, identity)]
 

@@ -38,7 +38,9 @@ class Rebuild:
     `ends` are the lanes' ends, read *after* the committed offsets.
     """
 
-    def __init__(self, source: Progress, lanes: Sequence[str], progress: Mapping[str, Progress], ends: Mapping[str, int]) -> None:
+    def __init__(
+        self, source: Progress, lanes: Sequence[str], progress: Mapping[str, Progress], ends: Mapping[str, int]
+    ) -> None:
         self.epoch = source.epoch + 1
         self.source = source
         self.fences = {name: ends[name] for name in lanes}

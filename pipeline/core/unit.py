@@ -119,6 +119,7 @@ class Unit:
         self.waiting_count = 0
         self.skipped: set[Identity] = set()
         self.released: dict[bytes | None, Identity] = {}
+        self._sending: dict[tuple[Identity, int], Delivery] = {}
         source = LaneSpec("source", policy.source, None)
         self.lanes = [Lane(source, OffsetTracker(rebuild.source))]
         for index, spec in enumerate(lanes, start=1):
@@ -173,9 +174,18 @@ class Unit:
                 continue
             delivery.headers = headers
             delivery.attempt, delivery.hop = headers.attempt, headers.hop
+            if headers.epoch == self.epoch and self._sending:
+                # Our own copy, fetched before its delivery report: what fed it is settled first, or it could end and be
+                # committed while the record it came from is still open (e).
+                self._settle_fed_by(delivery)
             if index == self._replay_lane and self.parking.holder(delivery.identity) is None:
                 self.parking.observe(delivery.key, delivery.identity, headers.hop, index)
             lane.look_ahead.append(delivery)
+
+    def _settle_fed_by(self, copy: Delivery) -> None:
+        fed_by = self._sending.pop((copy.identity, copy.hop), None)
+        if fed_by is not None:
+            self.lanes[fed_by.lane].tracker.settle(fed_by.offset)
 
     def release_due(self, now_ms: int, ready: deque[Delivery]) -> int | None:
         """Move due lane records to `ready`; returns when the next one is due (None: nothing waits in the look-ahead)."""
@@ -225,12 +235,21 @@ class Unit:
             target = self._lane_behind(tail)
             self._hand_off(delivery, target, max(delivery.due_ms, now_ms), delivery.not_before_ms, "wait", now_ms)
             return False
-        hop = next_hop(self.policy.retry.tiers_ms, delivery.not_before_ms, now_ms)
-        if hop is not None:
-            target = self._tier_lanes[hop]
-            self._hand_off(delivery, target, self._due(target, now_ms), delivery.not_before_ms, "hop", now_ms)
+        if delivery.not_before_ms > now_ms:
+            self._not_yet(delivery, now_ms)
             return False
         return True
+
+    def _not_yet(self, delivery: Delivery, now_ms: int) -> None:
+        """A due record whose own wait is longer than its tier: on to the next one, or without tiers wait in memory."""
+        hop = next_hop(self.policy.retry.tiers_ms, delivery.not_before_ms, now_ms)
+        if hop is None:
+            if self._by_key and delivery.key is not None:
+                self.busy.add(delivery.key)
+            self.effects.append(RunAgain(delivery, delivery.not_before_ms))
+        else:
+            target = self._tier_lanes[hop]
+            self._hand_off(delivery, target, self._due(target, now_ms), delivery.not_before_ms, "hop", now_ms)
 
     def _lane_behind(self, tail: Identity) -> int:
         """The lane that holds the key's tail (a); for a retired tier the declared one nearest to it, so that it can run dry."""
@@ -293,8 +312,10 @@ class Unit:
         return self.free(delivery.key, now_ms)
 
     def handed_off(self, delivery: Delivery) -> None:
-        """The copy in the lane is acknowledged: this one is settled."""
-        self.lanes[delivery.lane].tracker.settle(delivery.offset)
+        """The copy in the lane is acknowledged: this one is settled (unless the copy was fetched first)."""
+        fed_by = self._sending.pop((delivery.identity, delivery.hop + 1), None)
+        if fed_by is not None:
+            self.lanes[fed_by.lane].tracker.settle(fed_by.offset)
 
     def dead_lettered(self, delivery: Delivery, now_ms: int) -> Delivery | None:
         """Acknowledged: the record has its ending. Returns the key's next record."""
@@ -328,6 +349,7 @@ class Unit:
         target.last_due_ms = due_ms = max(due_ms, target.last_due_ms)  # (b)
         hop = delivery.hop + 1
         self.parking.hand_off(delivery.key, delivery.identity, hop, lane)
+        self._sending[delivery.identity, hop] = delivery
         headers = self._headers(delivery, hop, due_ms, not_before_ms, now_ms, failure)
         self.effects.append(HandOff(delivery, lane, headers, cause))
 

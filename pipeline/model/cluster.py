@@ -106,7 +106,9 @@ class GroupConsumer(Protocol):
 
     def resume(self, partitions: Collection[TopicPartition]) -> None: ...
 
-    def committed(self, partitions: Collection[TopicPartition], timeout_s: float) -> dict[TopicPartition, Position | None]:
+    def committed(
+        self, partitions: Collection[TopicPartition], timeout_s: float
+    ) -> dict[TopicPartition, Position | None]:
         """None where the group never committed."""
         ...
 
@@ -114,16 +116,22 @@ class GroupConsumer(Protocol):
         """High watermark: the offset that the next record will get."""
         ...
 
-    def beginning_offsets(self, partitions: Collection[TopicPartition], timeout_s: float) -> dict[TopicPartition, int]: ...
+    def beginning_offsets(
+        self, partitions: Collection[TopicPartition], timeout_s: float
+    ) -> dict[TopicPartition, int]: ...
 
-    def offsets_at(self, partitions: Collection[TopicPartition], time_ms: int, timeout_s: float) -> dict[TopicPartition, int]:
+    def offsets_at(
+        self, partitions: Collection[TopicPartition], time_ms: int, timeout_s: float
+    ) -> dict[TopicPartition, int]:
         """The first offset whose timestamp is >= time_ms, or the end."""
         ...
 
     def commit(self, positions: Mapping[TopicPartition, Position], done: CommitCallback) -> None:
         """Send ONE OffsetCommit; `done` is called in a later `poll` with every partition's own error (None = stored)."""
 
-    def commit_now(self, positions: Mapping[TopicPartition, Position], timeout_s: float) -> dict[TopicPartition, ClusterError | None]:
+    def commit_now(
+        self, positions: Mapping[TopicPartition, Position], timeout_s: float
+    ) -> dict[TopicPartition, ClusterError | None]:
         """The same, waiting for the answer. A stale generation is a `FencedError` per partition."""
         ...
 
@@ -194,6 +202,10 @@ class ClusterAdmin(Protocol):
         """Those that exist, with every config value in force; all (without internal ones) when `names` is None."""
         ...
 
+    def topic_names(self, timeout_s: float = 10.0) -> list[str]:
+        """Names alone (without internal ones): cheap, for discovery."""
+        ...
+
     def create_topics(self, specs: Sequence[TopicSpec], timeout_s: float = 30.0) -> None:
         """Returns when they are visible; one that exists already is a `TopologyError`."""
 
@@ -211,12 +223,18 @@ class ClusterAdmin(Protocol):
 
     def group_positions(self, group: str, timeout_s: float = 10.0) -> dict[TopicPartition, Position]: ...
 
-    def set_group_positions(self, group: str, positions: Mapping[TopicPartition, Position], timeout_s: float = 10.0) -> None:
+    def set_group_positions(
+        self, group: str, positions: Mapping[TopicPartition, Position], timeout_s: float = 10.0
+    ) -> None:
         """Only for a group with no members."""
 
-    def end_offsets(self, partitions: Collection[TopicPartition], timeout_s: float = 10.0) -> dict[TopicPartition, int]: ...
+    def end_offsets(
+        self, partitions: Collection[TopicPartition], timeout_s: float = 10.0
+    ) -> dict[TopicPartition, int]: ...
 
-    def beginning_offsets(self, partitions: Collection[TopicPartition], timeout_s: float = 10.0) -> dict[TopicPartition, int]: ...
+    def beginning_offsets(
+        self, partitions: Collection[TopicPartition], timeout_s: float = 10.0
+    ) -> dict[TopicPartition, int]: ...
 
     def broker_version(self, timeout_s: float = 10.0) -> str: ...
 

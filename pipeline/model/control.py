@@ -118,9 +118,7 @@ def _text(fields: dict[str, object], name: str, default: str | None = None) -> s
 def _number(fields: dict[str, object], name: str, default: int | None = None) -> int:
     value = fields.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ControlRecordError(
-            f"field {name} of a control record must be a whole number >= 0, not {value!r:.40}"
-        )
+        raise ControlRecordError(f"field {name} of a control record must be a whole number >= 0, not {value!r:.40}")
     return value
 
 
@@ -141,9 +139,7 @@ def decode(value: bytes) -> Switch | None:
     Raises `ControlRecordError` for bytes that are not a control record: log it and go on with the next one.
     """
     if len(value) > VALUE_BYTES_MAX:
-        raise ControlRecordError(
-            f"a control record has {len(value)} bytes; at most {VALUE_BYTES_MAX} are read"
-        )
+        raise ControlRecordError(f"a control record has {len(value)} bytes; at most {VALUE_BYTES_MAX} are read")
     try:
         fields = json.loads(value)
     except (ValueError, RecursionError):
@@ -192,9 +188,7 @@ class Switches:
         if isinstance(switch, Pause):
             self._paused[switch.group] = switch
         elif isinstance(switch, Skip):
-            self._skipped.setdefault((switch.group, switch.topic, switch.partition), {})[
-                switch.origin_offset
-            ] = switch
+            self._skipped.setdefault((switch.group, switch.topic, switch.partition), {})[switch.origin_offset] = switch
         else:
             self._released[switch.group, switch.topic, switch.partition, switch.key] = switch
         return switch

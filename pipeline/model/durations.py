@@ -20,7 +20,9 @@ def parse_duration_ms(text: str | float, setting: str = "duration") -> int:
     else:
         match = _PATTERN.match(str(text))
         if match is None:
-            raise ConfigurationError(f"{setting}={text!r} is not a duration: write a number with ms, s, m, h or d, such as '10s'")
+            raise ConfigurationError(
+                f"{setting}={text!r} is not a duration: write a number with ms, s, m, h or d, such as '10s'"
+            )
         ms = round(float(match[1]) * _UNIT_MS[match[2]])
     if ms < 0:
         raise ConfigurationError(f"{setting}={text!r} is negative: a duration is zero or more")

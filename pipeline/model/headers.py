@@ -25,9 +25,13 @@ ERROR_TEXT_BYTES = 8_192
 """Error class, type, message and stack together, both ends kept."""
 
 _V, _ATTEMPT, _HOP, _EPOCH = "pl.v", "pl.attempt", "pl.hop", "pl.epoch"
-_ORIGIN_TOPIC, _ORIGIN_PARTITION, _ORIGIN_OFFSET, _ORIGIN_TIME = (f"pl.origin.{n}" for n in ("topic", "partition", "offset", "timestamp"))
+_ORIGIN_TOPIC, _ORIGIN_PARTITION, _ORIGIN_OFFSET, _ORIGIN_TIME = (
+    f"pl.origin.{n}" for n in ("topic", "partition", "offset", "timestamp")
+)
 _DUE, _NOT_BEFORE, _FIRST_FAILED, _GROUP = "pl.due", "pl.not_before", "pl.first_failed", "pl.group"
-_ERROR_CLASS, _ERROR_TYPE, _ERROR_MESSAGE, _ERROR_STACK = (f"pl.error.{n}" for n in ("class", "type", "message", "stack"))
+_ERROR_CLASS, _ERROR_TYPE, _ERROR_MESSAGE, _ERROR_STACK = (
+    f"pl.error.{n}" for n in ("class", "type", "message", "stack")
+)
 _DELIVERY_PREFIX = "pl."
 _PRODUCER_OWNED = {EVENT_ID}
 _DLQ_PREFIX = "__dlq.errors."
@@ -94,7 +98,11 @@ def producer_headers(headers: Headers | None) -> Headers:
     """What a lane copy keeps of a record's headers: everything but our delivery headers and dead-letter marks."""
     if not headers:
         return []
-    return [(name, value) for name, value in headers if name in _PRODUCER_OWNED or not name.startswith((_DELIVERY_PREFIX, _DLQ_PREFIX))]
+    return [
+        (name, value)
+        for name, value in headers
+        if name in _PRODUCER_OWNED or not name.startswith((_DELIVERY_PREFIX, _DLQ_PREFIX))
+    ]
 
 
 def encode(kept: Headers, delivery: DeliveryHeaders) -> Headers:
@@ -112,7 +120,12 @@ def encode(kept: Headers, delivery: DeliveryHeaders) -> Headers:
     out.extend((name, b"%d" % number) for name, number in numbers)
     out.append((_ORIGIN_TOPIC, delivery.origin_topic.encode()))
     out.append((_GROUP, delivery.group.encode()))
-    optional = ((_DUE, delivery.due_ms), (_NOT_BEFORE, delivery.not_before_ms), (_FIRST_FAILED, delivery.first_failed_ms), (REPLAY_COUNT, delivery.replay_count))
+    optional = (
+        (_DUE, delivery.due_ms),
+        (_NOT_BEFORE, delivery.not_before_ms),
+        (_FIRST_FAILED, delivery.first_failed_ms),
+        (REPLAY_COUNT, delivery.replay_count),
+    )
     out.extend((name, b"%d" % number) for name, number in optional if number)
     error = delivery.error
     texts = (

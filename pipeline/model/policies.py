@@ -84,7 +84,10 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """One handler + consumer group + policies. `topic` and `group` are the names as declared (no environment prefix)."""
+    """One handler + consumer group + policies. `topic` and `group` are the names as declared (no environment prefix).
+
+    `event_types`: the handler is only for these classes of events, others count as done (None: for all).
+    """
 
     topic: str
     group: str
@@ -100,6 +103,7 @@ class Subscription:
     timeout_ms: int = 300_000
     dead_letter_topic: str | None = None
     unknown_event: Literal["skip", "dead_letter"] = "skip"
+    event_types: frozenset[type] | None = None
 
 
 def _between(name: str, value: int, low: int, high: int) -> None:
@@ -111,11 +115,26 @@ def check_retry(policy: RetryPolicy) -> RetryPolicy:
     """The policy, or a `ConfigurationError` naming the setting."""
     _between("attempts", policy.attempts, 1, 1_000)
     if any(b <= a for a, b in zip(policy.tiers_ms, policy.tiers_ms[1:], strict=False)):
-        raise ConfigurationError(f"tiers={policy.tiers_ms!r} must grow from one to the next: each tier is one constant delay")
+        raise ConfigurationError(
+            f"tiers={policy.tiers_ms!r} must grow from one to the next: each tier is one constant delay"
+        )
     if any(tier <= 0 for tier in policy.tiers_ms):
-        raise ConfigurationError("tiers must be longer than zero: for an immediate retry use backoff with a short delay")
+        raise ConfigurationError(
+            "tiers must be longer than zero: for an immediate retry use backoff with a short delay"
+        )
     if not 0 <= policy.jitter <= 1:
         raise ConfigurationError(f"jitter={policy.jitter!r} must be between 0 and 1")
+    return policy
+
+
+def check_flow(policy: FlowPolicy) -> FlowPolicy:
+    """The policy, or a `ConfigurationError` naming the setting."""
+    _between("concurrency", policy.concurrency, 1, 100_000)
+    _between("buffered", policy.buffered, 1, 1_000_000)
+    _between("look_ahead", policy.look_ahead, 1, 100_000)
+    _between("commit_interval_ms", policy.commit_interval_ms, 10, 60_000)
+    _between("drain_timeout_ms", policy.drain_timeout_ms, 100, 3_600_000)
+    _between("dead_letter_flood", policy.dead_letter_flood, 0, 1_000_000_000)
     return policy
 
 

@@ -26,15 +26,21 @@ _LEGAL = re.compile(r"^[a-zA-Z0-9._-]+$")
 def check_topic(name: str, setting: str = "topic") -> str:
     """The name itself, or a `ConfigurationError` that says what is wrong with it."""
     if not _LEGAL.match(name) or name in (".", ".."):
-        raise ConfigurationError(f"{setting}={name!r} is not a legal topic name: use letters, digits, '.', '_' and '-' only")
+        raise ConfigurationError(
+            f"{setting}={name!r} is not a legal topic name: use letters, digits, '.', '_' and '-' only"
+        )
     if len(name) > MAX_TOPIC_LENGTH:
-        raise ConfigurationError(f"{setting}={name!r} has {len(name)} characters; Kafka allows {MAX_TOPIC_LENGTH}: shorten the topic or group name")
+        raise ConfigurationError(
+            f"{setting}={name!r} has {len(name)} characters; Kafka allows {MAX_TOPIC_LENGTH}: shorten the topic or group name"
+        )
     return name
 
 
 def escape(group: str) -> str:
     """The group as part of a topic name: every byte outside [a-zA-Z0-9.-] becomes `_xx`."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in ".-") else "".join(f"_{b:02x}" for b in c.encode()) for c in group)
+    return "".join(
+        c if c.isascii() and (c.isalnum() or c in ".-") else "".join(f"_{b:02x}" for b in c.encode()) for c in group
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,9 @@ class LaneTopics:
         return (*self.tiers, self.replay)
 
 
-def lane_topics(source: str, group: str, tier_delays_ms: tuple[int, ...], dead_letters: str | None = None) -> LaneTopics:
+def lane_topics(
+    source: str, group: str, tier_delays_ms: tuple[int, ...], dead_letters: str | None = None
+) -> LaneTopics:
     """The lanes of `group` on `source`, names checked. Environment prefixes are already part of `source` and `group`."""
     base = f"{source}.{escape(group)}"
     return LaneTopics(

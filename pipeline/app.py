@@ -1,0 +1,273 @@
+"""The composition root: declares subscriptions and puts the parts together."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pipeline.model.cluster import Cluster
+from pipeline.model.durations import parse_duration_ms
+from pipeline.model.errors import ConfigurationError
+from pipeline.model.events import RunEvent
+from pipeline.model.policies import (
+    DEFAULT_TIERS,
+    Backoff,
+    BatchPolicy,
+    FlowPolicy,
+    HandlerKind,
+    Order,
+    RetryPolicy,
+    Start,
+    Subscription,
+    ValueKind,
+    check_flow,
+    check_retry,
+    parse_tiers,
+)
+from pipeline.model.topics import SCHEMAS_TOPIC
+from pipeline.settings import Settings
+from pipeline.topology import Layout, layouts
+
+if TYPE_CHECKING:
+    from pipeline.codec import AvroCodec
+    from pipeline.emit.policy import BufferPolicy
+    from pipeline.emit.publisher import Publisher
+    from pipeline.emit.recorder import Recorder
+    from pipeline.worker.worker import Worker
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How failed records are tried again, where the plain arguments of `subscribe` do not say enough."""
+
+    backoff: Backoff | None = None
+    jitter: float = 0.2
+    terminal: tuple[type[BaseException], ...] = ()
+
+
+class Pipeline:
+    """An application: its name, its subscriptions and its clients. Nothing connects before it is used.
+
+    `name` is the client id that brokers see. Settings come from the environment unless given.
+    """
+
+    def __init__(self, name: str, *, settings: Settings | None = None, broker: str | None = None) -> None:
+        loaded = settings or Settings.load()
+        self.name = name
+        self.settings = loaded if broker is None else loaded.model_copy(update={"broker": broker})
+        self._subscriptions: list[Subscription] = []
+        self._worker: Worker | None = None
+
+    @classmethod
+    def from_settings(cls, name: str = "pipeline") -> Pipeline:
+        return cls(name)
+
+    # -- names
+
+    def topic_name(self, topic: str) -> str:
+        """The topic with the environment prefix."""
+        return self.settings.prefix + topic
+
+    def group_name(self, group: str) -> str:
+        return self.settings.prefix + group
+
+    # -- subscriptions
+
+    @property
+    def subscriptions(self) -> tuple[Subscription, ...]:
+        return tuple(self._subscriptions)
+
+    def layouts(self) -> tuple[Layout, ...]:
+        """Real topic and group names of every subscription, checked against each other."""
+        return layouts(self.subscriptions, self.settings.prefix)
+
+    def subscribe(
+        self,
+        topic: str,
+        *,
+        group: str,
+        order: Order = "key",
+        tiers: Sequence[str | float] = DEFAULT_TIERS,
+        attempts: int = 5,
+        concurrency: int = 1_000,
+        timeout: str | float = "5m",
+        value: ValueKind = "avro",
+        batch: int | BatchPolicy | None = None,
+        start: str | int = "earliest",
+        retries: Retries | None = None,
+        flow: FlowPolicy | None = None,
+        dead_letter_topic: str | None = None,
+        unknown_event: Literal["skip", "dead_letter"] = "skip",
+    ) -> Callable[[F], F]:
+        """Declare a handler for a topic and a group of its own; see docs/guide for what each argument does.
+
+        The handler is `async def`, `def`, or with `batch=` a batch handler; its first parameter's annotation says what it gets:
+        `dict` for plain fields, an event class (or a union of some) for those events only, else every event.
+        Raises `ConfigurationError` naming the argument.
+        """
+        more = retries or Retries()
+        policy = check_retry(RetryPolicy(attempts, parse_tiers(tuple(tiers)), more.backoff, more.jitter, more.terminal))
+        base = flow or FlowPolicy()
+        bounds = check_flow(FlowPolicy(**{**_fields(base), "concurrency": concurrency}))
+        timeout_ms = parse_duration_ms(timeout, "timeout")
+        if timeout_ms <= 0:
+            raise ConfigurationError("timeout must be longer than zero: it is the deadline of one attempt")
+
+        def declare(handler: F) -> F:
+            typed, event_types = _wanted(handler)
+            batches = BatchPolicy(size=batch) if isinstance(batch, int) else batch
+            subscription = Subscription(
+                topic=topic,
+                group=group,
+                handler=handler,
+                kind=HandlerKind.BATCH if batches else HandlerKind.ASYNC if is_async(handler) else HandlerKind.PLAIN,
+                order=order,
+                value=value,
+                typed=typed,
+                retry=policy,
+                flow=bounds,
+                batch=batches or BatchPolicy(),
+                start=_start(start),
+                timeout_ms=timeout_ms,
+                dead_letter_topic=dead_letter_topic,
+                unknown_event=unknown_event,
+                event_types=event_types,
+            )
+            layouts([*self._subscriptions, subscription], self.settings.prefix)
+            self._subscriptions.append(subscription)
+            return handler
+
+        if order not in typing.get_args(Order):
+            raise ConfigurationError(f"order={order!r} is not one of {', '.join(typing.get_args(Order))}")
+        if value not in typing.get_args(ValueKind):
+            raise ConfigurationError(f"value={value!r} is not one of {', '.join(typing.get_args(ValueKind))}")
+        return declare
+
+    # -- clients
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        """The cluster of `PIPELINE_BROKER`: Kafka, or `memory://name`."""
+        if self.settings.broker.startswith("memory://"):
+            from pipeline.memory.cluster import connect as connect_memory
+
+            return connect_memory(self.settings.broker)
+        from pipeline.kafka.cluster import connect
+
+        return connect(self.settings.broker, client_settings=self.settings.client_settings())
+
+    @cached_property
+    def codec(self) -> AvroCodec:
+        """The Avro codec over the registry of the settings."""
+        from pipeline.codec import AvroCodec
+
+        return AvroCodec(self._registry())
+
+    def _registry(self) -> Any:
+        from pipeline.codec import product_catalogue
+        from pipeline.codec.registry_local import LocalRegistry
+
+        if self.settings.registry:
+            from pipeline.codec.registry_confluent import ConfluentRegistry, RegistryPolicy
+
+            secret = self.settings.registry_user_info.get_secret_value()
+            return ConfluentRegistry(RegistryPolicy(self.settings.registry, secret, self.settings.registry_ca))
+        if self.settings.broker.startswith("memory://"):
+            from pipeline.memory import schema_log
+
+            return LocalRegistry(schema_log(self.settings.broker), product_catalogue())
+        from pipeline.kafka.schema_log import KafkaSchemaLog
+
+        client = {"bootstrap.servers": self.settings.broker, **self.settings.client_settings()}
+        return LocalRegistry(KafkaSchemaLog(client, self.topic_name(SCHEMAS_TOPIC)), product_catalogue())
+
+    def publisher(self, policy: BufferPolicy | None = None, topic: str | None = None) -> Publisher:
+        """A publisher of run events that never blocks longer than its policy says. Close it."""
+        from pipeline.emit.publisher import Publisher, PublishOptions
+
+        real = self.topic_name(topic or self.settings.events_topic)
+        options = PublishOptions(topic=real, prepare=lambda: self.codec.prepare(real))
+        return Publisher(self.cluster.producer(self.name), self.codec, policy, options)
+
+    def recorder(self, policy: BufferPolicy | None = None) -> Recorder:
+        """Records agent runs: `async with app.recorder() as recorder`, or the same with `with`."""
+        from pipeline.emit.recorder import Recorder
+
+        return Recorder(self.publisher(policy))
+
+    # -- running
+
+    async def start(self, groups: Sequence[str] = ()) -> None:
+        """Start the workers of all subscriptions (or of `groups`) in this process; returns when they have joined."""
+        from pipeline.worker.worker import Worker
+
+        if self._worker is not None:
+            raise ConfigurationError("the application is started already: await app.stop() first")
+        worker = Worker(self, tuple(groups))
+        await worker.start()
+        self._worker = worker
+
+    async def stop(self) -> None:
+        """Finish what runs, commit, leave the groups. Stopping what was not started is fine."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await worker.stop()
+
+    @property
+    def worker(self) -> Worker | None:
+        return self._worker
+
+
+def is_async(handler: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
+
+
+def _fields(policy: FlowPolicy) -> dict[str, Any]:
+    return {name: getattr(policy, name) for name in policy.__dataclass_fields__}
+
+
+def _wanted(handler: Callable[..., Any]) -> tuple[bool, frozenset[type] | None]:
+    """(typed?, the only event classes it is for) from the annotation of the first parameter."""
+    target = handler if inspect.isroutine(handler) else type(handler).__call__
+    try:
+        hints = typing.get_type_hints(target)
+        parameters = list(inspect.signature(handler).parameters)
+    except (NameError, TypeError, ValueError):
+        return True, None
+    hint = hints.get(parameters[0]) if parameters else None
+    if typing.get_origin(hint) in (list, Sequence) or getattr(typing.get_origin(hint), "__name__", "") in (
+        "list",
+        "Sequence",
+    ):
+        hint = typing.get_args(hint)[0]
+    if hint is dict or typing.get_origin(hint) is dict:
+        return False, None
+    members = typing.get_args(hint) or (hint,)
+    classes = [m for m in members if isinstance(m, type) and issubclass(m, RunEvent)]
+    if classes and len(classes) == len(members) and RunEvent not in classes:
+        return True, frozenset(classes)
+    return True, None
+
+
+def _start(start: str | int) -> Start:
+    if isinstance(start, int) and not isinstance(start, bool):
+        return Start(start)
+    if start in ("earliest", "latest"):
+        return Start(start)  # type: ignore[arg-type]
+    from pipeline.model.events import epoch_ms
+
+    try:
+        at = epoch_ms(start)
+    except ValueError:
+        at = None
+    if not isinstance(at, int):
+        raise ConfigurationError(
+            f"start={start!r} must be 'earliest', 'latest', a time such as 2026-01-31T12:00:00Z, or milliseconds"
+        )
+    return Start(at)

@@ -1,0 +1,56 @@
+"""Settings from the environment (prefix `PIPELINE_`): the only place that reads it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipeline.model.errors import ConfigurationError
+
+
+class Settings(BaseSettings):
+    """`PIPELINE_BROKER=host:9092`, `PIPELINE_PREFIX=staging.` and so on. Times are in seconds.
+
+    `registry`: URL of a Confluent-compatible schema registry; empty: ids are kept in the cluster itself.
+    `client`: further librdkafka properties as JSON, such as `{"security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512"}`.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="PIPELINE_", extra="ignore")
+
+    broker: str = Field(default="127.0.0.1:9092", min_length=1)
+    prefix: str = Field(default="", pattern=r"^[a-zA-Z0-9._-]*$", description="stands before topics, groups and subjects")
+    registry: str = ""
+    registry_user_info: SecretStr = SecretStr("")
+    registry_ca: str = ""
+    username: str = ""
+    password: SecretStr = SecretStr("")
+    client: dict[str, str] = Field(default_factory=dict)
+    group_protocol: Literal["classic", "consumer"] = "classic"
+    session_timeout_s: float = Field(default=10.0, gt=0)
+    max_poll_interval_s: float = Field(default=300.0, ge=1)
+    instance_id: str = ""
+    events_topic: str = "agent.run.events"
+    log_format: Literal["auto", "json", "console"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    maven_mirror: str = ""
+
+    @classmethod
+    def load(cls) -> Settings:
+        """From the environment; a wrong value is a `ConfigurationError` that names its variable."""
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors()[0]
+            variable = "PIPELINE_" + "_".join(str(part) for part in first["loc"]).upper()
+            raise ConfigurationError(
+                f"{variable} is wrong: {first['msg'].lower()} (it is {first['input']!r})"
+            ) from None
+
+    def client_settings(self) -> dict[str, str]:
+        """librdkafka properties for security: `client`, with user name and password added."""
+        found = dict(self.client)
+        if self.username:
+            found |= {"sasl.username": self.username, "sasl.password": self.password.get_secret_value()}
+        return found

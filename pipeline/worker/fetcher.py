@@ -1,0 +1,327 @@
+"""The poll side of a subscription: owns the consumer, always polls, never runs a handler.
+
+    engine --commands--> Fetcher --inputs--> engine
+
+Driven by a thread of its own on Kafka and by the event loop on the memory cluster (`drivers`): the same `step` either way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.core.progress import Progress, decode
+from pipeline.core.unit import LaneSpec
+from pipeline.model.cluster import FetchFault, GroupConsumer, Position, TopicPartition
+from pipeline.model.errors import ClusterError, FencedError, PipelineError, TopologyError
+from pipeline.model.policies import Start
+from pipeline.worker.inputs import Claimed, Committed, Faulted, Fetched, Input, Lost, Opened, Refused, Revoking
+
+REQUEST_TIMEOUT_S = 10.0
+OPEN_RETRY_S = (0.1, 0.3, 1.0, 3.0, 10.0)
+FULL_BEFORE_PAUSE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPolicy:
+    """`buffered`: records fetched and not started, at which fetching stops; `batch`: records per poll."""
+
+    source: str
+    group: str
+    start: Start
+    buffered: int = 10_000
+    batch: int = 2_000
+
+
+@dataclass(slots=True)
+class _Opening:
+    tries: int = 0
+    at_s: float = 0.0
+
+
+class Fetcher:
+    """See the module. Only `request`, `release` and `polled_at` may be used from another thread.
+
+    `lanes` gives the group's lanes as they are on the cluster now (asked at every assignment, so that workers of a rolling
+    deploy that adds or removes a tier agree); `backlog(fetched)` is how many of all records fetched so far have not been started.
+    """
+
+    def __init__(
+        self,
+        consumer: GroupConsumer,
+        policy: FetchPolicy,
+        lanes: Callable[[], Sequence[LaneSpec]],
+        post: Callable[[Input], None],
+        backlog: Callable[[int], int],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._consumer = consumer
+        self._policy = policy
+        self._lanes = lanes
+        self._post = post
+        self._backlog = backlog
+        self._monotonic = monotonic
+        self._commands: deque[Callable[[], None]] = deque()
+        self._opening: dict[int, _Opening] = {}
+        self._owned: dict[int, tuple[TopicPartition, ...]] = {}
+        self._released: dict[int, Mapping[TopicPartition, Position]] = {}
+        self._revoking: tuple[int, ...] = ()
+        self._added: set[TopicPartition] = set()
+        self._paused: set[TopicPartition] = set()
+        self._full_since: float | None = None
+        self._held = False
+        self._fetched = 0
+        self.polled_at = monotonic()
+
+    # -- for the engine
+
+    def request(self, command: Callable[[], None]) -> None:
+        """Run `command` (a bound method below) in the poll thread, soon."""
+        self._commands.append(command)
+        self._consumer.wake()
+
+    def release(self, partition: int, positions: Mapping[TopicPartition, Position]) -> None:
+        """The partition is drained: commit these last positions and let it go."""
+        self._released[partition] = positions
+
+    # -- commands, run in the poll thread
+
+    def add(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Fetch these from these offsets (again: a seek)."""
+        fresh = {tp: offset for tp, offset in positions.items() if tp not in self._added}
+        for tp, offset in positions.items():
+            if tp in self._added:
+                self._consumer.seek(tp, offset)
+        if fresh:
+            self._consumer.add(fresh)
+            self._added.update(fresh)
+            if self._held:
+                self._consumer.pause(fresh)
+
+    def pause(self, partitions: Collection[TopicPartition]) -> None:
+        wanted = [tp for tp in partitions if tp not in self._paused]
+        self._paused.update(wanted)
+        self._consumer.pause([tp for tp in wanted if tp in self._added])
+
+    def resume(self, partitions: Collection[TopicPartition]) -> None:
+        wanted = [tp for tp in partitions if tp in self._paused]
+        self._paused.difference_update(wanted)
+        if not self._held:
+            self._consumer.resume([tp for tp in wanted if tp in self._added])
+
+    def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
+        """One OffsetCommit; the answer is posted as `Committed`."""
+        try:
+            self._consumer.commit(positions, lambda errors: self._post(Committed(dict(errors))))
+        except PipelineError as error:
+            refused = error if isinstance(error, ClusterError) else ClusterError(str(error))
+            self._post(Committed(dict.fromkeys(positions, refused)))
+
+    def claim(
+        self,
+        partition: int,
+        epoch: int,
+        lanes: Mapping[TopicPartition, Position],
+        source: Mapping[TopicPartition, Position],
+    ) -> None:
+        """Make ownership durable, then start fetching: the lanes' progress first, then the source's with the new epoch and fences.
+
+        The other way round, a crash between the two would forget which lane records a zombie wrote. `Claimed` is posted after
+        the seeks, so that the engine can tell records of the rebuild from those to process.
+        """
+        for positions in (lanes, source):
+            errors = self._consumer.commit_now(positions, REQUEST_TIMEOUT_S) if positions else {}
+            bad = next(((tp, error) for tp, error in errors.items() if error is not None), None)
+            if bad is None:
+                continue
+            if isinstance(bad[1], FencedError) or partition not in self._owned:
+                return  # no longer ours: the rebalance says so next
+            self._again(partition, bad[1])
+            return
+        self.add({tp: position.offset for positions in (lanes, source) for tp, position in positions.items()})
+        self._post(Claimed(partition, epoch))
+
+    # -- the loop
+
+    def subscribe(self) -> None:
+        self._consumer.subscribe(self._policy.source, self)
+
+    def step(self, timeout_s: float) -> int:
+        """Commands, openings, then one poll. Returns how many records were fetched."""
+        while self._commands:
+            self._commands.popleft()()
+        if self._opening:
+            self._open_due()
+            timeout_s = min(timeout_s, 0.02)
+        held = self._hold_if_full()
+        messages = (
+            self._consumer.poll(self._policy.batch, 0.0 if held and not self._held else timeout_s)
+            if not held or self._held
+            else []
+        )
+        self.polled_at = self._monotonic()
+        if messages:
+            self._fetched += len(messages)
+            self._post(Fetched(messages))
+        return len(messages)
+
+    def _hold_if_full(self) -> bool:
+        """True when nothing should be fetched now. A short while is waited out; a longer one pauses every partition."""
+        buffered = self._backlog(self._fetched)
+        if buffered < (self._policy.buffered // 2 if self._full_since is not None else self._policy.buffered):
+            self._full_since = None
+            if self._held:
+                self._held = False
+                self._consumer.resume(self._added - self._paused)
+            return False
+        now = self._monotonic()
+        if self._full_since is None:
+            self._full_since = now
+        if not self._held and now - self._full_since > FULL_BEFORE_PAUSE_S:
+            self._held = True
+            self._consumer.pause(self._added)
+        return True
+
+    @property
+    def waiting_for_room(self) -> bool:
+        """Full, but not for long enough to pause: the driver sleeps a little instead of polling."""
+        return self._full_since is not None and not self._held
+
+    def close(self) -> None:
+        """Commit what was released and leave the group."""
+        last = {
+            tp: position for number in self._owned for tp, position in self._released.setdefault(number, {}).items()
+        }
+        with contextlib.suppress(PipelineError):
+            if last:
+                self._consumer.commit_now(last, REQUEST_TIMEOUT_S)
+        self._released = {key: {} for key in self._owned}
+        self._consumer.close()
+
+    # -- opening a partition
+
+    def _open_due(self) -> None:
+        now = self._monotonic()
+        due = [partition for partition, opening in self._opening.items() if opening.at_s <= now]
+        if not due:
+            return
+        try:
+            self._open(due)
+        except TopologyError as error:
+            for partition in due:
+                self._post(Refused(partition, error))
+                del self._opening[partition]
+        except ClusterError as error:
+            for partition in due:
+                self._again(partition, error)
+
+    def _again(self, partition: int, error: PipelineError) -> None:
+        opening = self._opening.setdefault(partition, _Opening())
+        opening.at_s = self._monotonic() + OPEN_RETRY_S[min(opening.tries, len(OPEN_RETRY_S) - 1)]
+        opening.tries += 1
+        self._post(Refused(partition, error))
+
+    def _open(self, partitions: Sequence[int]) -> None:
+        lanes = tuple(self._lanes())
+        sources = [TopicPartition(self._policy.source, partition) for partition in partitions]
+        lane_partitions = [TopicPartition(lane.topic, partition) for partition in partitions for lane in lanes]
+        committed = self._consumer.committed([*sources, *lane_partitions], REQUEST_TIMEOUT_S)
+        beginnings = self._consumer.beginning_offsets([*sources, *lane_partitions], REQUEST_TIMEOUT_S)
+        # Ends after committed offsets: a hand-off that landed before a commit counted it must be below the fence.
+        ends = self._consumer.end_offsets([*sources, *lane_partitions], REQUEST_TIMEOUT_S)
+        fresh = dict(self._starts([tp for tp in sources if committed[tp] is None], beginnings, ends).items())
+        for source in sources:
+            position = committed[source]
+            progress = (
+                Progress(fresh[source], fresh[source])
+                if position is None
+                else decode(position.offset, position.metadata)
+            )
+            partition = source.partition
+            if progress.offset < beginnings[source] or progress.offset > ends[source]:
+                del self._opening[partition]
+                self._post(
+                    Refused(partition, self._out_of_range(source, progress.offset, beginnings[source], ends[source]))
+                )
+                continue
+            by_lane = {lane.name: TopicPartition(lane.topic, partition) for lane in lanes}
+            found = {name: _lane_progress(committed[tp], beginnings[tp], ends[tp]) for name, tp in by_lane.items()}
+            self._owned[partition] = (source, *by_lane.values())
+            del self._opening[partition]
+            self._post(Opened(partition, lanes, progress, found, {name: ends[tp] for name, tp in by_lane.items()}))
+
+    def _starts(
+        self,
+        partitions: Sequence[TopicPartition],
+        beginnings: Mapping[TopicPartition, int],
+        ends: Mapping[TopicPartition, int],
+    ) -> Mapping[TopicPartition, int]:
+        at = self._policy.start.at
+        if not partitions or at == "earliest":
+            return {tp: beginnings[tp] for tp in partitions}
+        if at == "latest":
+            return {tp: ends[tp] for tp in partitions}
+        return self._consumer.offsets_at(partitions, at, REQUEST_TIMEOUT_S)
+
+    def _out_of_range(self, source: TopicPartition, offset: int, beginning: int, end: int) -> TopologyError:
+        return TopologyError(
+            f"group {self._policy.group} stands at offset {offset} of {source.topic}-{source.partition}, which now holds {beginning}..{end}: "
+            f"records were deleted before they were processed; choose with `pipeline groups reset {self._policy.group}` where to go on"
+        )
+
+    # -- RebalanceListener
+
+    def assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        for tp in partitions:
+            self._released.pop(tp.partition, None)
+            self._opening[tp.partition] = _Opening()
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> bool:
+        numbers = tuple(tp.partition for tp in partitions)
+        for number in numbers:
+            self._opening.pop(number, None)
+        owned = [number for number in numbers if number in self._owned]
+        if self._revoking != numbers:
+            self._revoking = numbers
+            if owned:
+                self._post(Revoking(tuple(owned)))
+        if any(number not in self._released for number in owned):
+            return False
+        last = {tp: position for number in owned for tp, position in self._released[number].items()}
+        if last:
+            with contextlib.suppress(PipelineError):  # what is not committed runs again elsewhere: nothing is lost
+                self._consumer.commit_now(last, REQUEST_TIMEOUT_S)
+        self._forget(owned)
+        self._revoking = ()
+        return True
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        numbers = [tp.partition for tp in partitions]
+        for number in numbers:
+            self._opening.pop(number, None)
+        self._post(Lost(tuple(numbers)))
+        self._forget([number for number in numbers if number in self._owned])
+
+    def fault(self, fault: FetchFault) -> None:
+        self._post(Faulted(fault))
+
+    def _forget(self, partitions: Collection[int]) -> None:
+        for number in partitions:
+            gone = self._owned.pop(number)
+            self._released.pop(number, None)
+            self._consumer.remove(gone)
+            self._added.difference_update(gone)
+            self._paused.difference_update(gone)
+
+
+def _lane_progress(position: Position | None, beginning: int, end: int) -> Progress:
+    """Lanes always start at the earliest; a lane that was made anew (its end is below the commit) starts over."""
+    if position is None or position.offset > end:
+        return Progress(beginning, beginning)
+    if position.offset < beginning:
+        known = decode(position.offset, position.metadata)
+        return Progress(beginning, max(known.end, beginning), tuple(o for o in known.open if o >= beginning))
+    return decode(position.offset, position.metadata)

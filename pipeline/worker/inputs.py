@@ -1,0 +1,78 @@
+"""What the poll thread and the producer tell the engine: values, posted in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.core.progress import Progress
+from pipeline.core.unit import Effect, LaneSpec
+from pipeline.model.cluster import FetchFault, Message, TopicPartition
+from pipeline.model.errors import ClusterError, PipelineError
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A partition is ours, and this is where its lanes stand. `ends` were read after the committed offsets."""
+
+    partition: int
+    lanes: tuple[LaneSpec, ...]
+    source: Progress
+    progress: Mapping[str, Progress]
+    ends: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The epoch of this partition is durable: process."""
+
+    partition: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The partition can't be processed; `error` says why and what to do."""
+
+    partition: int
+    error: PipelineError
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    messages: Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Revoking:
+    """Drain these partitions, then `Fetcher.release` them."""
+
+    partitions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """These belong to someone else already."""
+
+    partitions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    errors: Mapping[TopicPartition, ClusterError | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Faulted:
+    fault: FetchFault
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The broker's answer to an effect that was sent, or to an output of a delivery."""
+
+    effect: Effect | object
+    error: ClusterError | None
+
+
+Input = Opened | Claimed | Refused | Fetched | Revoking | Lost | Committed | Faulted | Delivered

@@ -1,0 +1,186 @@
+"""`async def` handlers: a pool of long-lived tasks, each running one record after another.
+
+A handler that never suspends costs no task of its own; one that does leaves the rest of the queue to the next runner (the baton).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable
+
+from pipeline.core.delivery import Delivery
+from pipeline.core.unit import Unit
+from pipeline.model.errors import SchemaUnavailable
+from pipeline.model.outcome import Failure
+from pipeline.worker.context import Context
+from pipeline.worker.engine import Engine
+from pipeline.worker.execution import SKIP, concluded, failure_of, timed_out
+
+RECORDS_PER_TURN = 200
+"""How many records a runner may run without suspending before it lets timers and acknowledgements have the loop."""
+
+Handler = Callable[[object, Context], Awaitable[object]]
+
+
+class _Runner:
+    """One task of the pool. `delivery` is what it runs now; `ended_by` says why it was cancelled."""
+
+    __slots__ = ("delivery", "ended_by", "seen", "since_s", "task", "wake")
+
+    def __init__(self) -> None:
+        self.delivery: Delivery | None = None
+        self.seen: Delivery | None = None
+        self.since_s = 0.0
+        self.ended_by = ""
+        self.wake: asyncio.Future[None] | None = None
+        self.task: asyncio.Task[None]
+
+
+class AsyncRunners:
+    """An `Executor`. At most `concurrency` runners; they are made when needed and kept."""
+
+    def __init__(self, engine: Engine, handler: Handler, concurrency: int, loop: asyncio.AbstractEventLoop) -> None:
+        self._engine = engine
+        self._handler = handler
+        self._concurrency = concurrency
+        self._loop = loop
+        self._runners: set[_Runner] = set()
+        self._idle: list[_Runner] = []
+        self._baton = False
+        self._context = contextvars.copy_context()
+        self._timeout_s = engine.execution.subscription.timeout_ms / 1000
+        self._sweep_s = min(1.0, max(0.01, self._timeout_s / 10))
+        self._sweeper = loop.call_later(self._sweep_s, self._sweep)
+
+    def pump(self) -> None:
+        if not self._baton and (self._engine.ready or self._engine.resumed):
+            self._pass_baton()
+
+    def _pass_baton(self) -> None:
+        """Have one more runner look at the queue, if there may be one."""
+        if self._idle:
+            runner = self._idle.pop()
+            assert runner.wake is not None
+            runner.wake.set_result(None)
+        elif len(self._runners) < self._concurrency:
+            runner = _Runner()
+            self._runners.add(runner)
+            runner.task = self._loop.create_task(self._run(runner), context=self._context.copy())
+        else:
+            return
+        self._baton = True
+
+    async def _run(self, runner: _Runner) -> None:
+        try:
+            await self._take_turns(runner)
+        except Exception as error:
+            self._engine.fail(error)
+
+    async def _take_turns(self, runner: _Runner) -> None:
+        engine, take = self._engine, self._engine.take
+        clean = contextvars.copy_context()
+        turn = 0
+        self._baton = False
+        while True:
+            delivery = take()
+            if delivery is None:
+                runner.wake = self._loop.create_future()
+                self._idle.append(runner)
+                await runner.wake
+                self._baton = False
+                turn = 0
+                continue
+            while delivery is not None:
+                runner.delivery = delivery
+                if not self._baton and engine.ready:
+                    self._pass_baton()
+                delivery = await self._execute(runner, delivery)
+                turn += 1
+                if turn >= RECORDS_PER_TURN:
+                    turn = 0
+                    if delivery is not None:
+                        engine.resumed.append(delivery)
+                    runner.delivery = delivery = None
+                    await asyncio.sleep(0)
+            runner.delivery = None
+            if contextvars.copy_context() != clean:
+                # The handler left a context variable behind: the next record must not see it, so this runner ends here.
+                self._retire(runner)
+                return
+
+    async def _execute(self, runner: _Runner, delivery: Delivery) -> Delivery | None:
+        engine = self._engine
+        execution = engine.execution
+        context = Context(execution, delivery)
+        try:
+            event = execution.decode(delivery, context)
+            if event is SKIP:
+                return engine.done(delivery)
+            returned = await self._handler(event, context)
+        except SchemaUnavailable as error:
+            engine.await_schema(delivery, error.schema_id or 0)
+            return None
+        except asyncio.CancelledError as error:
+            failure = self._cancelled(runner, error)
+            if failure is None:
+                engine.abandoned(delivery)
+                return None
+            return engine.complete(delivery, failure)
+        except Exception as error:
+            return engine.complete(delivery, failure_of(error, execution.subscription.retry.terminal))
+        if returned is None and context.emitted is None:
+            return engine.done(delivery)
+        outcome, emitted = concluded(returned, context)
+        return engine.complete(delivery, outcome, emitted)
+
+    def _cancelled(self, runner: _Runner, error: asyncio.CancelledError) -> Failure | None:
+        """The failure a cancellation stands for; None when the unit is let go. Re-raises when the pool itself stops."""
+        reason, runner.ended_by = runner.ended_by, ""
+        if reason == "stop":
+            raise error
+        if reason:
+            runner.task.uncancel()
+        if reason == "revoked":
+            return None
+        if reason == "timeout":
+            self._engine.stats.timeouts += 1
+            return timed_out(self._engine.execution.subscription.timeout_ms)
+        return failure_of(RuntimeError("the handler was cancelled from inside: something it awaited was cancelled"), ())
+
+    def _retire(self, runner: _Runner) -> None:
+        self._runners.discard(runner)
+        self.pump()
+
+    def _sweep(self) -> None:
+        """Deadlines, without a timer per record: a runner seen with the same delivery for longer than the timeout is cancelled."""
+        now = self._loop.time()
+        for runner in self._runners:
+            delivery = runner.delivery
+            if delivery is None or delivery is not runner.seen:
+                runner.seen, runner.since_s = delivery, now
+            elif now - runner.since_s >= self._timeout_s:
+                runner.since_s = now  # cancel again after another timeout, should the handler swallow this one
+                runner.ended_by = "timeout"
+                runner.task.cancel()
+        self._sweeper = self._loop.call_later(self._sweep_s, self._sweep)
+
+    def holds(self, unit: Unit) -> bool:
+        return any(runner.delivery is not None and runner.delivery.unit is unit for runner in self._runners)
+
+    def cancel(self, unit: Unit) -> None:
+        for runner in self._runners:
+            if runner.delivery is not None and runner.delivery.unit is unit:
+                runner.ended_by = "revoked"
+                runner.task.cancel()
+
+    def running(self) -> int:
+        return sum(runner.delivery is not None for runner in self._runners)
+
+    async def stop(self) -> None:
+        self._sweeper.cancel()
+        runners = tuple(self._runners)
+        for runner in runners:
+            runner.ended_by = "stop"
+            runner.task.cancel()
+        await asyncio.gather(*(runner.task for runner in runners), return_exceptions=True)

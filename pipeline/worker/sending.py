@@ -1,0 +1,164 @@
+"""Hand-offs, dead letters and outputs on their way to the brokers: nothing counts as settled before it is acknowledged.
+
+A write that fails is tried again with back-off for as long as the unit is ours; meanwhile its partition takes no new work.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from pipeline.core.delivery import Delivery
+from pipeline.core.unit import DeadLetter, HandOff, Unit
+from pipeline.model.cluster import Headers, RecordProducer
+from pipeline.model.errors import BufferFull, ClusterError
+from pipeline.model.headers import SCHEMA, dead_letter_headers, encode, producer_headers
+from pipeline.worker.inputs import Delivered, Input
+
+RESEND_MS = (100, 300, 1_000, 3_000, 10_000)
+
+
+@dataclass(frozen=True, slots=True)
+class OutRecord:
+    """An encoded output of a handler."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+@dataclass(slots=True)
+class Outputs:
+    """A processed delivery that waits for its outputs; `left` counts those not acknowledged."""
+
+    delivery: Delivery
+    left: int
+    warning: str | None = None
+
+
+@dataclass(slots=True)
+class _Sent:
+    """One record under way. `what` is the effect or the `Outputs` it belongs to."""
+
+    what: HandOff | DeadLetter | Outputs
+    record: OutRecord
+    partition: int
+    tries: int = 0
+
+
+class Sender:
+    """Owned by the engine's thread; the producer's answers come back through `post`."""
+
+    def __init__(
+        self,
+        producer: RecordProducer,
+        dead_letters: str,
+        post: Callable[[Input], None],
+        schema_of: Callable[[Delivery], str],
+    ) -> None:
+        self._producer = producer
+        self._dead_letters = dead_letters
+        self._post = post
+        self._schema_of = schema_of
+        self._pending: Counter[Unit] = Counter()
+        self._waiting: deque[tuple[int, _Sent]] = deque()
+        self._troubled: Counter[Unit] = Counter()
+        self.last_error: ClusterError | None = None
+
+    def hand_off(self, effect: HandOff, now_ms: int) -> None:
+        delivery = effect.delivery
+        headers = encode(producer_headers(delivery.message.headers()), effect.headers)
+        topic = delivery.unit.lanes[effect.lane].spec.topic
+        self._start(_Sent(effect, self._copy(topic, delivery, headers), delivery.unit.partition), now_ms)
+
+    def dead_letter(self, effect: DeadLetter, now_ms: int) -> None:
+        delivery = effect.delivery
+        headers = dead_letter_headers(producer_headers(delivery.message.headers()), effect.headers)
+        schema = self._schema_of(delivery)
+        if schema:
+            headers.append((SCHEMA, schema.encode()))
+        self._start(_Sent(effect, self._copy(self._dead_letters, delivery, headers), delivery.unit.partition), now_ms)
+
+    def outputs(self, delivery: Delivery, records: Sequence[OutRecord], warning: str | None, now_ms: int) -> None:
+        waiting = Outputs(delivery, len(records), warning)
+        for record in records:
+            self._start(_Sent(waiting, record, -1), now_ms)
+
+    @staticmethod
+    def _copy(topic: str, delivery: Delivery, headers: Headers) -> OutRecord:
+        return OutRecord(topic, delivery.key, delivery.message.value(), headers)
+
+    def _start(self, sent: _Sent, now_ms: int) -> None:
+        self._pending[sent.what.delivery.unit] += 1
+        self._send(sent, now_ms)
+
+    def _send(self, sent: _Sent, now_ms: int) -> None:
+        record = sent.record
+        try:
+            self._producer.send(
+                record.topic, record.key, record.value, record.headers, sent.partition, 0, partial(self._answered, sent)
+            )
+        except BufferFull as error:
+            self._later(sent, error, now_ms)
+        except ClusterError as error:
+            self._later(sent, error, now_ms)
+
+    def _answered(self, sent: _Sent, error: ClusterError | None, _offset: int) -> None:
+        self._post(Delivered(sent, error))
+
+    def answer(self, sent: _Sent, error: ClusterError | None, now_ms: int) -> HandOff | DeadLetter | Outputs | None:
+        """The broker's answer; returns what is complete by it (an `Outputs` only with its last record)."""
+        unit = sent.what.delivery.unit
+        if not unit.open:
+            return None
+        if error is not None:
+            self._later(sent, error, now_ms)
+            return None
+        if sent.tries:
+            self._calm(unit)
+        self._pending[unit] -= 1
+        if not self._pending[unit]:
+            del self._pending[unit]
+        if isinstance(sent.what, Outputs):
+            sent.what.left -= 1
+            return None if sent.what.left else sent.what
+        return sent.what
+
+    def _later(self, sent: _Sent, error: Exception, now_ms: int) -> None:
+        if not sent.tries:
+            self._troubled[sent.what.delivery.unit] += 1
+        self.last_error = error if isinstance(error, ClusterError) else ClusterError(str(error))
+        wait = RESEND_MS[min(sent.tries, len(RESEND_MS) - 1)]
+        sent.tries += 1
+        self._waiting.append((now_ms + wait, sent))
+
+    def _calm(self, unit: Unit) -> None:
+        self._troubled[unit] -= 1
+        if not self._troubled[unit]:
+            del self._troubled[unit]
+
+    def resend_due(self, now_ms: int) -> int | None:
+        """Send again what is due; returns when the next one is."""
+        for _ in range(len(self._waiting)):
+            at, sent = self._waiting.popleft()
+            if at <= now_ms:
+                self._send(sent, now_ms)
+            else:
+                self._waiting.append((at, sent))
+        return min((at for at, _ in self._waiting), default=None)
+
+    def pending(self, unit: Unit) -> int:
+        return self._pending[unit]
+
+    def troubled(self, unit: Unit) -> bool:
+        """A write for this unit failed and is not through yet: take no new work for it."""
+        return unit in self._troubled
+
+    def forget(self, unit: Unit) -> None:
+        """The unit is closed: answers to what is under way are of no interest."""
+        self._pending.pop(unit, None)
+        self._troubled.pop(unit, None)
+        self._waiting = deque((at, sent) for at, sent in self._waiting if sent.what.delivery.unit is not unit)

@@ -1,0 +1,312 @@
+"""All subscriptions of an application in one process: checks the topology, wires engines to the cluster, starts and stops them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.delivery import Delivery
+from pipeline.core.unit import LaneSpec
+from pipeline.model.cluster import Cluster, ConsumerPolicy, RecordProducer
+from pipeline.model.control import Switches
+from pipeline.model.durations import format_duration
+from pipeline.model.errors import ClusterUnavailable, ConfigurationError, SchemaUnavailable, TopologyError
+from pipeline.model.events import TypedValue
+from pipeline.model.outcome import Emit
+from pipeline.model.policies import HandlerKind, Subscription
+from pipeline.model.topics import CONTROL_TOPIC
+from pipeline.topology import Layout, layout, retired_of
+from pipeline.worker.batches import BatchRunners
+from pipeline.worker.control import ControlFollower
+from pipeline.worker.drivers import Driver, LoopDriver, ThreadDriver
+from pipeline.worker.engine import Clock, Engine, EngineParts, Executor
+from pipeline.worker.execution import Execution, decoder
+from pipeline.worker.fetcher import Fetcher, FetchPolicy
+from pipeline.worker.logs import logger
+from pipeline.worker.runners import AsyncRunners
+from pipeline.worker.threads import ThreadRunners
+
+if TYPE_CHECKING:
+    from pipeline.app import Pipeline
+
+START_TIMEOUT_S = 60.0
+START_RETRY_S = 1.0
+REPLAY = "replay"
+
+
+@dataclass(slots=True)
+class Running:
+    """One subscription at work."""
+
+    subscription: Subscription
+    layout: Layout
+    engine: Engine
+    fetcher: Fetcher
+    driver: Driver
+
+
+class Worker:
+    """Made by `Pipeline.start`. All methods belong to one event loop; `health` may be called from any thread."""
+
+    def __init__(self, app: Pipeline, groups: Sequence[str] = (), index: int = 0) -> None:
+        unknown = set(groups) - {s.group for s in app.subscriptions}
+        if unknown:
+            raise ConfigurationError(
+                f"group={sorted(unknown)[0]!r} is not declared by this application; declared: {_groups(app)}"
+            )
+        self._app = app
+        self._subscriptions = [s for s in app.subscriptions if not groups or s.group in groups]
+        if not self._subscriptions:
+            raise ConfigurationError("the application declares no subscription: use @app.subscribe(topic, group=...)")
+        self._index = index
+        self._log = logger(app=app.name, pid=os.getpid())
+        self._switches = Switches()
+        self._producer: RecordProducer | None = None
+        self._control: ControlFollower | None = None
+        self.running: list[Running] = []
+        self.broken: asyncio.Future[BaseException] | None = None
+
+    @property
+    def in_memory(self) -> bool:
+        return self._app.settings.broker.startswith("memory://")
+
+    # -- start
+
+    async def start(self) -> None:
+        """Check the topology and join the groups. Waits for a broker that is away, at most START_TIMEOUT_S.
+
+        Raises TopologyError (records would be lost), ClusterUnavailable, NotAuthorized.
+        """
+        loop = asyncio.get_running_loop()
+        self.broken = loop.create_future()
+        deadline = loop.time() + START_TIMEOUT_S
+        while True:
+            try:
+                await self._off_loop(self._prepare)
+                break
+            except (ClusterUnavailable, SchemaUnavailable) as error:
+                if loop.time() > deadline:
+                    raise
+                self._log.warning("waiting for the cluster", broker=self._app.settings.broker, error=str(error))
+                await asyncio.sleep(START_RETRY_S)
+        cluster = self._app.cluster
+        self._producer = cluster.producer(self._app.name)
+        for subscription in self._subscriptions:
+            self.running.append(self._wire(subscription, cluster, loop))
+        self._follow_control(cluster, loop)
+        for running in self.running:
+            running.engine.start()
+            running.driver.start()
+
+    async def _off_loop(self, work: Callable[[], None]) -> None:
+        """Blocking requests run in a thread; the memory cluster answers at once and belongs to this one."""
+        if self.in_memory:
+            work()
+        else:
+            await asyncio.get_running_loop().run_in_executor(None, work)
+
+    def _prepare(self) -> None:
+        from pipeline.topology import check
+
+        admin = self._app.cluster.admin()
+        findings = check(self._subscriptions, admin.topics(), prefix=self._app.settings.prefix)
+        for finding in findings:
+            if finding.level == "error":
+                raise TopologyError(finding.sentence)
+            self._log.warning("topology", finding=finding.sentence)
+        if any(s.value == "avro" for s in self._subscriptions):
+            for topic in {s.topic for s in self._subscriptions if s.value == "avro"}:
+                self._app.codec.prepare(self._app.topic_name(topic))
+
+    def _follow_control(self, cluster: Cluster, loop: asyncio.AbstractEventLoop) -> None:
+        topic = self._app.topic_name(CONTROL_TOPIC)
+        deliver: Callable[[Callable[[], None]], Any] = loop.call_soon_threadsafe
+        self._control = ControlFollower(
+            cluster.reader(self._app.name), topic, self._switches, deliver, self._switched, self._log
+        )
+        if self.in_memory:
+            self._control.attach()
+            self._poll_control(loop)
+        else:
+            self._control.start()
+
+    def _poll_control(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._control is not None:
+            self._control.step(0)
+            loop.call_later(0.25, self._poll_control, loop)
+
+    def _switched(self) -> None:
+        for running in self.running:
+            if self._control is not None and self._control.was_resumed(running.layout.group):
+                running.engine.resume()
+            else:
+                running.engine.follow_switches()
+
+    # -- wiring
+
+    def _wire(self, subscription: Subscription, cluster: Cluster, loop: asyncio.AbstractEventLoop) -> Running:
+        app, settings = self._app, self._app.settings
+        place = layout(subscription, settings.prefix)
+        source = place.topics.source
+        log = self._log.bind(group=place.group, topic=source)
+        codec = self._codec(subscription)
+        execution = Execution(subscription, source, decoder(subscription, source, codec), log)
+        clock = Clock((lambda: int(loop.time() * 1000)) if self.in_memory else (lambda: time.time_ns() // 1_000_000))
+        assert self._producer is not None
+        parts = EngineParts(
+            topics=place.topics,
+            group=place.group,
+            producer=self._producer,
+            encode=self._encode,
+            schema_of=_schema_of(subscription, source, codec),
+            clock=clock,
+            rng=random.Random(f"{app.name}/{place.group}/{self._index}") if self.in_memory else random.Random(),
+            log=log,
+            fetch_schema=lambda schema_id: app.codec.fetch(source, schema_id),
+            switches=self._switches,
+            broken=self._broke,
+        )
+        engine = Engine(execution, parts, loop)
+        policy = ConsumerPolicy(
+            group=place.group,
+            client_id=app.name,
+            protocol=settings.group_protocol,
+            session_timeout_ms=round(settings.session_timeout_s * 1000),
+            max_poll_interval_ms=round(settings.max_poll_interval_s * 1000),
+            instance_id=f"{settings.instance_id}-{self._index}" if settings.instance_id else None,
+            drain_timeout_ms=min(subscription.flow.drain_timeout_ms, round(settings.max_poll_interval_s * 800)),
+        )
+        admin = cluster.admin()
+        fetcher = Fetcher(
+            cluster.consumer(policy),
+            FetchPolicy(source, place.group, subscription.start, subscription.flow.buffered),
+            lambda: lane_specs(place, subscription, admin.topic_names()),
+            engine.post,
+            engine.backlog,
+            loop.time if self.in_memory else time.monotonic,
+        )
+        executor = _executor(engine, subscription, place.group, loop)
+        engine.connect(fetcher, executor)
+        driver: Driver = (
+            LoopDriver(fetcher, loop, engine.fail)
+            if self.in_memory
+            else ThreadDriver(fetcher, place.group, engine.failed_elsewhere)
+        )
+        return Running(subscription, place, engine, fetcher, driver)
+
+    def _codec(self, subscription: Subscription) -> Any:
+        if subscription.value == "avro":
+            return self._app.codec
+        from pipeline.codec import BytesCodec, JsonCodec
+
+        return JsonCodec() if subscription.value == "json" else BytesCodec()
+
+    def _encode(self, item: Emit) -> tuple[str, bytes | None, bytes | None]:
+        topic = self._app.topic_name(item.topic)
+        key = item.key.encode() if isinstance(item.key, str) else item.key
+        return topic, key, self._encode_value(topic, item.value)
+
+    def _encode_value(self, topic: str, value: object) -> bytes | None:
+        if value is None or isinstance(value, bytes):
+            return value
+        if isinstance(value, str):
+            return value.encode()
+        if isinstance(value, TypedValue):
+            return self._app.codec.encode(value, topic=topic)
+        return json.dumps(value, separators=(",", ":"), default=str).encode()
+
+    def _broke(self, error: BaseException) -> None:
+        if self.broken is not None and not self.broken.done():
+            self.broken.set_result(error)
+
+    # -- stop
+
+    async def stop(self) -> None:
+        """Drain every subscription, commit, leave the groups."""
+        if self._control is not None:
+            control, self._control = self._control, None
+            control.stop()
+        await asyncio.gather(*(self._stop_one(running) for running in self.running))
+        self.running.clear()
+        if self._producer is not None:
+            producer, self._producer = self._producer, None
+            await self._off_loop(lambda: producer.close(5.0))
+
+    async def _stop_one(self, running: Running) -> None:
+        if running.engine.broken is None:
+            await running.engine.drain_all()
+        running.driver.request_stop()
+        await running.driver.join(30.0)
+        await running.engine.stop()
+
+    # -- looking in
+
+    def health(self) -> dict[str, Any]:
+        """Per group: is it consuming, and if not, why not."""
+        return {running.layout.group: _health(running) for running in self.running}
+
+
+def _groups(app: Pipeline) -> str:
+    return ", ".join(s.group for s in app.subscriptions) or "none"
+
+
+def _schema_of(subscription: Subscription, source: str, codec: Any) -> Callable[[Delivery], str]:
+    if subscription.value != "avro":
+        return lambda _delivery: ""
+    return lambda delivery: str(codec.fingerprint(source, delivery.message.value(), delivery.message.headers()))
+
+
+def _executor(engine: Engine, subscription: Subscription, group: str, loop: asyncio.AbstractEventLoop) -> Executor:
+    from pipeline.app import is_async
+
+    handler: Any = subscription.handler
+    if subscription.kind is HandlerKind.BATCH:
+        return BatchRunners(engine, handler, is_async(handler), loop)
+    if subscription.kind is HandlerKind.ASYNC:
+        return AsyncRunners(engine, handler, subscription.flow.concurrency, loop)
+    return ThreadRunners(engine, handler, subscription.flow.concurrency, group)
+
+
+def lane_specs(place: Layout, subscription: Subscription, existing: Sequence[str]) -> tuple[LaneSpec, ...]:
+    """The group's lanes that exist now: declared tiers, retired ones that are still there, and the replay lane.
+
+    Retired tiers are read until someone deletes them: they cost nothing when empty, and a rolling deploy may still fill them.
+    """
+    declared = [
+        LaneSpec(format_duration(delay), topic, delay)
+        for topic, delay in zip(place.topics.tiers, place.topics.tier_delays_ms, strict=True)
+    ]
+    retired = [
+        LaneSpec(format_duration(t.delay_ms), t.topic, t.delay_ms, declared=False) for t in retired_of(place, existing)
+    ]
+    return (*declared, *retired, LaneSpec(REPLAY, place.topics.replay, None))
+
+
+def _health(running: Running) -> dict[str, Any]:
+    engine = running.engine
+    why = ""
+    if engine.broken is not None:
+        why = f"stopped by an error: {engine.broken!r}"
+    elif running.driver.done:
+        why = "the poll thread has ended"
+    elif engine.paused:
+        why = "paused: too many dead letters" if engine.flood.tripped else "paused by an operator"
+    elif engine.refused:
+        partition, error = next(iter(engine.refused.items()))
+        why = f"partition {partition}: {error}"
+    elif not running.driver.recent:
+        why = "the poll thread does not answer"
+    return {
+        "consuming": not why,
+        "why": why,
+        "partitions": sorted(engine.partitions),
+        "running": engine.executor.running(),
+        "parked": sum(len(unit.parking) for unit in list(engine.partitions.values())),
+        "processed": engine.stats.processed,
+    }
