@@ -663,6 +663,15 @@ class Engine:
         return self._units
 
     @property
+    def commit_failures(self) -> int:
+        return self._committer.failures
+
+    @property
+    def buffered(self) -> int:
+        """Records received and not started."""
+        return self.backlog(self._received)
+
+    @property
     def last_write_error(self) -> PipelineError | None:
         return self._sender.last_error
 

@@ -1,0 +1,119 @@
+"""One worker process: run an application until a signal or a defect ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.model.errors import ClusterUnavailable, ConfigurationError, PipelineError
+from pipeline.worker.logs import configure, logger
+
+if TYPE_CHECKING:
+    from pipeline.app import Pipeline
+
+EXIT_DEFECT = 70
+"""EX_SOFTWARE of sysexits.h: the supervisor starts the process again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """`index` is this process's number among its siblings; its status port is `metrics_port + index` (0: any free one)."""
+
+    target: str
+    groups: tuple[str, ...] = ()
+    index: int = 0
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+
+
+def load(target: str) -> Pipeline:
+    """The application at MODULE:APP. Raises ConfigurationError."""
+    from pipeline.app import Pipeline
+
+    module_name, _, attribute = target.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        app = getattr(importlib.import_module(module_name), attribute or "app")
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"{target!r} can't be loaded: {error}; write MODULE:APP") from error
+    if not isinstance(app, Pipeline):
+        raise ConfigurationError(
+            f"{target!r} is {type(app).__name__}, not a Pipeline: name the variable that holds the application"
+        )
+    return app
+
+
+def run(spec: ProcessSpec) -> int:
+    """Exit code: 0 stopped cleanly, 2 wrong configuration, 3 cluster unreachable, EXIT_DEFECT a defect."""
+    try:
+        app = load(spec.target)
+        configure(app.settings.log_format, app.settings.log_level)
+        return _run_loop(app, spec)
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ClusterUnavailable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run_loop(app: Pipeline, spec: ProcessSpec) -> int:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(_serve(app, spec))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(app, spec))
+
+
+async def _serve(app: Pipeline, spec: ProcessSpec) -> int:
+    from pipeline.worker.metrics import StatusServer
+    from pipeline.worker.worker import Worker
+
+    log = logger(app=app.name, index=spec.index, pid=os.getpid())
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    worker = Worker(app, spec.groups, spec.index)
+    await worker.start()
+    status = None
+    if spec.metrics_port is not None:
+        status = StatusServer(worker, spec.metrics_port + spec.index if spec.metrics_port else 0, spec.metrics_host)
+        status.start()
+        log.info("status", metrics=f"http://{spec.metrics_host}:{status.port}/metrics")
+    code = await _until_ended(worker, stopping)
+    log.info("stopping" if code == 0 else "stopping after a defect")
+    await worker.stop()
+    if status is not None:
+        status.stop()
+    log.info("stopped", code=code)
+    return code
+
+
+async def _until_ended(worker: Worker, stopping: asyncio.Event) -> int:
+    assert worker.broken is not None
+    waiting = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait({waiting, worker.broken}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    return EXIT_DEFECT if worker.broken.done() else 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m pipeline.worker.process TARGET INDEX PORT HOST [GROUP ...]`: how the supervisor starts one."""
+    target, index, port, host, *groups = arguments
+    return run(ProcessSpec(target, tuple(groups), int(index), int(port) if port != "-" else None, host))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
