@@ -74,12 +74,12 @@ class WorkerCollector(Collector):
         for name, text, read in _COUNTERS:
             family: Metric = CounterMetricFamily(name, text, labels=["group"])
             for each in running:
-                family.add_metric([each.layout.group], read(each))  # type: ignore[attr-defined]
+                family.add_metric([each.layout.group], read(each))
             yield family
         for name, text, read in _GAUGES:
             family = GaugeMetricFamily(name, text, labels=["group"])
             for each in running:
-                family.add_metric([each.layout.group], read(each))  # type: ignore[attr-defined]
+                family.add_metric([each.layout.group], read(each))
             yield family
         yield from self._by_cause(running)
 

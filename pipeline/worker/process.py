@@ -16,20 +16,27 @@ from pipeline.worker.logs import configure, logger
 
 if TYPE_CHECKING:
     from pipeline.app import Pipeline
+    from pipeline.worker.worker import Worker
 
 EXIT_DEFECT = 70
 """EX_SOFTWARE of sysexits.h: the supervisor starts the process again."""
 
+PARENT_CHECK_S = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """`index` is this process's number among its siblings; its status port is `metrics_port + index` (0: any free one)."""
+    """`index` is this process's number among its siblings; its status port is `metrics_port + index` (0: any free one).
+
+    With `parent_pid` it stops, in order, when that process is gone: no orphans after a killed supervisor.
+    """
 
     target: str
     groups: tuple[str, ...] = ()
     index: int = 0
     metrics_port: int | None = None
     metrics_host: str = "127.0.0.1"
+    parent_pid: int | None = None
 
 
 def load(target: str) -> Pipeline:
@@ -92,13 +99,23 @@ async def _serve(app: Pipeline, spec: ProcessSpec) -> int:
         status = StatusServer(worker, spec.metrics_port + spec.index if spec.metrics_port else 0, spec.metrics_host)
         status.start()
         log.info("status", metrics=f"http://{spec.metrics_host}:{status.port}/metrics")
+    watch = asyncio.ensure_future(_watch_parent(spec.parent_pid, stopping))
     code = await _until_ended(worker, stopping)
+    watch.cancel()
     log.info("stopping" if code == 0 else "stopping after a defect")
     await worker.stop()
     if status is not None:
         status.stop()
     log.info("stopped", code=code)
     return code
+
+
+async def _watch_parent(parent_pid: int | None, stopping: asyncio.Event) -> None:
+    while parent_pid is not None:
+        await asyncio.sleep(PARENT_CHECK_S)
+        if os.getppid() != parent_pid:
+            stopping.set()
+            return
 
 
 async def _until_ended(worker: Worker, stopping: asyncio.Event) -> int:
@@ -110,9 +127,10 @@ async def _until_ended(worker: Worker, stopping: asyncio.Event) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m pipeline.worker.process TARGET INDEX PORT HOST [GROUP ...]`: how the supervisor starts one."""
-    target, index, port, host, *groups = arguments
-    return run(ProcessSpec(target, tuple(groups), int(index), int(port) if port != "-" else None, host))
+    """`python -m pipeline.worker.process PARENT TARGET INDEX PORT HOST [GROUP ...]`: how the supervisor starts one."""
+    parent, target, index, port, host, *groups = arguments
+    metrics_port = int(port) if port != "-" else None
+    return run(ProcessSpec(target, tuple(groups), int(index), metrics_port, host, int(parent)))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -95,7 +96,7 @@ class Supervisor:
             spec.metrics_host,
         ]
         # A session of their own: Ctrl-C in the terminal reaches the supervisor alone, which stops them in order.
-        child.process = subprocess.Popen([*command, *spec.groups], start_new_session=True)
+        child.process = subprocess.Popen([*command, spec.metrics_host, *spec.groups], start_new_session=True)
         child.started_s = now
 
     def stop_all(self) -> None:
