@@ -9,6 +9,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from typing import NamedTuple
 
+from pipeline.core.progress import Progress
+
 
 class Identity(NamedTuple):
     """A record for its whole life: where it was first published, and the replay that brought it back ("" = none).
@@ -39,6 +41,12 @@ class Parking:
 
     def __len__(self) -> int:
         return len(self._holders)
+
+    def origins(self, source: Progress) -> list[int]:
+        """Source offsets, ascending, that are not settled though a copy is in a lane (d)."""
+        opened = set(source.open)
+        found = (identity.origin for identity in self._holders if not identity.replay_id)
+        return sorted(origin for origin in found if origin >= source.end or origin in opened)
 
     def observe(self, key: bytes | None, identity: Identity, hop: int, lane: int) -> None:
         """A copy found while rebuilding: of several, the one with the most hops counts (c)."""
