@@ -1,0 +1,321 @@
+"""The publisher against a broker that is up, silent, or away: what the agent pays, what arrives, what is said at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.emit.policy import BufferPolicy
+from pipeline.emit.publisher import EVENTS_TOPIC, Publisher, PublishOptions
+from pipeline.model.cluster import DeliveryCallback, Headers
+from pipeline.model.errors import BufferFull, ClusterUnavailable, EncodeError, PublishError, SchemaUnavailable
+from pipeline.model.events import Message, RunEvent
+
+
+class FakeProducer:
+    """Acknowledges at once while `up`; keeps silent otherwise."""
+
+    def __init__(self) -> None:
+        self.up = threading.Event()
+        self.up.set()
+        self.sent: list[tuple[str, bytes | None, bytes | None, Headers]] = []
+        self.held: list[tuple[str, bytes | None, bytes | None, Headers, DeliveryCallback]] = []
+        self.closed = False
+
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None = None,
+        partition: int = -1,
+        timestamp_ms: int = 0,
+        delivered: DeliveryCallback | None = None,
+    ) -> None:
+        assert delivered is not None
+        self.held.append((topic, key, value, headers or [], delivered))
+        if self.up.is_set():
+            self.answer()
+
+    def answer(self) -> None:
+        while self.held:
+            *record, delivered = self.held.pop(0)
+            self.sent.append(tuple(record))  # type: ignore[arg-type]
+            delivered(None, len(self.sent))
+
+    def come_back(self) -> None:
+        self.up.set()
+        self.answer()
+
+    def flush(self, timeout_s: float) -> int:
+        return len(self.held)
+
+    def close(self, timeout_s: float) -> None:
+        self.closed = True
+        while self.held:
+            self.held.pop(0)[4](ClusterUnavailable("closed"), -1)
+
+
+class Names:
+    """Encodes an event as its event_id."""
+
+    def encode(self, value: RunEvent, *, topic: str) -> bytes:
+        if value.event_id == "bad":
+            raise EncodeError("Message.content does not fit.")
+        return value.event_id.encode()
+
+
+def message(number: int, run: str = "r") -> Message:
+    fields = {"event_id": f"{run}-{number}", "run_id": run, "sequence": number, "occurred_at": 1_700_000_000_000}
+    return Message(**fields, agent="a", tenant="t", role="USER", content="hello")  # type: ignore[arg-type]
+
+
+def until(condition: Callable[[], bool], what: str, deadline_s: float = 10.0) -> None:
+    end = time.monotonic() + deadline_s
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {deadline_s} s"
+        pause.wait(0.005)
+
+
+Make = Callable[..., Publisher]
+
+
+@pytest.fixture
+def producer() -> FakeProducer:
+    return FakeProducer()
+
+
+@pytest.fixture
+def make(producer: FakeProducer) -> Iterator[Make]:
+    made: list[Publisher] = []
+
+    def build(options: PublishOptions | None = None, **policy: object) -> Publisher:
+        made.append(Publisher(producer, Names(), BufferPolicy(**policy), options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield build
+    for publisher in made:
+        publisher.close(0.5)
+
+
+def ids(producer: FakeProducer) -> list[str]:
+    return [(value or b"").decode() for _, _, value, _ in producer.sent]
+
+
+def test_published_events_arrive_with_key_topic_and_event_id(make: Make, producer: FakeProducer) -> None:
+    publisher = make()
+    publisher.publish(message(1), traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01")
+    assert publisher.flush(5).complete
+    ((topic, key, value, headers),) = producer.sent
+    assert (topic, key, value) == (EVENTS_TOPIC, b"r", b"r-1")
+    assert headers == [("pl.event_id", b"r-1"), ("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01")]
+
+
+def test_cloud_events_headers_by_option(make: Make, producer: FakeProducer) -> None:
+    publisher = make(PublishOptions(ce_source="/support"))
+    publisher.publish(message(1))
+    publisher.flush(5)
+    headers = dict(producer.sent[0][3])
+    assert headers["ce_type"] == b"agent.run.Message"
+    assert headers["ce_time"] == b"2023-11-14T22:13:20.000Z"
+    assert (headers["ce_specversion"], headers["ce_id"], headers["ce_source"]) == (b"1.0", b"r-1", b"/support")
+
+
+def test_an_event_that_does_not_fit_is_refused_and_not_sent(make: Make, producer: FakeProducer) -> None:
+    publisher = make()
+    bad = message(1).model_copy(update={"event_id": "bad"})
+    with pytest.raises(EncodeError):
+        publisher.publish(bad)
+    with pytest.raises(EncodeError):
+        publisher.publish_many([message(1), bad, message(2)])
+    publisher.flush(5)
+    assert ids(producer) == ["r-1"]
+    assert publisher.stats().published == 1
+
+
+def test_many_threads_keep_their_own_order(make: Make, producer: FakeProducer) -> None:
+    publisher = make()
+    threads = [
+        threading.Thread(target=lambda run=f"r{i}": [publisher.publish(message(n, run)) for n in range(500)]) for i in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert publisher.flush(10).complete
+    for i in range(4):
+        own = [name for name in ids(producer) if name.startswith(f"r{i}-")]
+        assert own == [f"r{i}-{n}" for n in range(500)]
+
+
+def test_block_waits_as_long_as_its_policy_says_and_no_longer(make: Make, producer: FakeProducer) -> None:
+    publisher = make(max_records=10, block_timeout="200ms")
+    producer.up.clear()
+    for number in range(10):
+        publisher.publish(message(number))
+    began = time.monotonic()
+    with pytest.raises(BufferFull, match="block_timeout"):
+        publisher.publish(message(10))
+    took = time.monotonic() - began
+    assert 0.2 <= took < 1.0
+    assert publisher.stats().full == 1
+    producer.come_back()
+    assert publisher.flush(10).complete
+    assert ids(producer) == [f"r-{n}" for n in range(10)]
+
+
+def test_block_goes_on_as_soon_as_there_is_room(make: Make, producer: FakeProducer) -> None:
+    publisher = make(max_records=10, block_timeout="20s")
+    producer.up.clear()
+    publisher.publish_many(message(n) for n in range(10))
+    thread = threading.Thread(target=lambda: publisher.publish_many(message(n) for n in range(10, 200)))
+    thread.start()
+    until(lambda: len(producer.held) == 5, "the window is full")
+    producer.come_back()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert publisher.flush(10).complete
+    assert ids(producer) == [f"r-{n}" for n in range(200)]
+
+
+async def wait_while_full(publisher: Publisher, producer: FakeProducer) -> tuple[int, float]:
+    """Beats of the event loop while a task waits for room, and its longest pause."""
+    for number in range(10):
+        await publisher.publish_async(message(number))
+    waiting = asyncio.create_task(publisher.publish_async(message(10)))
+    beats, longest, last = 0, 0.0, time.monotonic()
+    while beats < 50:
+        await asyncio.sleep(0.005)
+        longest, last, beats = max(longest, time.monotonic() - last), time.monotonic(), beats + 1
+    assert not waiting.done()
+    producer.come_back()
+    await asyncio.wait_for(waiting, 10)
+    return beats, longest
+
+
+def test_async_awaits_and_leaves_the_event_loop_alone(make: Make, producer: FakeProducer) -> None:
+    publisher = make(max_records=10, block_timeout="20s")
+    producer.up.clear()
+    beats, longest = asyncio.run(wait_while_full(publisher, producer))
+    assert beats == 50
+    assert longest < 0.25
+    assert publisher.flush(10).complete
+    assert ids(producer) == [f"r-{n}" for n in range(11)]
+
+
+def test_async_gives_up_after_block_timeout(make: Make, producer: FakeProducer) -> None:
+    publisher = make(max_records=2, block_timeout="100ms")
+    producer.up.clear()
+
+    async def fill() -> None:
+        for number in range(3):
+            await publisher.publish_async(message(number))
+
+    began = time.monotonic()
+    with pytest.raises(BufferFull):
+        asyncio.run(fill())
+    assert 0.1 <= time.monotonic() - began < 1.0
+    assert not publisher._async_waiters
+
+
+def test_drop_oldest_never_waits_and_counts(make: Make, producer: FakeProducer, caplog: pytest.LogCaptureFixture) -> None:
+    publisher = make(mode="drop_oldest", max_records=10)
+    producer.up.clear()
+    publisher.publish_many(message(n) for n in range(5))
+    until(lambda: len(producer.held) == 5, "the window is full")
+    began = time.monotonic()
+    for number in range(5, 100):
+        publisher.publish(message(number))
+    assert time.monotonic() - began < 0.5
+    producer.come_back()
+    assert publisher.flush(10).complete
+    assert publisher.stats().dropped == 90
+    assert ids(producer) == [f"r-{n}" for n in (0, 1, 2, 3, 4, 95, 96, 97, 98, 99)]
+    until(lambda: "dropped" in caplog.text, "the drop is logged")
+
+
+def test_spool_takes_an_outage_and_gives_it_back(make: Make, producer: FakeProducer, tmp_path: Path) -> None:
+    publisher = make(mode="spool", spool_dir=tmp_path, max_records=50, away_after="100ms")
+    producer.up.clear()
+    for number in range(1_000):
+        publisher.publish(message(number))
+    until(lambda: publisher.stats().spooled == 1_000, "all is on disk")
+    assert publisher.stats().waiting == 0
+    producer.come_back()
+    assert publisher.flush(10).complete
+    assert ids(producer) == [f"r-{n}" for n in range(1_000)]
+
+
+def test_a_close_while_the_broker_is_away_leaves_a_spool_for_the_next(make: Make, producer: FakeProducer, tmp_path: Path) -> None:
+    publisher = make(mode="spool", spool_dir=tmp_path, away_after="100ms")
+    producer.up.clear()
+    publisher.publish_many(message(n) for n in range(300))
+    until(lambda: publisher.stats().away, "it notices")
+    began = time.monotonic()
+    left = publisher.close(30)
+    assert time.monotonic() - began < 5
+    assert left.undelivered == 0
+    assert left.spool_bytes > 0
+    assert not left.complete
+    producer.come_back()
+    second = make(mode="spool", spool_dir=tmp_path)
+    second.publish(message(300))
+    assert second.flush(10).complete
+    assert list(dict.fromkeys(ids(producer))) == [f"r-{n}" for n in range(301)]
+    assert second.close(5).complete
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_close_says_what_was_not_delivered(make: Make, producer: FakeProducer) -> None:
+    publisher = make()
+    producer.up.clear()
+    publisher.publish_many(message(n) for n in range(150))
+    left = publisher.close(0.2)
+    assert left.undelivered == 150
+    assert left.event_ids == tuple(f"r-{n}" for n in range(100))
+    assert producer.closed
+    assert publisher.close(0.2) == left
+    with pytest.raises(PublishError):
+        publisher.publish(message(1))
+
+
+def test_close_ends_the_thread(make: Make) -> None:
+    publisher = make()
+    publisher.publish(message(1))
+    assert publisher.close(5).complete
+    assert not publisher._thread.is_alive()
+
+
+def test_events_wait_for_a_registry_that_is_away(producer: FakeProducer) -> None:
+    ready = threading.Event()
+    asked = threading.Event()
+
+    def prepare() -> None:
+        asked.set()
+        if not ready.is_set():
+            raise SchemaUnavailable("the registry does not answer")
+
+    publisher = Publisher(producer, Names(), BufferPolicy(), PublishOptions(prepare=prepare))
+    try:
+        for number in range(5):
+            publisher.publish(message(number))
+        assert asked.wait(5)
+        assert producer.sent == []
+        ready.set()
+        assert publisher.flush(10).complete
+        assert ids(producer) == [f"r-{n}" for n in range(5)]
+    finally:
+        publisher.close(1)
+
+
+def test_raw_records_go_as_they_are(make: Make, producer: FakeProducer) -> None:
+    publisher = make()
+    publisher.publish_record("other", None, b"\xff", [("h", b"1")])
+    publisher.flush(5)
+    assert producer.sent == [("other", None, b"\xff", [("h", b"1")])]
