@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.app import Pipeline
     from pipeline.codec import AvroCodec
     from pipeline.model.cluster import Cluster, ClusterAdmin
+    from pipeline.settings import Settings
 
 BrokerOption = Annotated[
     str | None, typer.Option("--broker", help="Bootstrap address; PIPELINE_BROKER when not given.", metavar="ADDRESS")
@@ -32,19 +33,19 @@ WhyOption = Annotated[str, typer.Option("--why", help="Why, for those who find i
 _TARGET = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
 
-def settings() -> Any:
+def settings() -> Settings:
     """The settings from the environment, or a `ConfigurationError` naming the one that is wrong."""
     from pipeline.settings import Settings
 
-    return Settings.load() if hasattr(Settings, "load") else Settings()
+    return Settings.load()
 
 
 @contextlib.contextmanager
 def open_cluster(broker: str | None) -> Iterator[Cluster]:
     """The cluster at `--broker`, else of the settings."""
-    from pipeline.kafka.cluster import connect
+    from pipeline.app import Pipeline
 
-    yield connect(broker or settings().broker)
+    yield Pipeline("pipeline-cli", settings=settings(), broker=broker).cluster
 
 
 @contextlib.contextmanager
@@ -58,7 +59,7 @@ def open_admin(cluster: Cluster) -> Iterator[ClusterAdmin]:
 
 def prefix() -> str:
     """The environment prefix that stands before topics and groups."""
-    return str(getattr(settings(), "prefix", "") or "")
+    return settings().prefix
 
 
 def real(name: str) -> str:
@@ -112,26 +113,8 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
-@contextlib.contextmanager
-def open_codec(cluster: Cluster) -> Iterator[AvroCodec | None]:
-    """Decodes Avro with the registry of the settings (a URL, else the one kept in the cluster); None where there is neither."""
-    from pipeline.codec import AvroCodec
-    from pipeline.codec.registry_confluent import ConfluentRegistry, RegistryPolicy
+def codec(broker: str | None) -> AvroCodec:
+    """Decodes Avro with the registry of the settings: a URL, else the one kept in the cluster."""
+    from pipeline.app import Pipeline
 
-    url = str(getattr(settings(), "registry", "") or "")
-    if url:
-        yield AvroCodec(ConfluentRegistry(RegistryPolicy(url)))
-        return
-    if cluster.address.startswith("memory://"):
-        yield None
-        return
-    from pipeline.codec import product_catalogue
-    from pipeline.codec.registry_local import LocalRegistry
-    from pipeline.kafka.schema_log import KafkaSchemaLog
-    from pipeline.model.topics import SCHEMAS_TOPIC
-
-    log = KafkaSchemaLog({"bootstrap.servers": cluster.address}, prefix() + SCHEMAS_TOPIC)
-    try:
-        yield AvroCodec(LocalRegistry(log, product_catalogue()))
-    finally:
-        log.close()
+    return Pipeline("pipeline-cli", settings=settings(), broker=broker).codec

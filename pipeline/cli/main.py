@@ -50,6 +50,7 @@ def _load(name: str) -> Any:
         raise ConfigurationError(
             f"`pipeline {name}` needs the Python package {missing.name}, which is not installed: install agent-run-pipeline with its extras"
         ) from None
+    module.app.rich_markup_mode = None  # one look for every help text, whoever wrote the sub-command
     command = typer.main.get_command(module.app)
     command.name = name
     command.params = [p for p in command.params if p.name not in ("install_completion", "show_completion")]
@@ -160,3 +161,7 @@ def main(
 def run() -> None:
     """Entry point of the console script."""
     app(prog_name="pipeline")
+
+
+if __name__ == "__main__":
+    run()

@@ -38,6 +38,8 @@ def text_of(raw: bytes | None, limit: int = 200) -> str:
     """Bytes of a record as readable text: UTF-8 where it is, else hex; clipped to `limit` characters."""
     if raw is None:
         return "null"
+    if not raw:
+        return "(empty)"
     try:
         text = clean(raw.decode())
     except UnicodeDecodeError:

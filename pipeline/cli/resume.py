@@ -12,9 +12,7 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @app.command()
 def resume(group: GroupArgument, broker: BrokerOption = None, as_json: JsonOption = False) -> None:
-    """Resume a paused subscription.
-
-    Exit code 1: it was not paused.
+    """Resume a subscription that was paused, by `pipeline pause` or by its own guard against floods of dead letters.
 
     Example: pipeline resume billing
     """

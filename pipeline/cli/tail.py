@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.access import BrokerOption, now_ms, open_admin, open_cluster, open_codec
+from pipeline.cli.access import BrokerOption, codec, now_ms, open_admin, open_cluster
 from pipeline.cli.output import clean, emit_json, key_json, line, text_of
 from pipeline.cli.why import clock
 from pipeline.model.cluster import TopicPartition
@@ -58,18 +58,18 @@ def tail(
     with open_cluster(broker) as cluster:
         with open_admin(cluster) as admin:
             starts, ends = _positions(cluster, admin, topic, start, last)
-        with open_codec(cluster) as codec:
-            for message in _records(cluster, starts, None if follow else ends):
-                if key is not None and message.key() != key.encode():
-                    continue
-                shown = show(codec, message)
-                if kind is not None and kind not in (shown.type, shown.type.rpartition(".")[2]):
-                    continue
-                _print(message, shown, headers, as_json)
-                if left is not None:
-                    left -= 1
-                    if left == 0:
-                        break
+        decoder = codec(broker)
+        for message in _records(cluster, starts, None if follow else ends):
+            if key is not None and message.key() != key.encode():
+                continue
+            shown = show(decoder, message)
+            if kind is not None and kind not in (shown.type, shown.type.rpartition(".")[2]):
+                continue
+            _print(message, shown, headers, as_json)
+            if left is not None:
+                left -= 1
+                if left == 0:
+                    break
 
 
 def _positions(

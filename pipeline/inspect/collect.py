@@ -37,7 +37,7 @@ def find_layouts(admin: ClusterAdmin, group: str | None = None) -> tuple[Layout,
 
     Raises `ConfigurationError` when the named group has no lanes here.
     """
-    names = tuple(admin.topics())
+    names = admin.topic_names()
     groups = admin.groups() if group is None else [group]
     found = tuple(entry for name in groups for entry in discover(name, names))
     if group is not None and not found:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from pipeline.model.cluster import Cluster, ConsumerPolicy, Position, TopicPartition
 from pipeline.model.errors import ClusterUnavailable
 from pipeline.model.policies import Subscription
-from pipeline.topology import layouts, retired_of
+from pipeline.topology import existing_topics, layouts, retired_of
 
 REQUEST_S = 10.0
 PATIENCE_S = 15.0
@@ -54,7 +54,7 @@ def unsettled_in_retired_tiers(
     counts: dict[str, int] = {}
     admin = cluster.admin()
     try:
-        existing = admin.topics()
+        existing = existing_topics(admin, subscriptions, prefix)
         for entry in layouts(subscriptions, prefix):
             tiers = [tier.topic for tier in retired_of(entry, existing)]
             places = [TopicPartition(name, p) for name in tiers for p in range(existing[name].partitions)]

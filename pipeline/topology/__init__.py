@@ -1,6 +1,6 @@
 """Topics of an application: a pure plan of what has to exist, the check a worker makes at start, and the hand that applies it."""
 
-from pipeline.topology.applier import apply, execute, plan_for
+from pipeline.topology.applier import apply, execute, existing_topics, plan_for
 from pipeline.topology.naming import Layout, RetiredTier, discover, layout, layouts, retired_of, retired_tiers
 from pipeline.topology.planner import Action, AddPartitions, CreateTopic, Finding, Plan, SetConfig, check, plan
 from pipeline.topology.rules import Defaults, Rule
@@ -20,6 +20,7 @@ __all__ = [
     "check",
     "discover",
     "execute",
+    "existing_topics",
     "layout",
     "layouts",
     "plan",

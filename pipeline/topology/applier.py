@@ -9,12 +9,26 @@ from dataclasses import replace
 from pipeline.model.cluster import ClusterAdmin, TopicSpec
 from pipeline.model.errors import ClusterUnavailable, PipelineError, TopologyError
 from pipeline.model.policies import Subscription
+from pipeline.model.topics import CONTROL_TOPIC
+from pipeline.topology.naming import layouts, retired_of
 from pipeline.topology.planner import Action, AddPartitions, CreateTopic, Plan, SetConfig, plan
 from pipeline.topology.rules import OPTIONAL, Defaults
 
 VISIBLE_S = 10.0
 ROUNDS_MAX = 3
 """A source topic made in the first round may bring cluster defaults that its lanes follow in the second."""
+
+
+def existing_topics(
+    admin: ClusterAdmin, subscriptions: Sequence[Subscription], prefix: str = ""
+) -> dict[str, TopicSpec]:
+    """Those topics of the subscriptions that exist, old tiers and the control topic included: no other topic is looked at."""
+    names = admin.topic_names()
+    wanted = {prefix + CONTROL_TOPIC}
+    for entry in layouts(subscriptions, prefix):
+        topics = entry.topics
+        wanted |= {topics.source, *topics.lanes, topics.dead_letters, *(t.topic for t in retired_of(entry, names))}
+    return admin.topics(sorted(wanted.intersection(names)))
 
 
 def plan_for(
@@ -25,7 +39,8 @@ def plan_for(
     unsettled: Mapping[str, int] | None = None,
 ) -> Plan:
     """The plan for what the cluster has now."""
-    return plan(subscriptions, admin.topics(), defaults, prefix=prefix, unsettled=unsettled)
+    existing = existing_topics(admin, subscriptions, prefix)
+    return plan(subscriptions, existing, defaults, prefix=prefix, unsettled=unsettled)
 
 
 def _create(admin: ClusterAdmin, spec: TopicSpec) -> None:
