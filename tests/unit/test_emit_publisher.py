@@ -142,7 +142,8 @@ def test_an_event_that_does_not_fit_is_refused_and_not_sent(make: Make, producer
 def test_many_threads_keep_their_own_order(make: Make, producer: FakeProducer) -> None:
     publisher = make()
     threads = [
-        threading.Thread(target=lambda run=f"r{i}": [publisher.publish(message(n, run)) for n in range(500)]) for i in range(4)
+        threading.Thread(target=lambda run=f"r{i}": [publisher.publish(message(n, run)) for n in range(500)])
+        for i in range(4)
     ]
     for thread in threads:
         thread.start()
@@ -224,7 +225,9 @@ def test_async_gives_up_after_block_timeout(make: Make, producer: FakeProducer) 
     assert not publisher._async_waiters
 
 
-def test_drop_oldest_never_waits_and_counts(make: Make, producer: FakeProducer, caplog: pytest.LogCaptureFixture) -> None:
+def test_drop_oldest_never_waits_and_counts(
+    make: Make, producer: FakeProducer, caplog: pytest.LogCaptureFixture
+) -> None:
     publisher = make(mode="drop_oldest", max_records=10)
     producer.up.clear()
     publisher.publish_many(message(n) for n in range(5))
@@ -252,7 +255,9 @@ def test_spool_takes_an_outage_and_gives_it_back(make: Make, producer: FakeProdu
     assert ids(producer) == [f"r-{n}" for n in range(1_000)]
 
 
-def test_a_close_while_the_broker_is_away_leaves_a_spool_for_the_next(make: Make, producer: FakeProducer, tmp_path: Path) -> None:
+def test_a_close_while_the_broker_is_away_leaves_a_spool_for_the_next(
+    make: Make, producer: FakeProducer, tmp_path: Path
+) -> None:
     publisher = make(mode="spool", spool_dir=tmp_path, away_after="100ms")
     producer.up.clear()
     publisher.publish_many(message(n) for n in range(300))

@@ -17,7 +17,9 @@ MAX = 1 << 20
 
 
 def record(number: int, size: int = 10) -> Outgoing:
-    made = Outgoing("topic", b"k%d" % (number % 3), b"%d" % number + b"." * size, [("pl.event_id", b"e%d" % number), ("x", None)])
+    made = Outgoing(
+        "topic", b"k%d" % (number % 3), b"%d" % number + b"." * size, [("pl.event_id", b"e%d" % number), ("x", None)]
+    )
     made.number = number
     return made
 
@@ -55,7 +57,13 @@ def test_a_frame_holds_everything_of_a_record() -> None:
         original.number = 2**40
         (payload,) = frames.scan(frames.pack(original), final=True, limit=9).payloads
         back = frames.unpack(payload)
-        assert (back.topic, back.key, back.value, back.headers, back.number) == ("tópic", key, value, original.headers, 2**40)
+        assert (back.topic, back.key, back.value, back.headers, back.number) == (
+            "tópic",
+            key,
+            value,
+            original.headers,
+            2**40,
+        )
 
 
 def test_written_in_order_read_in_order_over_segments(tmp_path: Path) -> None:

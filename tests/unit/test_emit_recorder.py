@@ -1,0 +1,298 @@
+"""The recorder: what each block of an agent's run becomes, with and without asyncio, when it goes well and when it doesn't."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+import types
+from collections.abc import Callable
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.emit.recorder import AsyncRecorder, Recorder, RecorderOptions, SyncRecorder
+from pipeline.emit.stats import Leftover
+from pipeline.model.errors import BufferFull, ConfigurationError, PublishError
+from pipeline.model.events import RunCancelled, RunCompleted, RunEvent, RunFailed, ToolResult
+
+
+class Kept:
+    """A publisher that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.events: list[RunEvent] = []
+        self.traces: list[str | None] = []
+        self.full = False
+        self.closed_with: float | None = None
+
+    def publish(self, event: RunEvent, *, traceparent: str | None = None) -> None:
+        if self.full:
+            raise BufferFull("full")
+        self.events.append(event)
+        self.traces.append(traceparent)
+
+    async def publish_async(self, event: RunEvent, *, traceparent: str | None = None) -> None:
+        await asyncio.sleep(0)
+        self.publish(event, traceparent=traceparent)
+
+    def close(self, timeout_s: float = 10.0) -> Leftover:
+        self.closed_with = timeout_s
+        return Leftover()
+
+    @property
+    def names(self) -> list[str]:
+        return [type(event).__name__ for event in self.events]
+
+
+@pytest.fixture
+def kept() -> Kept:
+    return Kept()
+
+
+def options() -> RecorderOptions:
+    """A clock that goes on by 10 ms a look, and ids that count."""
+    clock, ids = itertools.count(1_000, 10), itertools.count()
+    return RecorderOptions(clock_ms=lambda: next(clock), new_id=lambda: f"id{next(ids)}")
+
+
+def sync_story(recorder: SyncRecorder) -> None:
+    with recorder.run(agent="support", tenant="acme", input="hi") as run:
+        run.message("user", "where is my refund?")
+        with run.step("look up"):
+            with run.model_call("gpt-large", provider="x") as call:
+                call.usage(input_tokens=1200, output_tokens=340, cost_usd=0.5)
+            with run.tool_call("search", arguments={"q": "refund"}) as tool:
+                tool.result({"found": 1})
+        run.memory("write", "notes", memory_key="k", content="c", items=1)
+        run.approval("requested", "a1", "refund 20")
+        run.output("done")
+
+
+async def async_story(recorder: AsyncRecorder) -> None:
+    async with recorder.run(agent="support", tenant="acme", input="hi") as run:
+        await run.message("user", "where is my refund?")
+        async with run.step("look up"):
+            async with run.model_call("gpt-large", provider="x") as call:
+                call.usage(input_tokens=1200, output_tokens=340, cost_usd=0.5)
+            async with run.tool_call("search", arguments={"q": "refund"}) as tool:
+                tool.result({"found": 1})
+        await run.memory("write", "notes", memory_key="k", content="c", items=1)
+        await run.approval("requested", "a1", "refund 20")
+        run.output("done")
+
+
+def record_sync(kept: Kept) -> None:
+    with Recorder(kept, options()) as recorder:
+        sync_story(recorder)
+
+
+def record_async(kept: Kept) -> None:
+    async def main() -> None:
+        async with Recorder(kept, options()) as recorder:
+            await async_story(recorder)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("record", [record_sync, record_async])
+def test_a_run_becomes_its_events(kept: Kept, record: Callable[[Kept], None]) -> None:
+    record(kept)
+    assert kept.names == [
+        "RunStarted",
+        "Message",
+        "Step",
+        "ModelCall",
+        "ToolCall",
+        "ToolResult",
+        "Step",
+        "Memory",
+        "Approval",
+        "RunCompleted",
+    ]
+    assert [event.sequence for event in kept.events] == list(range(10))
+    assert len({event.event_id for event in kept.events}) == 10
+    assert {(event.run_id, event.agent, event.tenant) for event in kept.events} == {("id0", "support", "acme")}
+    started, _, step, model, call, result, step_end, memory, _, completed = kept.events
+    assert (started.step, step.step, model.step, call.step, result.step, memory.step) == (None, 0, 0, 0, 0, None)
+    assert (step.parent_id, model.parent_id, result.parent_id) == (started.event_id, step.event_id, call.event_id)
+    assert step_end.parent_id == step.event_id
+    assert memory.parent_id == started.event_id
+    assert call.arguments == '{"q": "refund"}'  # type: ignore[attr-defined]
+    assert isinstance(result, ToolResult)
+    assert (result.status, result.content, result.call_id) == ("OK", '{"found": 1}', call.call_id)  # type: ignore[attr-defined]
+    assert result.duration_ms > 0
+    assert isinstance(completed, RunCompleted)
+    totals = (
+        completed.steps,
+        completed.model_calls,
+        completed.tool_calls,
+        completed.input_tokens,
+        completed.output_tokens,
+    )
+    assert totals == (1, 1, 1, 1200, 340)
+    assert (completed.cost_usd, completed.output) == (0.5, "done")
+    assert completed.duration_ms == completed.occurred_at - started.occurred_at
+    assert kept.closed_with == 10.0
+
+
+def test_both_forms_record_the_same() -> None:
+    one, other = Kept(), Kept()
+    record_sync(one)
+    record_async(other)
+    assert one.events == other.events
+
+
+def test_an_exception_is_recorded_and_goes_on(kept: Kept) -> None:
+    with pytest.raises(ZeroDivisionError), Recorder(kept) as recorder, recorder.run(agent="a") as run, run.tool_call("divide"):
+        _ = 1 // 0
+    assert kept.names == ["RunStarted", "ToolCall", "ToolResult", "RunFailed"]
+    result, failed = kept.events[2:]
+    assert isinstance(result, ToolResult)
+    assert result.status == "ERROR"
+    assert result.error is not None
+    assert result.error.startswith("ZeroDivisionError: ")
+    assert isinstance(failed, RunFailed)
+    assert failed.error_class == "ZeroDivisionError"
+    assert "division" in failed.error_message
+    assert failed.tool_calls == 1
+
+
+def test_cancelling_the_task_is_recorded_as_cancelled(kept: Kept) -> None:
+    async def agent(ready: asyncio.Event) -> None:
+        async with Recorder(kept) as recorder, recorder.run(agent="a") as run, run.tool_call("wait"):
+            ready.set()
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        ready = asyncio.Event()
+        task = asyncio.create_task(agent(ready))
+        await ready.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert kept.names == ["RunStarted", "ToolCall", "ToolResult", "RunCancelled"]
+    assert kept.events[2].status == "CANCELLED"  # type: ignore[attr-defined]
+    assert isinstance(kept.events[3], RunCancelled)
+
+
+def test_a_timeout_of_a_tool_has_its_own_status(kept: Kept) -> None:
+    with Recorder(kept) as recorder, recorder.run(agent="a") as run, pytest.raises(TimeoutError), run.tool_call("slow"):
+        raise TimeoutError
+    assert kept.events[2].status == "TIMEOUT"  # type: ignore[attr-defined]
+    assert kept.names[-1] == "RunCompleted"
+
+
+def test_endings_without_an_exception(kept: Kept) -> None:
+    with Recorder(kept) as recorder:
+        with recorder.run(agent="a") as run:
+            run.fail("Refused", "the policy says no")
+        with recorder.run(agent="a") as run:
+            run.cancel("enough", cancelled_by="user")
+    assert kept.names == ["RunStarted", "RunFailed", "RunStarted", "RunCancelled"]
+
+
+def test_a_value_that_does_not_fit_names_its_field_and_nothing_is_sent(kept: Kept) -> None:
+    with Recorder(kept) as recorder, recorder.run(agent="a") as run:
+        sent = len(kept.events)
+        with pytest.raises(ValidationError, match="role"):
+            run.message("robot", "hello")
+        with pytest.raises(ValidationError, match="content"):
+            run.message("user", 5)  # type: ignore[arg-type]
+        with run.model_call("m") as call:
+            with pytest.raises(ValidationError, match="input_tokens"):
+                call.usage(input_tokens=-1)
+            call.usage(input_tokens=2)
+        assert len(kept.events) == sent + 1
+        run.message("user", "still numbered without a gap")
+    assert [event.sequence for event in kept.events] == list(range(len(kept.events)))
+    with pytest.raises(ValidationError, match="agent"), Recorder(kept) as recorder, recorder.run(agent=None):  # type: ignore[arg-type]
+        pass
+    assert kept.names.count("RunStarted") == 1
+
+
+def test_trouble_with_recording_never_hides_the_agents_own_exception(kept: Kept) -> None:
+    with pytest.raises(ZeroDivisionError) as caught, Recorder(kept) as recorder, recorder.run(agent="a"):
+        kept.full = True
+        _ = 1 // 0
+    assert any("could not record" in note for note in caught.value.__notes__)
+
+
+def test_a_full_buffer_is_said_when_nothing_else_went_wrong(kept: Kept) -> None:
+    with pytest.raises(BufferFull), Recorder(kept) as recorder, recorder.run(agent="a"):
+        kept.full = True
+
+
+def test_exception_texts_that_utf8_can_not_hold(kept: Kept) -> None:
+    with pytest.raises(RuntimeError), Recorder(kept) as recorder, recorder.run(agent="a"):
+        raise RuntimeError("\ud800" + "x" * 100_000)
+    failed = kept.events[-1]
+    assert isinstance(failed, RunFailed)
+    assert len(failed.error_message.encode()) < 10_000
+
+
+def test_recording_after_the_end_is_an_error(kept: Kept) -> None:
+    with Recorder(kept) as recorder:
+        with recorder.run(agent="a") as run:
+            pass
+        with pytest.raises(PublishError, match="has ended"):
+            run.message("user", "too late")
+
+
+def test_tasks_of_one_run_publish_in_the_order_of_their_numbers(kept: Kept) -> None:
+    async def main() -> None:
+        async with Recorder(kept) as recorder, recorder.run(agent="a") as run:
+
+            async def one(index: int) -> None:
+                async with run.step(f"s{index}"), run.tool_call("t") as tool:
+                    await asyncio.sleep(0)
+                    tool.result(str(index))
+
+            await asyncio.gather(*(one(index) for index in range(20)))
+
+    asyncio.run(main())
+    assert [event.sequence for event in kept.events] == list(range(len(kept.events)))
+    by_id = {event.event_id: event for event in kept.events}
+    for event in kept.events:
+        if isinstance(event, ToolResult):
+            assert event.parent_id is not None
+            assert by_id[event.parent_id].step == event.step  # a neighbour's step does not leak in
+
+
+def test_a_run_inside_a_tool_call_stands_on_its_own(kept: Kept) -> None:
+    with Recorder(kept) as recorder, recorder.run(agent="outer") as outer, outer.tool_call("delegate"):
+        with recorder.run(agent="inner", parent_run_id=outer.run_id) as inner:
+            inner.message("user", "x")
+        outer.message("user", "y")
+    inner_started, inner_message = kept.events[2], kept.events[3]
+    assert inner_started.parent_id is None
+    assert inner_message.parent_id == inner_started.event_id
+    assert kept.events[5].parent_id == kept.events[1].event_id
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def test_a_given_traceparent_is_on_every_event(kept: Kept) -> None:
+    with Recorder(kept) as recorder, recorder.run(agent="a", traceparent=TRACE) as run:
+        run.message("user", "x")
+    assert kept.traces == [TRACE] * 3
+    with pytest.raises(ConfigurationError, match="traceparent"), Recorder(kept) as recorder:
+        recorder.run(agent="a", traceparent="nonsense")
+
+
+def test_open_telemetrys_current_span_is_used(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = types.SimpleNamespace(
+        is_valid=True, trace_id=int(TRACE[3:35], 16), span_id=int(TRACE[36:52], 16), trace_flags=1
+    )
+    span = types.SimpleNamespace(get_span_context=lambda: context)
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", types.SimpleNamespace(get_current_span=lambda: span))
+    with Recorder(kept) as recorder, recorder.run(agent="a"):
+        pass
+    assert kept.traces == [TRACE, TRACE]
+    context.is_valid = False
+    with Recorder(kept) as recorder, recorder.run(agent="a"):
+        pass
+    assert kept.traces[2:] == [None, None]
