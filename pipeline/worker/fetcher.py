@@ -267,9 +267,10 @@ class Fetcher:
         return self._consumer.offsets_at(partitions, at, REQUEST_TIMEOUT_S)
 
     def _out_of_range(self, source: TopicPartition, offset: int, beginning: int, end: int) -> TopologyError:
+        group = self._policy.group
         return TopologyError(
-            f"group {self._policy.group} stands at offset {offset} of {source.topic}-{source.partition}, which now holds {beginning}..{end}: "
-            f"records were deleted before they were processed; choose with `pipeline groups reset {self._policy.group}` where to go on"
+            f"group {group} stands at offset {offset} of {source.topic}-{source.partition}, which holds {beginning}..{end}: "
+            f"records were deleted before they were processed; choose with `pipeline groups reset {group}` where to go on"
         )
 
     # -- RebalanceListener

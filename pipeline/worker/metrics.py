@@ -72,15 +72,15 @@ class WorkerCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         running = list(self._worker.running)
         for name, text, read in _COUNTERS:
-            family: Metric = CounterMetricFamily(name, text, labels=["group"])
+            counter = CounterMetricFamily(name, text, labels=["group"])
             for each in running:
-                family.add_metric([each.layout.group], read(each))
-            yield family
+                counter.add_metric([each.layout.group], read(each))
+            yield counter
         for name, text, read in _GAUGES:
-            family = GaugeMetricFamily(name, text, labels=["group"])
+            gauge = GaugeMetricFamily(name, text, labels=["group"])
             for each in running:
-                family.add_metric([each.layout.group], read(each))
-            yield family
+                gauge.add_metric([each.layout.group], read(each))
+            yield gauge
         yield from self._by_cause(running)
 
     def _by_cause(self, running: list[Running]) -> Iterator[Metric]:

@@ -120,9 +120,8 @@ async def _watch_parent(parent_pid: int | None, stopping: asyncio.Event) -> None
 
 async def _until_ended(worker: Worker, stopping: asyncio.Event) -> int:
     assert worker.broken is not None
-    waiting = asyncio.ensure_future(stopping.wait())
-    await asyncio.wait({waiting, worker.broken}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
+    worker.broken.add_done_callback(lambda _broken: stopping.set())
+    await stopping.wait()
     return EXIT_DEFECT if worker.broken.done() else 0
 
 

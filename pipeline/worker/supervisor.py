@@ -86,17 +86,11 @@ class Supervisor:
     def _start(self, child: _Child, now: float) -> None:
         spec = self._spec
         port = "-" if spec.metrics_port is None else str(spec.metrics_port)
-        command = [
-            sys.executable,
-            "-m",
-            "pipeline.worker.process",
-            spec.target,
-            str(child.index),
-            port,
-            spec.metrics_host,
-        ]
+        own = [str(os.getpid()), spec.target, str(child.index), port, spec.metrics_host, *spec.groups]
         # A session of their own: Ctrl-C in the terminal reaches the supervisor alone, which stops them in order.
-        child.process = subprocess.Popen([*command, spec.metrics_host, *spec.groups], start_new_session=True)
+        child.process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.worker.process", *own], start_new_session=True
+        )
         child.started_s = now
 
     def stop_all(self) -> None:
