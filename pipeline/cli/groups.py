@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.inspect.lag import GroupFacts, LagRow
+    from pipeline.model.cluster import GroupState
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,7 +34,8 @@ def list_command(broker: BrokerOption = None, as_json: JsonOption = False) -> No
     """
     with open_cluster(broker) as cluster, open_admin(cluster) as admin:
         states = [admin.describe_group(group) for group in sorted(admin.groups())]
-        reads = {s.group: sorted({place.topic for place in admin.group_positions(s.group)}) for s in states}
+        names = admin.topic_names()
+        reads = {s.group: _sources(s, names) for s in states}
     if as_json:
         emit_json(
             [
@@ -52,10 +54,18 @@ def list_command(broker: BrokerOption = None, as_json: JsonOption = False) -> No
         return
     rows = [(s.group, s.state, s.protocol, len(s.members), _few(reads[s.group])) for s in states]
     table(
-        ["group", "state", "protocol", Column("members", right=True), "topics with a commit"],
+        ["group", "state", "protocol", Column("members", right=True), "topics"],
         rows,
         "no consumer groups yet",
     )
+
+
+def _sources(state: GroupState, names: list[str]) -> list[str]:
+    """What a group reads: source topics of its lanes, and what its members have now."""
+    from pipeline.topology import discover
+
+    lanes = {entry.topics.source for entry in discover(state.group, names)}
+    return sorted(lanes | {place.topic for member in state.members for place in member.partitions})
 
 
 def _few(topics: list[str]) -> str:
