@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.access import real, settings
 from pipeline.cli.output import Column, emit_json, line, note, table
 from pipeline.model.errors import ConfigurationError, SchemaUnavailable
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Check, register and list the event schemas.", no_args_is_help=True)
 
-Registry = Annotated[str, typer.Option("--registry", help="URL of a Confluent-compatible registry.")]
+Registry = Annotated[str, typer.Option("--registry", help="URL of a registry; PIPELINE_REGISTRY when not given.")]
 Broker = Annotated[str, typer.Option("--broker", help="Bootstrap address; the cluster keeps the ids itself.")]
 Folders = Annotated[
     list[Path] | None, typer.Option("--schemas", help="A folder with further .avsc files; may be repeated.")
@@ -47,14 +48,12 @@ def check(
     from pipeline.codec.catalogue import schemas_directory
 
     added = (
-        [str(path) for folder in schemas or [schemas_directory()] for path in verdict.freeze(folder)]
-        if freeze
-        else []
+        [str(path) for folder in schemas or [schemas_directory()] for path in verdict.freeze(folder)] if freeze else []
     )
     catalogue = _catalogue(schemas)
     verdicts = verdict.check_history(catalogue)
     reached = "not asked"
-    if registry or broker:
+    if _asked(registry, broker):
         try:
             with _open(registry, broker, catalogue) as found:
                 verdicts += verdict.check_registry(catalogue, found)
@@ -79,7 +78,7 @@ def check(
 
 @app.command()
 def register(
-    topic: Annotated[str, typer.Argument(help="Topic, as it is on the broker, whose values they are.")],
+    topic: Annotated[str, typer.Argument(help="Topic whose values they are.")],
     record: Annotated[
         list[str] | None,
         typer.Option("--record", help="Record to register; may be repeated. Default: all run events."),
@@ -101,11 +100,9 @@ def register(
     catalogue = _catalogue(schemas)
     names = [_full_name(catalogue, name) for name in record or EVENT_TYPES]
     with _open(registry, broker, catalogue) as found:
-        ids = verdict.register(catalogue, found, topic, names)
+        ids = verdict.register(catalogue, found, real(topic), names)
     if as_json:
-        emit_json(
-            {"registered": [{"subject": subject, "id": schema_id} for subject, schema_id in ids.items()]}
-        )
+        emit_json({"registered": [{"subject": subject, "id": schema_id} for subject, schema_id in ids.items()]})
     else:
         table(["subject", Column("id", right=True)], list(ids.items()))
 
@@ -123,7 +120,7 @@ def list_(
     Example: pipeline schemas list agent.run.events --registry http://localhost:8081
     """
     catalogue = _catalogue(schemas)
-    if not (registry or broker):
+    if not _asked(registry, broker):
         local = [
             {
                 "record": name,
@@ -161,20 +158,24 @@ def _full_name(catalogue: SchemaCatalogue, name: str) -> str:
     raise ConfigurationError(f"Record {name} has no contract; `pipeline schemas list` shows those there are.")
 
 
+def _asked(registry: str, broker: str) -> bool:
+    """Whether a registry is named, by an option or PIPELINE_REGISTRY (the broker's default address is no such wish)."""
+    return bool(registry or broker or settings().registry)
+
+
 @contextmanager
 def _open(url: str, broker: str, catalogue: SchemaCatalogue) -> Iterator[SchemaRegistry]:
-    """The registry by URL, else the one that the cluster keeps itself."""
+    """The registry by URL (option, then setting), else the one that the cluster keeps itself."""
+    chosen = settings()
+    url = url or ("" if broker else chosen.registry)
     if url:
         from pipeline.codec.registry_confluent import ConfluentRegistry, RegistryPolicy
 
-        yield ConfluentRegistry(RegistryPolicy(url))
+        yield ConfluentRegistry(RegistryPolicy(url, chosen.registry_user_info.get_secret_value(), chosen.registry_ca))
         return
-    if not broker:
-        raise ConfigurationError(
-            "No registry is set: give --registry URL, or --broker ADDRESS for the cluster's own."
-        )
     from pipeline.codec.registry_local import SCHEMA_LOG_TOPIC, LocalRegistry
     from pipeline.kafka.schema_log import KafkaSchemaLog
 
-    with KafkaSchemaLog({"bootstrap.servers": broker}, SCHEMA_LOG_TOPIC) as log:
+    client = {**chosen.client_settings(), "bootstrap.servers": broker or chosen.broker}
+    with KafkaSchemaLog(client, chosen.prefix + SCHEMA_LOG_TOPIC) as log:
         yield LocalRegistry(log, catalogue)

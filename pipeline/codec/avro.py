@@ -150,9 +150,7 @@ class AvroCodec:
     def _contract(self, name: str) -> AvroSchema:
         schema = self.catalogue.present.get(name)
         if schema is None:
-            raise EncodeError(
-                f"Record {name} has no contract in schemas/; add {name}.avsc or correct the name."
-            )
+            raise EncodeError(f"Record {name} has no contract in schemas/; add {name}.avsc or correct the name.")
         return schema
 
     def _topic(self, topic: str) -> _Topic:
@@ -161,9 +159,7 @@ class AvroCodec:
     # -- decoding: these never block
     # --------------------------------------------------------------------------
 
-    def decode_dict(
-        self, topic: str, data: bytes | None, headers: WireHeaders | None = None
-    ) -> tuple[str, Any]:
+    def decode_dict(self, topic: str, data: bytes | None, headers: WireHeaders | None = None) -> tuple[str, Any]:
         """(full record name, fields). Fields are those of this build's contract when it has one, else the
         writer's.
 
@@ -173,9 +169,7 @@ class AvroCodec:
         reader, start = self._reader(topic, data, headers)
         return reader.name, reader.fields(data, start)
 
-    def decode(
-        self, topic: str, data: bytes | None, headers: WireHeaders | None = None
-    ) -> TypedValue | UnknownEvent:
+    def decode(self, topic: str, data: bytes | None, headers: WireHeaders | None = None) -> TypedValue | UnknownEvent:
         """The typed value (a RunEvent on a topic of run events); an UnknownEvent when this build has no class
         for it.
 
@@ -252,9 +246,7 @@ class AvroCodec:
     # -- encoding: never blocks
     # -------------------------------------------------------------------------------
 
-    def encode(
-        self, value: TypedValue | Mapping[str, Any], *, topic: str, record_name: str | None = None
-    ) -> bytes:
+    def encode(self, value: TypedValue | Mapping[str, Any], *, topic: str, record_name: str | None = None) -> bytes:
         """The framed bytes of an event, or of a mapping together with its record's full name.
 
         Raises EncodeError naming the field that does not fit, or the record that is not registered for the

@@ -45,9 +45,7 @@ def check_versions(schema: AvroSchema, earlier: Sequence[AvroSchema], level: str
     Raises IncompatibleSchema naming the version and every problem, ConfigurationError for an unknown level.
     """
     if level not in LEVELS:
-        raise ConfigurationError(
-            f"Compatibility level {level!r} of {schema.name} is not one of {', '.join(LEVELS)}."
-        )
+        raise ConfigurationError(f"Compatibility level {level!r} of {schema.name} is not one of {', '.join(LEVELS)}.")
     numbered = list(enumerate(earlier, 1))
     for number, version in numbered if level.endswith("_TRANSITIVE") else numbered[-1:]:
         found: list[str] = []
@@ -84,9 +82,7 @@ class _Resolution:
             if [] in attempts:
                 return []
             near = [found for branch, found in zip(read, attempts, strict=True) if self._alike(branch, wrote)]
-            return (
-                near[0] if near else [f"{path or 'the type'} can be {_label(wrote)}, which the reader lacks"]
-            )
+            return near[0] if near else [f"{path or 'the type'} can be {_label(wrote)}, which the reader lacks"]
         kind, wrote_kind = _kind(read), _kind(wrote)
         if kind == wrote_kind or {kind, wrote_kind} <= {"record", "error"}:
             return self.same_kind(kind, read, wrote, path)
@@ -97,7 +93,7 @@ class _Resolution:
     def _alike(self, read: Node, wrote: Node) -> bool:
         return _kind(_written_out(read, self.reader)) == _kind(wrote)
 
-    def same_kind(self, kind: str, read: Node, wrote: Node, path: str) -> list[str]:  # noqa: PLR0911
+    def same_kind(self, kind: str, read: Node, wrote: Node, path: str) -> list[str]:
         if kind == "array":
             return self.between(read["items"], wrote["items"], f"{path}[]")
         if kind == "map":
@@ -111,11 +107,7 @@ class _Resolution:
             return _enum(read, wrote, path)
         if kind == "fixed":
             same = read["size"] == wrote["size"]
-            return (
-                []
-                if same
-                else [f"{path or 'the type'} has {wrote['size']} bytes and is read as {read['size']}"]
-            )
+            return [] if same else [f"{path or 'the type'} has {wrote['size']} bytes and is read as {read['size']}"]
         return self.record(read, wrote, path)
 
     def record(self, read: Node, wrote: Node, path: str) -> list[str]:
@@ -123,9 +115,7 @@ class _Resolution:
         found: list[str] = []
         for member in read["fields"]:
             name = f"{path}.{member['name']}" if path else member["name"]
-            source = next(
-                (written[n] for n in (member["name"], *member.get("aliases", ())) if n in written), None
-            )
+            source = next((written[n] for n in (member["name"], *member.get("aliases", ())) if n in written), None)
             if source is not None:
                 found += self.between(member["type"], source["type"], name)
             elif "default" not in member:
@@ -136,9 +126,7 @@ class _Resolution:
 def _enum(read: Node, wrote: Node, path: str) -> list[str]:
     lost = [symbol for symbol in wrote["symbols"] if symbol not in read["symbols"]]
     if lost and "default" not in read:
-        return [
-            f"{path or 'the type'} can be {', '.join(lost)}, which the reader's enum lacks without a default"
-        ]
+        return [f"{path or 'the type'} can be {', '.join(lost)}, which the reader's enum lacks without a default"]
     return []
 
 

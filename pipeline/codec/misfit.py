@@ -34,9 +34,7 @@ def misfit(schema: AvroSchema, fields: Mapping[str, Any], error: Exception) -> s
 
 
 def _describe(value: Any) -> str:
-    return (
-        str(value) if value is None or isinstance(value, (bool, int, float)) else f"a {type(value).__name__}"
-    )
+    return str(value) if value is None or isinstance(value, (bool, int, float)) else f"a {type(value).__name__}"
 
 
 def _single(schema: AvroSchema, member: Mapping[str, Any]) -> AvroSchema:

@@ -28,17 +28,15 @@ class Codec(Protocol):
 class JsonCodec:
     """UTF-8 JSON. A number that JSON does not have (NaN, Infinity) is refused both ways."""
 
-    def decode(self, topic: str, data: bytes | None, headers: WireHeaders | None = None) -> Any:  # noqa: ARG002
+    def decode(self, topic: str, data: bytes | None, headers: WireHeaders | None = None) -> Any:
         if data is None:
-            raise UndecodableError(
-                f"A record of {topic} has no value (a tombstone), so there is no JSON in it."
-            )
+            raise UndecodableError(f"A record of {topic} has no value (a tombstone), so there is no JSON in it.")
         try:
             return json.loads(data, parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
             raise UndecodableError(f"A value of {topic} is not JSON: {error}.") from error
 
-    def encode(self, value: Any, *, topic: str, record_name: str | None = None) -> bytes:  # noqa: ARG002
+    def encode(self, value: Any, *, topic: str, record_name: str | None = None) -> bytes:
         try:
             if isinstance(value, BaseModel):
                 return value.model_dump_json().encode()
@@ -54,10 +52,10 @@ def _refuse(constant: str) -> Any:
 class BytesCodec:
     """The bytes themselves; a tombstone is None."""
 
-    def decode(self, topic: str, data: bytes | None, headers: WireHeaders | None = None) -> bytes | None:  # noqa: ARG002
+    def decode(self, topic: str, data: bytes | None, headers: WireHeaders | None = None) -> bytes | None:
         return data
 
-    def encode(self, value: Any, *, topic: str, record_name: str | None = None) -> bytes:  # noqa: ARG002
+    def encode(self, value: Any, *, topic: str, record_name: str | None = None) -> bytes:
         if not isinstance(value, (bytes, bytearray, memoryview)):
             raise EncodeError(f"The value for topic {topic} is {type(value).__name__}, not bytes.")
         return bytes(value)

@@ -49,7 +49,7 @@ def _rest(data: bytes, pos: int, number: int) -> tuple[int, int]:
         byte = data[pos]
         pos += 1
         number |= (byte & 127) << shift
-        if byte < 128:  # noqa: PLR2004 - the varint's continuation bit
+        if byte < 128:
             if number >> 64:
                 raise ValueError("a number is longer than 64 bits")
             return number, pos
@@ -66,7 +66,7 @@ def _block(data: bytes, pos: int, count: int) -> tuple[int, int]:
         count = ((count + 1) >> 1) << 1
         size = data[pos]
         pos += 1
-        if size > 127:  # noqa: PLR2004
+        if size > 127:
             size, pos = _rest(data, pos, size)
     items = count >> 1
     if items > len(data) - pos:
@@ -157,7 +157,12 @@ class _Source:
 
     def read_fixed(self, node: Node, target: str, pad: str) -> None:
         size = int(node["size"])
-        self.lines += [f"{pad}{target} = data[pos:pos + {size}]", f"{pad}pos += {size}"]
+        # Checked here: a slice beyond the end is no error, and an array of these would run on after the data.
+        self.lines += [
+            f"{pad}{target} = data[pos:pos + {size}]",
+            f"{pad}pos += {size}",
+            f"{pad}if pos > len(data): raise ValueError('a fixed value is cut short')",
+        ]
 
     def read_enum(self, node: Node, target: str, pad: str) -> None:
         symbols = self.new()
@@ -209,9 +214,7 @@ class _Source:
             name = self.name_of(branch)
             tagged = f"({name!r}, {value})" if name and len(named) >= _TWO_BRANCHES else value
             self.lines.append(f"{pad}  {target} = {tagged}")
-        self.lines.append(
-            f"{pad}{'else' if branches else 'if True'}: raise ValueError('a union has no such branch')"
-        )
+        self.lines.append(f"{pad}{'else' if branches else 'if True'}: raise ValueError('a union has no such branch')")
         return target
 
     def name_of(self, branch: Node) -> str | None:

@@ -58,9 +58,7 @@ class SchemaReader:
     build: Callable[[dict[str, Any]], TypedValue | UnknownEvent]
 
     @classmethod
-    def make(
-        cls, writer: AvroSchema, contract: AvroSchema | None, kind: type[TypedValue] | None
-    ) -> SchemaReader:
+    def make(cls, writer: AvroSchema, contract: AvroSchema | None, kind: type[TypedValue] | None) -> SchemaReader:
         """A reader that gives the contract's fields (the writer's own without one) and builds `kind` of
         them.
         """

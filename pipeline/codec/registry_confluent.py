@@ -65,9 +65,7 @@ class ConfluentRegistry:
         return _text(self._ask(lambda: self._client.get_schema_by_guid(guid), f"schema GUID {guid}"))
 
     def subjects_of(self, schema_id: int) -> list[str]:
-        return list(
-            self._ask(lambda: self._client.get_subjects_by_schema_id(schema_id), f"schema id {schema_id}")
-        )
+        return list(self._ask(lambda: self._client.get_subjects_by_schema_id(schema_id), f"schema id {schema_id}"))
 
     def subjects(self, prefix: str = "") -> list[str]:
         every = self._ask(self._client.get_subjects, "subjects")
@@ -85,15 +83,11 @@ class ConfluentRegistry:
         return SubjectVersion(subject, number, int(found.schema_id or 0), _text(found.schema))
 
     def lookup(self, subject: str, schema: AvroSchema) -> int:
-        found = self._ask(
-            lambda: self._client.lookup_schema(subject, _schema(schema)), f"{schema.name} in {subject}"
-        )
+        found = self._ask(lambda: self._client.lookup_schema(subject, _schema(schema)), f"{schema.name} in {subject}")
         return int(found.schema_id or 0)
 
     def register(self, subject: str, schema: AvroSchema) -> int:
-        return int(
-            self._ask(lambda: self._client.register_schema(subject, _schema(schema)), f"subject {subject}")
-        )
+        return int(self._ask(lambda: self._client.register_schema(subject, _schema(schema)), f"subject {subject}"))
 
     def compatibility(self, subject: str) -> str | None:
         try:

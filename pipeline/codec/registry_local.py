@@ -20,8 +20,9 @@ from pipeline.codec.compatibility import check_versions
 from pipeline.codec.registry import SchemaNotFound, SubjectVersion
 from pipeline.codec.schema import AvroSchema, SchemaRefused, parse
 from pipeline.codec.wire import ID_MAX
+from pipeline.model.topics import SCHEMAS_TOPIC
 
-SCHEMA_LOG_TOPIC = "_pipeline.schemas"
+SCHEMA_LOG_TOPIC = SCHEMAS_TOPIC
 
 LogEntry = tuple[str, bytes]
 

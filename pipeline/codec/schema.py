@@ -136,7 +136,7 @@ class _Guard:
         if nodes > NODES_MAX:
             raise SchemaRefused(f"Schema {name} expands to {nodes} types, more than {NODES_MAX}.")
 
-    def measure(self, node: Node, depth: int) -> tuple[int, int]:  # noqa: PLR0911
+    def measure(self, node: Node, depth: int) -> tuple[int, int]:
         """(types once written out, least bytes of a value)."""
         if depth > DEPTH_MAX:
             raise SchemaRefused(f"The schema nests deeper than {DEPTH_MAX} types.")
@@ -151,9 +151,7 @@ class _Guard:
         if kind in ("array", "map"):
             nodes, least = self.measure(node["items" if kind == "array" else "values"], depth + 1)
             if kind == "array" and least == 0:
-                raise SchemaRefused(
-                    "The schema has an array whose items take no bytes: a few bytes could fill memory."
-                )
+                raise SchemaRefused("The schema has an array whose items take no bytes: a few bytes could fill memory.")
             return 1 + nodes, 1
         if kind == "enum":
             return 1, 1

@@ -33,10 +33,7 @@ class Verdict:
 
 def check_history(catalogue: SchemaCatalogue) -> list[Verdict]:
     """Each contract against its committed versions."""
-    return [
-        _against_history(schema, catalogue.history.get(name, ()))
-        for name, schema in catalogue.present.items()
-    ]
+    return [_against_history(schema, catalogue.history.get(name, ())) for name, schema in catalogue.present.items()]
 
 
 def _against_history(schema: AvroSchema, past: Sequence[AvroSchema]) -> Verdict:
@@ -51,9 +48,7 @@ def check_registry(catalogue: SchemaCatalogue, registry: SchemaRegistry) -> list
     """Each contract against the versions of every subject, of any topic, that is about its record."""
     verdicts: list[Verdict] = []
     for subject in registry.subjects():
-        schema = next(
-            (s for name, s in catalogue.present.items() if subject.endswith(subject_of("", name))), None
-        )
+        schema = next((s for name, s in catalogue.present.items() if subject.endswith(subject_of("", name))), None)
         if schema is not None:
             texts = [version.text for version in registry.versions(subject)]
             try:
@@ -82,9 +77,7 @@ def register(
     ids: dict[str, int] = {}
     for name in records:
         schema, subject = catalogue.present[name], subject_of(topic, name)
-        check_versions(
-            schema, [parse(version.text) for version in registry.versions(subject)], schema.compatibility
-        )
+        check_versions(schema, [parse(version.text) for version in registry.versions(subject)], schema.compatibility)
         ids[subject] = registry.register(subject, schema)
         if registry.compatibility(subject) != schema.compatibility:
             registry.set_compatibility(subject, schema.compatibility)

@@ -34,7 +34,7 @@ _INT_MAX = 2**31 - 1
 
 def _varint(number: int) -> bytes:
     out = bytearray()
-    while number > 127:  # noqa: PLR2004 - seven bits a byte
+    while number > 127:
         out.append(number & 127 | 128)
         number >>= 7
     out.append(number)
@@ -74,9 +74,7 @@ def _default(member: Mapping[str, Any]) -> Any:
     kind, default = member["type"], member["default"]
     if isinstance(kind, dict):
         kind = kind["type"]
-    return (
-        default.encode("iso-8859-1") if kind in ("bytes", "fixed") and isinstance(default, str) else default
-    )
+    return default.encode("iso-8859-1") if kind in ("bytes", "fixed") and isinstance(default, str) else default
 
 
 def compile_writer(schema: AvroSchema) -> Write:
@@ -103,7 +101,7 @@ def _fastavro_writer(schema: AvroSchema) -> Write:
 
 def _is_simple(node: Node, schema: AvroSchema) -> bool:
     if isinstance(node, list):
-        return len(node) == 2 and node[0] == "null" and _is_simple(node[1], schema)  # noqa: PLR2004
+        return len(node) == 2 and node[0] == "null" and _is_simple(node[1], schema)
     if isinstance(node, str):
         return node in PRIMITIVES or _is_simple(schema.named[node], schema)
     kind = node["type"]
@@ -214,9 +212,7 @@ class _Source:
     def write_array(self, node: Node, value: str, pad: str) -> list[str]:
         items = self.hold(f"container({value}, (list, tuple))", pad)
         item = self.item(node["items"])
-        return [
-            f"long(len({items})) + b''.join([{item}(x) for x in {items}]) + b'\\x00' if {items} else b'\\x00'"
-        ]
+        return [f"long(len({items})) + b''.join([{item}(x) for x in {items}]) + b'\\x00' if {items} else b'\\x00'"]
 
     def write_map(self, node: Node, value: str, pad: str) -> list[str]:
         items = self.hold(f"container({value}, Mapping)", pad)

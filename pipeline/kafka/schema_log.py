@@ -98,9 +98,7 @@ class KafkaSchemaLog:
             [here] = consumer.position([TopicPartition(self._topic, 0)])
             if here.offset >= end:
                 return entries
-        raise SchemaUnavailable(
-            f"Topic {self._topic} was not read to its end within {self._timeout_s:g} s; try again."
-        )
+        raise SchemaUnavailable(f"Topic {self._topic} was not read to its end within {self._timeout_s:g} s; try again.")
 
     def append(self, key: str, value: bytes) -> None:
         """Write one entry with acks=all. Raises SchemaUnavailable when it is not acknowledged in time."""
@@ -122,9 +120,7 @@ class KafkaSchemaLog:
             self._producer.flush(self._timeout_s + 1)
             if not outcome or outcome[0] is not None:
                 why = outcome[0].str() if outcome and outcome[0] else "no answer"
-                raise SchemaUnavailable(
-                    f"A schema could not be written to topic {self._topic} ({why}); try again."
-                )
+                raise SchemaUnavailable(f"A schema could not be written to topic {self._topic} ({why}); try again.")
 
     def _open(self) -> Consumer:
         self._ensure_topic()

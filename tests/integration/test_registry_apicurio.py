@@ -90,9 +90,7 @@ def test_foreign_and_unknown_ids_are_undecodable(registry: ConfluentRegistry, to
             codec.decode(topic, b"\x00" + foreign.to_bytes(4, "big") + b"body")
 
 
-def test_a_breaking_version_is_refused_by_us_and_by_the_server(
-    registry: ConfluentRegistry, topic_name: str
-) -> None:
+def test_a_breaking_version_is_refused_by_us_and_by_the_server(registry: ConfluentRegistry, topic_name: str) -> None:
     register(product_catalogue(), registry, topic_name, [NAME])
     subject = subject_of(topic_name, NAME)
     with pytest.raises(IncompatibleSchema):
@@ -140,7 +138,7 @@ class _NotARegistry(BaseHTTPRequestHandler):
 
     do_POST = do_GET
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *_: object) -> None:
         pass
 
 
@@ -172,7 +170,8 @@ def test_the_password_is_in_no_message() -> None:
         registry = ConfluentRegistry(RegistryPolicy(f"http://me:hunter2@127.0.0.1:{port}", retries=0))
         with pytest.raises(SchemaUnavailable) as caught:
             registry.schema_by_id(1)
-    assert "hunter2" not in str(caught.value) and str(port) in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert str(port) in str(caught.value)
     with pytest.raises(ConfigurationError):
         ConfluentRegistry(RegistryPolicy("localhost:8081"))
 
@@ -187,24 +186,29 @@ def run(*args: str) -> tuple[int, Any]:
 def test_commands(registry: ConfluentRegistry, topic_name: str) -> None:
     at = ("--registry", registry.url)
     code, answer = run("register", topic_name, *at)
-    assert code == 0 and len(answer["registered"]) == len(EVENT_TYPES)
+    assert code == 0
+    assert len(answer["registered"]) == len(EVENT_TYPES)
     code, answer = run("list", topic_name, *at)
-    assert code == 0 and {row["version"] for row in answer["schemas"]} == {1}
+    assert code == 0
+    assert {row["version"] for row in answer["schemas"]} == {1}
     assert len(answer["schemas"]) == len(EVENT_TYPES)
     subject = subject_of(topic_name, "agent.run.Message")
     registry.set_compatibility(subject, "NONE")
     code, answer = run("check", *at)
     assert answer["registry"] == "checked"
-    assert [row for row in answer["checks"] if row["against"] == subject][0]["problem"] is None
+    assert next(row for row in answer["checks"] if row["against"] == subject)["problem"] is None
     broken = json.loads(product_catalogue().present["agent.run.Message"].text)
     broken["fields"] = [member for member in broken["fields"] if member["name"] != "content"]
     registry.register(subject, parse(broken))
     code, answer = run("check", *at)
     [row] = [row for row in answer["checks"] if row["against"] == subject]
-    assert code == 1 and "content" in row["problem"] and row["versions"] == 2
+    assert code == 1
+    assert "content" in row["problem"]
+    assert row["versions"] == 2
     with pytest.raises(IncompatibleSchema):
         run("register", topic_name, "--record", "Message", *at)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         code, answer = run("check", "--registry", f"http://127.0.0.1:{unused.getsockname()[1]}")
-    assert code == 0 and answer["registry"].startswith("not reached")
+    assert code == 0
+    assert answer["registry"].startswith("not reached")

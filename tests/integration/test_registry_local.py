@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import ConfigResource
+from confluent_kafka.admin._resource import ResourceType
 
 from pipeline.codec import AvroCodec, SchemaNotFound, product_catalogue, subject_of
 from pipeline.codec.registry_local import LocalRegistry
@@ -15,9 +17,7 @@ from pipeline.kafka.schema_log import KafkaSchemaLog
 from pipeline.model.errors import SchemaUnavailable, UndecodableError
 from pipeline.model.events import EVENT_TYPES, Message
 
-EVENT = Message(
-    event_id="e", run_id="r", sequence=0, occurred_at=5, agent="a", tenant="t", role="USER", content="hi"
-)
+EVENT = Message(event_id="e", run_id="r", sequence=0, occurred_at=5, agent="a", tenant="t", role="USER", content="hi")
 Open = Callable[[], LocalRegistry]
 
 
@@ -66,12 +66,13 @@ def test_processes_that_start_at_once_agree(open_registry: Open) -> None:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert found[0] and len(found[0]) == len(EVENT_TYPES)
+    assert found[0]
+    assert len(found[0]) == len(EVENT_TYPES)
     assert all(ids == found[0] for ids in found)
     late = open_registry()
-    assert {
-        name: late.lookup(subject_of("t", name), product_catalogue().present[name]) for name in found[0]
-    } == found[0]
+    assert {name: late.lookup(subject_of("t", name), product_catalogue().present[name]) for name in found[0]} == found[
+        0
+    ]
     assert {len(late.versions(subject)) for subject in late.subjects()} == {1}
 
 

@@ -100,7 +100,8 @@ def test_an_unknown_id_waits_for_fetch_and_never_asks_by_itself(codec: AvroCodec
     before = registry.calls
     with pytest.raises(SchemaUnavailable) as unknown:
         cold.decode(TOPIC, data)
-    assert registry.calls == before and unknown.value.schema_id == int.from_bytes(data[1:5], "big")
+    assert registry.calls == before
+    assert unknown.value.schema_id == int.from_bytes(data[1:5], "big")
     with pytest.raises(SchemaUnavailable):
         cold.fetch(TOPIC, unknown.value.schema_id)
     with pytest.raises(SchemaUnavailable):  # an outage settles nothing
@@ -129,9 +130,7 @@ def test_an_id_of_another_topic_is_foreign(codec: AvroCodec) -> None:
 
 
 def test_others_topics_with_one_type_are_read(codec: AvroCodec, registry: Registry) -> None:
-    order = parse(
-        {"type": "record", "name": "Order", "namespace": "shop", "fields": [{"name": "n", "type": "int"}]}
-    )
+    order = parse({"type": "record", "name": "Order", "namespace": "shop", "fields": [{"name": "n", "type": "int"}]})
     schema_id = registry.register("orders-value", order)
     codec.fetch("orders", schema_id)
     data = key_of_id(schema_id) + b"\x0e"
@@ -173,12 +172,8 @@ def test_the_size_is_bounded_before_anything_is_read(registry: Registry) -> None
         small.decode(TOPIC, data)
 
 
-def test_older_and_newer_writers_are_read_as_this_build_knows_them(
-    codec: AvroCodec, registry: Registry
-) -> None:
-    newer = variant(
-        lambda fields: fields.insert(3, {"name": "region", "type": ["null", "string"], "default": None})
-    )
+def test_older_and_newer_writers_are_read_as_this_build_knows_them(codec: AvroCodec, registry: Registry) -> None:
+    newer = variant(lambda fields: fields.insert(3, {"name": "region", "type": ["null", "string"], "default": None}))
     older = variant(lambda fields: fields.remove(next(f for f in fields if f["name"] == "duration_ms")))
     more = written(registry, newer, EVENT.model_dump() | {"region": "eu"})
     less = written(registry, older, EVENT.model_dump(exclude={"duration_ms"}))
@@ -199,7 +194,8 @@ def test_a_symbol_of_a_newer_writer_becomes_unknown(codec: AvroCodec, registry: 
     data = written(registry, variant(add_symbol), EVENT.model_dump() | {"status": "DEFERRED"})
     codec.fetch(TOPIC, int.from_bytes(data[1:5], "big"))
     event = codec.decode(TOPIC, data)
-    assert isinstance(event, ToolResult) and event.status == "UNKNOWN"
+    assert isinstance(event, ToolResult)
+    assert event.status == "UNKNOWN"
 
 
 def test_a_writer_that_does_not_fit_the_contract_is_undecodable(codec: AvroCodec, registry: Registry) -> None:

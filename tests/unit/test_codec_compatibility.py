@@ -104,9 +104,7 @@ def test_the_present_contracts_fit_their_committed_history() -> None:
 def folder(tmp_path: Path) -> Path:
     """A user's folder with one contract and its history."""
     shutil.copy(schemas_directory() / "Message.avsc", tmp_path / "Note.avsc")
-    text = (
-        (tmp_path / "Note.avsc").read_text().replace('"Message"', '"Note"').replace("MessageRole", "NoteRole")
-    )
+    text = (tmp_path / "Note.avsc").read_text().replace('"Message"', '"Note"').replace("MessageRole", "NoteRole")
     (tmp_path / "Note.avsc").write_text(text)
     assert [path.name for path in freeze(tmp_path)] == ["1.avsc"]
     return tmp_path
@@ -128,26 +126,33 @@ def run(*args: str) -> tuple[int, Any]:
 
 def test_check_accepts_what_is_committed(folder: Path) -> None:
     code, answer = run("check", "--schemas", str(folder), "--json")
-    assert code == 0 and answer["ok"] and answer["registry"] == "not asked"
+    assert code == 0
+    assert answer["ok"]
+    assert answer["registry"] == "not asked"
     assert "agent.run.Note" in {row["record"] for row in answer["checks"]}
     code, text = run("check", "--schemas", str(folder))
-    assert code == 0 and "agent.run.Note" in text
+    assert code == 0
+    assert "agent.run.Note" in text
 
 
 def test_check_wants_changes_committed_and_freezes_them(folder: Path) -> None:
     change(folder, name="lang", type=["null", "string"], default=None, doc="Language.")
     code, answer = run("check", "--schemas", str(folder), "--json")
     [row] = [row for row in answer["checks"] if row["problem"]]
-    assert code == 1 and "--freeze" in row["problem"] and row["record"] == "agent.run.Note"
+    assert code == 1
+    assert "--freeze" in row["problem"]
+    assert row["record"] == "agent.run.Note"
     code, answer = run("check", "--schemas", str(folder), "--freeze", "--json")
-    assert code == 0 and [Path(path).name for path in answer["added"]] == ["2.avsc"]
+    assert code == 0
+    assert [Path(path).name for path in answer["added"]] == ["2.avsc"]
     assert run("check", "--schemas", str(folder), "--freeze", "--json")[1]["added"] == []
 
 
 def test_check_says_what_would_break(folder: Path) -> None:
     change(folder, name="lang", type="string", doc="Language.")
     code, answer = run("check", "--schemas", str(folder), "--json")
-    assert code == 1 and "lang is not written and has no default" in json.dumps(answer)
+    assert code == 1
+    assert "lang is not written and has no default" in json.dumps(answer)
     with pytest.raises(IncompatibleSchema):
         run("check", "--schemas", str(folder), "--freeze")
     assert not (folder / "history" / "Note" / "2.avsc").exists()
@@ -164,12 +169,11 @@ def test_a_broken_or_doubled_file_is_named(folder: Path) -> None:
 
 def test_list_shows_the_contracts() -> None:
     code, answer = run("list", "--json")
-    assert code == 0 and len(answer["schemas"]) == 14
+    assert code == 0
+    assert len(answer["schemas"]) == 14
     assert "agent.run.ModelCall" in run("list")[1]
 
 
-def test_register_wants_a_registry_and_a_known_record() -> None:
-    with pytest.raises(ConfigurationError, match="--registry"):
-        run("register", "t")
+def test_register_wants_a_known_record() -> None:
     with pytest.raises(ConfigurationError, match="Nope"):
         run("register", "t", "--record", "Nope", "--registry", "mock://x")

@@ -39,7 +39,7 @@ NO_BYTES: list[Any] = [
 
 @pytest.mark.parametrize("schema", RECURSIVE, ids=str)
 def test_recursive_schemas_are_refused(schema: Any) -> None:
-    with pytest.raises(SchemaRefused, match="recursive|contains itself"):
+    with pytest.raises(SchemaRefused, match=r"contains itself"):
         parse(schema)
 
 
@@ -71,9 +71,7 @@ def test_deep_schemas_are_refused_whatever_the_text() -> None:
         parse('{"type":' * 50_000 + '"int"' + "}" * 50_000)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[1]", '{"type": "record"}', '"nonsense"', '{"type": 5}', "null", "12"]
-)
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"type": "record"}', '"nonsense"', '{"type": 5}', "null", "12"])
 def test_what_is_not_avro_is_refused(text: str) -> None:
     if text == "null":
         assert parse(text).name == "null"
@@ -121,6 +119,7 @@ def test_logical_types_are_read_as_what_lies_beneath() -> None:
         ({"type": "array", "items": "int"}, b"\x80\x80\x80\x80\x10\x02\x00"),
         ({"type": "array", "items": "int"}, b"\x01\x00"),
         ({"type": "map", "values": "int"}, b"\x02\x01"),
+        ({"type": "array", "items": {"type": "fixed", "name": "F", "size": 2}}, b"\x0aabcde"),
         ("string", b"\x01"),  # a negative length
         ("string", b"\xfe\xff\xff\xff\x0fabc"),
         ("string", b"\x04\xff\xff"),
@@ -144,6 +143,21 @@ def test_hostile_bytes_are_an_error_and_no_work(schema: Any, data: bytes) -> Non
     with pytest.raises(READ_ERRORS):
         read(data, 0)
     assert time.perf_counter() - started < 1
+
+
+def test_a_count_beyond_the_data_is_refused_before_the_first_item() -> None:
+    for schema in ({"type": "array", "items": "int"}, {"type": "map", "values": "int"}):
+        with pytest.raises(ValueError, match="a block of 5 items does not fit the 4 bytes left"):
+            compile_reader(parse(schema))(b"\x0a\x02\x02\x02\x02", 0)
+
+
+def test_fixed_values_stop_at_the_end_of_the_data() -> None:
+    wide = record("Wide", *({"type": "fixed", "name": f"F{i}", "size": 50_000} for i in range(500)))
+    read = compile_reader(parse({"type": "array", "items": wide}))
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match="cut short"):
+        read(b"\x80\x89\x7a" + bytes(1_000_000), 0)  # claims 999,488 items in a megabyte
+    assert time.perf_counter() - started < 2
 
 
 def test_block_counts_may_be_negative_with_a_size() -> None:

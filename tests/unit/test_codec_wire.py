@@ -39,7 +39,13 @@ SPECIFIC: dict[str, dict[str, Any]] = {
 
 
 def event(name: str) -> TypedValue:
-    common = dict(event_id="e-1", run_id="r-1", sequence=70, occurred_at=1_763_821_712_345, agent="support")
+    common: dict[str, Any] = {
+        "event_id": "e-1",
+        "run_id": "r-1",
+        "sequence": 70,
+        "occurred_at": 1_763_821_712_345,
+        "agent": "support",
+    }
     return EVENT_TYPES[name](**common, tenant="acme", step=2, **SPECIFIC[name.rpartition(".")[2]])
 
 
@@ -51,9 +57,7 @@ def server() -> tuple[str, SchemaRegistryClient]:
     url = f"mock://{uuid.uuid4().hex}"
     client = SchemaRegistryClient.new_client({"url": url})
     for name in EVENT_TYPES:
-        client.register_schema(
-            subject_of(TOPIC, name), Schema(product_catalogue().present[name].text, "AVRO")
-        )
+        client.register_schema(subject_of(TOPIC, name), Schema(product_catalogue().present[name].text, "AVRO"))
     return url, client
 
 
@@ -64,9 +68,7 @@ def codec_on(client: SchemaRegistryClient) -> AvroCodec:
 
 
 @pytest.mark.parametrize("name", sorted(EVENT_TYPES))
-def test_bytes_are_those_of_confluents_serializer(
-    name: str, server: tuple[str, SchemaRegistryClient]
-) -> None:
+def test_bytes_are_those_of_confluents_serializer(name: str, server: tuple[str, SchemaRegistryClient]) -> None:
     codec = codec_on(server[1])
     assert codec.prepare(TOPIC) == []
     value = event(name)
@@ -101,13 +103,14 @@ def test_header_guid_framing_of_confluents_serializer_is_read(
             "schema.id.serializer": header_schema_id_serializer,
         },
     )
-    headers: list[tuple[str, bytes]] = [("traceparent", b"00-1-1-01")]
+    headers: list[Any] = [("traceparent", b"00-1-1-01")]
     context = SerializationContext(TOPIC, MessageField.VALUE, headers)
     data = theirs(event(name).model_dump(), context)
     assert [key for key, _ in headers] == ["traceparent", SCHEMA_ID_HEADER]
     with pytest.raises(SchemaUnavailable) as unknown:
         codec.decode(TOPIC, data, headers)
-    assert unknown.value.schema_id is not None and guid_of_id(unknown.value.schema_id)
+    assert unknown.value.schema_id is not None
+    assert guid_of_id(unknown.value.schema_id)
     codec.fetch(TOPIC, unknown.value.schema_id)
     assert codec.decode(TOPIC, data, headers) == event(name)
     assert codec.decode_dict(TOPIC, data, headers)[0] == name
@@ -121,10 +124,12 @@ def test_header_guid_framing_of_confluents_serializer_is_read(
 
 
 def test_keys_and_ids() -> None:
-    assert key_of_id(1) == b"\x00\x00\x00\x00\x01" and id_of_key(key_of_id(1)) == 1
+    assert key_of_id(1) == b"\x00\x00\x00\x00\x01"
+    assert id_of_key(key_of_id(1)) == 1
     guid = uuid.uuid4()
     key = b"\x01" + guid.bytes
-    assert guid_of_id(id_of_key(key)) == str(guid) and key_of_id(id_of_key(key)) == key
+    assert guid_of_id(id_of_key(key)) == str(guid)
+    assert key_of_id(id_of_key(key)) == key
     assert guid_of_id(2**31 - 1) is None
     assert split(b"\x00\x00\x00\x00\x07rest", [("a", None)]) == (key_of_id(7), 5)
     assert split(b"body", [(SCHEMA_ID_HEADER, key)]) == (key, 0)
@@ -137,9 +142,7 @@ def test_what_is_not_framed_is_undecodable(data: bytes) -> None:
         split(data, None)
 
 
-@pytest.mark.parametrize(
-    "value", [b"", b"\x01", b"\x01" + bytes(15), b"\x02" + bytes(16), b"\x01" + bytes(17)]
-)
+@pytest.mark.parametrize("value", [b"", b"\x01", b"\x01" + bytes(15), b"\x02" + bytes(16), b"\x01" + bytes(17)])
 def test_a_malformed_id_header_is_undecodable(value: bytes) -> None:
     with pytest.raises(UndecodableError, match=SCHEMA_ID_HEADER):
         split(b"\x00\x00\x00\x00\x01body", [(SCHEMA_ID_HEADER, value)])

@@ -33,7 +33,14 @@ INT_MAX = 2**31 - 1
 
 
 def fields(**more: Any) -> dict[str, Any]:
-    base = dict(event_id="e1", run_id="r1", sequence=0, occurred_at=1_700_000_000_000, agent="a", tenant="t")
+    base = {
+        "event_id": "e1",
+        "run_id": "r1",
+        "sequence": 0,
+        "occurred_at": 1_700_000_000_000,
+        "agent": "a",
+        "tenant": "t",
+    }
     return base | more
 
 
@@ -101,16 +108,20 @@ def test_class_and_contract_agree_on_every_field(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(VALUE_TYPES))
 def test_contracts_keep_the_rules_of_the_house(name: str) -> None:
     definition = product_catalogue().present[name].definition
-    assert definition["doc"] and definition["compatibility"] == "FULL_TRANSITIVE"
+    assert definition["doc"]
+    assert definition["compatibility"] == "FULL_TRANSITIVE"
     assert definition["namespace"] == "agent.run"
     for member in definition["fields"]:
         assert member["doc"], member["name"]
         nodes = member["type"] if isinstance(member["type"], list) else [member["type"]]
         if isinstance(member["type"], list):
-            assert nodes[0] == "null" and member["default"] is None and len(nodes) == 2
+            assert nodes[0] == "null"
+            assert member["default"] is None
+            assert len(nodes) == 2
         for node in nodes:
             if isinstance(node, dict) and node["type"] == "enum":
-                assert node["symbols"][0] == "UNKNOWN" == node["default"] and node["doc"]
+                assert node["symbols"][0] == "UNKNOWN" == node["default"]
+                assert node["doc"]
                 assert member.get("default") == "UNKNOWN"
 
 
@@ -169,7 +180,8 @@ def test_times_are_milliseconds_and_take_aware_datetimes() -> None:
     moment = datetime(2026, 1, 31, 12, 0, 0, 123_000, tzinfo=timezone(timedelta(hours=2)))
     event = Message(**fields(role="USER", content="", occurred_at=moment))
     assert event.occurred_at == 1_769_853_600_123
-    assert event.occurred == moment and event.occurred.tzinfo is UTC
+    assert event.occurred == moment
+    assert event.occurred.tzinfo is UTC
     iso = Message(**fields(role="USER", content="", occurred_at="2026-01-31T10:00:00.123Z"))
     assert iso.occurred_at == event.occurred_at
     for naive in (datetime(2026, 1, 31), "2026-01-31T10:00:00", "yesterday"):
@@ -179,7 +191,7 @@ def test_times_are_milliseconds_and_take_aware_datetimes() -> None:
 
 def test_event_type_by_either_name() -> None:
     assert event_type("ModelCall") is ModelCall is event_type("agent.run.ModelCall")
-    with pytest.raises(ConfigurationError, match="ModelCal.*RunStarted"):
+    with pytest.raises(ConfigurationError, match=r"ModelCal.*RunStarted"):
         event_type("ModelCal")
 
 
@@ -188,11 +200,13 @@ def test_a_value_built_without_validation_is_like_one_built_with_it(kind: type[T
     extra = {"tool": "t", "call_id": "c"} if kind is ToolResult else {"labels": {"a": "b"}}
     checked = kind(**fields(**extra))
     quick = builder(kind)(checked.model_dump())
-    assert quick == checked and type(quick) is type(checked)
+    assert quick == checked
+    assert type(quick) is type(checked)
     assert quick.model_dump_json() == checked.model_dump_json()
     assert repr(quick) == repr(checked)
     assert pickle.loads(pickle.dumps(quick)) == checked == copy.deepcopy(quick)
     changed = quick.model_copy(update={"agent": "other"})
-    assert changed != quick and quick == checked
+    assert changed != quick
+    assert quick == checked
     with pytest.raises(ValidationError):
         quick.agent = "x"  # type: ignore[attr-defined]

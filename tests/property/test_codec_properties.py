@@ -5,6 +5,7 @@ at all.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.codec.registry_local import LocalRegistry, MemorySchemaLog
 from pipeline.codec.schema import AvroSchema, SchemaRefused, parse
 from pipeline.codec.writer import compile_writer
 from pipeline.model.errors import SchemaUnavailable, UndecodableError
-from pipeline.model.events import EVENT_TYPES, TypedValue
+from pipeline.model.events import EVENT_TYPES, Message, TypedValue
 
 TOPIC = "agent.run.events"
 CODEC = AvroCodec(LocalRegistry(MemorySchemaLog(), product_catalogue()))
@@ -81,8 +82,7 @@ def schemas(unions: bool) -> st.SearchStrategy[AvroSchema]:
         try:
             return parse(named({"type": "record", "fields": members}, [0]))
         except SchemaRefused as error:
-            assert "no bytes" in str(error)  # an array of empty records, which must be refused
-            assume(False)
+            assume("no bytes" not in str(error))  # an array of empty records is refused, and rightly
             raise
 
     return st.builds(build, st.lists(types(2, unions), min_size=1, max_size=6))
@@ -211,15 +211,11 @@ def test_mutated_events_are_undecodable_or_an_event(event: TypedValue, data: st.
 @given(st.binary(max_size=400))
 def test_random_bytes_are_undecodable_or_unknown(raw: bytes) -> None:
     for data in (raw, CODEC.encode(SAMPLE, topic=TOPIC)[:5] + raw):
-        try:
+        with suppress(UndecodableError, SchemaUnavailable):
             CODEC.decode_dict(TOPIC, data)
-        except (UndecodableError, SchemaUnavailable) as error:
-            assert str(error)
 
 
-SAMPLE = EVENT_TYPES["agent.run.Message"](
-    event_id="e", run_id="r", sequence=0, occurred_at=0, agent="a", tenant="t", role="USER", content=""
-)
+SAMPLE = Message(event_id="e", run_id="r", sequence=0, occurred_at=0, agent="a", tenant="t", role="USER", content="")
 
 
 # -- compatibility against real decoding
@@ -274,7 +270,14 @@ def corners(node: Any) -> list[Any]:
         return [{"k": value} for value in corners(node["values"])]
     if isinstance(node, dict) and node["type"] == "fixed":
         return [b"z" * node["size"]]
-    return {"null": [None], "int": [7], "long": [2**40], "double": [1.5], "string": ["text"]}[node]
+    simple: dict[str, list[Any]] = {
+        "null": [None],
+        "int": [7],
+        "long": [2**40],
+        "double": [1.5],
+        "string": ["text"],
+    }
+    return simple[node]
 
 
 def readable(reader: AvroSchema, writer: AvroSchema) -> bool:
