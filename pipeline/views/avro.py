@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pipeline.codec.avro import AvroCodec
 from pipeline.model.errors import SchemaUnavailable, UndecodableError
 from pipeline.model.topics import lane_topics
 from pipeline.views.dead_letters import dead_letter
+from pipeline.views.registry import open_codec
 
 if TYPE_CHECKING:
     from faust import App
@@ -61,11 +63,11 @@ class AvroTopic:
     Dead letters go to `<topic>.<app id>.dlq`, made on first use.
     """
 
-    def __init__(self, app: App, name: str, codec: AvroCodec) -> None:
+    def __init__(self, app: App, name: str, codec: AvroCodec | None = None) -> None:
         self.topic = raw_topic(app, name)
         self._app = app
         self._name = name
-        self._codec = codec
+        self._given = codec
         self._dead_letters: TopicT | None = None
 
     async def each(self, stream: StreamT[Any], handler: Callable[[Any], Awaitable[None]]) -> None:
@@ -88,6 +90,11 @@ class AvroTopic:
             else:
                 yield value
 
+    @cached_property
+    def _codec(self) -> AvroCodec:
+        """The one given, else one over the app's own cluster; made late, since asking for its address fixes the app's settings."""
+        return self._given or open_codec(",".join(f"{url.host}:{url.port or 9092}" for url in self._app.conf.broker))
+
     async def _decode(self, message: Any) -> Any:
         try:
             return self._codec.decode(self._name, message.value)
@@ -106,6 +113,9 @@ class AvroTopic:
         await dead_letter(self._dead_letters, message, group, error)
 
 
-def avro_topic(app: App, name: str, codec: AvroCodec) -> AvroTopic:
-    """One of our topics for an agent in your own Faust app; see `AvroTopic`."""
+def avro_topic(app: App, name: str, codec: AvroCodec | None = None) -> AvroTopic:
+    """One of our topics for an agent in your own Faust app; see `AvroTopic`.
+
+    Without a codec, schemas are found in the registry that the app's own cluster keeps; else `open_codec(bootstrap, url)`.
+    """
     return AvroTopic(app, name, codec)

@@ -26,12 +26,9 @@ log = logging.getLogger(__name__)
 
 def make_codec(policy: ViewsPolicy) -> AvroCodec:
     """The codec, its contracts looked up for the three topics. Raises SchemaUnavailable or ConfigurationError."""
-    from pipeline.codec.avro import AvroCodec
-    from pipeline.codec.catalogue import product_catalogue
-    from pipeline.views.registry import open_registry
+    from pipeline.views.registry import open_codec
 
-    catalogue = product_catalogue()
-    codec = AvroCodec(open_registry(policy, catalogue), catalogue)
+    codec = open_codec(policy.bootstrap, policy.registry)
     topics = policy.topics
     codec.prepare(topics.source)
     for topic, record in ((topics.summaries, "agent.run.RunSummary"), (topics.rates, "agent.run.RunRate")):

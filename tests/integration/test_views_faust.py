@@ -50,10 +50,10 @@ def a_run(number: int) -> list[RunEvent]:
     made: list[tuple[type[RunEvent], dict[str, Any]]] = [
         (RunStarted, {}),
         (ModelCall, {"model": "m", "input_tokens": 10 + number, "output_tokens": 3}),
-        (ToolCall, {"tool": "t", "call_id": "1"}),
+        (ToolCall, {"tool": "t", "call_id": "1", "arguments": "{}"}),
         (ToolResult, {"tool": "t", "call_id": "1", "status": "ERROR" if number % 5 == 0 else "OK"}),
         (ModelCall, {"model": "m", "input_tokens": 5, "output_tokens": 2}),
-        (ToolCall, {"tool": "t", "call_id": "2"}),
+        (ToolCall, {"tool": "t", "call_id": "2", "arguments": "{}"}),
         (end, more),
     ]
     return [
@@ -395,3 +395,30 @@ def test_a_missing_source_topic_is_one_sentence(scene: Scene) -> None:
     assert process.returncode == 2
     assert b"nothing-here.agent.run.events does not exist" in process.stderr
     assert b"Traceback" not in process.stderr
+
+
+def test_the_example_agent_sees_typed_events_and_keeps_what_it_cant_read(scene: Scene) -> None:
+    scene.producer.produce(scene.topics.source, b"garbage", "run-1")
+    large = ModelCall(
+        event_id="l", run_id="run-1", sequence=9, occurred_at=1, agent="a", tenant="t", model="m", input_tokens=2_000
+    )
+    scene.publish([*a_run(1), large])
+    environment = os.environ | {"PIPELINE_BROKER": scene.policy.bootstrap, "PIPELINE_PREFIX": scene.policy.prefix}
+    with scene.log.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "examples/own_faust_agent.py"), "worker", "-l", "warn"],
+            env=environment | {"PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+            cwd=scene.log.parent,
+        )
+    scene.processes.append(process)
+    prefix = scene.policy.prefix
+    reports, dead = f"{prefix}large.calls", f"{scene.topics.source}.{prefix}large-calls.dlq"
+    until("a report", lambda: scene.has_topic(reports) and len(scene.read(reports)) >= 1)
+    assert [json.loads(message.value()) for message in scene.read(reports)] == [{"model": "m", "tokens": 2_000}]
+    [letter] = scene.read(dead)
+    assert letter.value() == b"garbage"
+    assert decode_headers(letter.headers()).group == f"{prefix}large-calls"
+    process.send_signal(signal.SIGTERM)
+    process.wait(40)
