@@ -7,9 +7,8 @@ A record that failed lives on as a copy in a tier; until it is resolved, later r
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from typing import NamedTuple
-
-from pipeline.core.progress import Progress
 
 
 class Identity(NamedTuple):
@@ -42,11 +41,9 @@ class Parking:
     def __len__(self) -> int:
         return len(self._holders)
 
-    def origins(self, source: Progress) -> list[int]:
-        """Source offsets, ascending, that are not settled though a copy is in a lane (d)."""
-        opened = set(source.open)
-        found = (identity.origin for identity in self._holders if not identity.replay_id)
-        return sorted(origin for origin in found if origin >= source.end or origin in opened)
+    def origins(self) -> Iterator[int]:
+        """Offsets of source records that live on in a lane (replayed ones are records of their own)."""
+        return (identity.origin for identity in self._holders if not identity.replay_id)
 
     def observe(self, key: bytes | None, identity: Identity, hop: int, lane: int) -> None:
         """A copy found while rebuilding: of several, the one with the most hops counts (c)."""

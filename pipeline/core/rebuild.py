@@ -16,6 +16,9 @@ from pipeline.core.progress import Progress
 from pipeline.model.cluster import Headers
 from pipeline.model.headers import HeaderError, decode
 
+_AHEAD_MAX = 1_000_000
+"""How far past the source's committed end a lane's record may come from, before memory bounds what is settled at once."""
+
 
 @dataclass(slots=True)
 class _Scan:
@@ -29,6 +32,7 @@ class _Scan:
     at: int
     last_due_ms: int = 0
     open: list[int] = field(default_factory=list)
+    stale: set[int] = field(default_factory=set)
 
 
 class Rebuild:
@@ -46,6 +50,7 @@ class Rebuild:
         self.fences = {name: ends[name] for name in lanes}
         self.parking = Parking()
         self.zombies = 0
+        self._found_at: dict[Identity, int] = {}
         self._scans = [
             _Scan(name, index, progress[name], ends[name], source.fences.get(name, 0), at=progress[name].offset)
             for index, name in enumerate(lanes, start=1)
@@ -80,11 +85,34 @@ class Rebuild:
             return
         scan.open.append(offset)
         scan.last_due_ms = max(scan.last_due_ms, delivery.due_ms)
-        self.parking.observe(key, Identity(delivery.origin_offset, delivery.replay_id), delivery.hop, lane)
+        self._observe_copy(key, Identity(delivery.origin_offset, delivery.replay_id), delivery.hop, lane, offset)
+
+    def _observe_copy(self, key: bytes | None, identity: Identity, hop: int, lane: int, offset: int) -> None:
+        """Of several copies the one with the most hops counts (c). The others are settled now: one that is left open until
+        it is due would be the only one, and run, for an owner that comes after the right copy's ending."""
+        best = self.parking.holder(identity)
+        if best is not None and hop <= best.hop:
+            self._scans[lane - 1].stale.add(offset)
+            return
+        if best is not None:
+            self._scans[best.lane - 1].stale.add(self._found_at[identity])
+        self._found_at[identity] = offset
+        self.parking.observe(key, identity, hop, lane)
+
+    def source_progress(self) -> Progress:
+        """The source's settled part: a record that is already in a lane is settled unseen (d), before its copy has its ending."""
+        before = self.source
+        ahead_max = before.end + _AHEAD_MAX
+        in_lanes = {origin for origin in self.parking.origins() if before.offset <= origin < ahead_max}
+        if not in_lanes:
+            return before
+        end = max(before.end, max(in_lanes) + 1)
+        opened = tuple(offset for offset in (*before.open, *range(before.end, end)) if offset not in in_lanes)
+        return Progress(opened[0] if opened else end, end, opened, before.epoch, before.fences)
 
     def lane_progress(self, lane: int) -> Progress:
         scan = self._scans[lane - 1]
-        opened = tuple(scan.open)
+        opened = tuple(offset for offset in scan.open if offset not in scan.stale) if scan.stale else tuple(scan.open)
         end = max(scan.fence, scan.before.offset)
         return Progress(opened[0] if opened else end, end, opened)
 

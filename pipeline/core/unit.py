@@ -120,9 +120,8 @@ class Unit:
         self.skipped: set[Identity] = set()
         self.released: dict[bytes | None, Identity] = {}
         self._sending: dict[tuple[Identity, int], Delivery] = {}
-        self._in_lanes = deque(self.parking.origins(rebuild.source))
         source = LaneSpec("source", policy.source, None)
-        self.lanes = [Lane(source, OffsetTracker(rebuild.source))]
+        self.lanes = [Lane(source, OffsetTracker(rebuild.source_progress()))]
         for index, spec in enumerate(lanes, start=1):
             tracker: OffsetTracker[Delivery] = OffsetTracker(rebuild.lane_progress(index))
             self.lanes.append(Lane(spec, tracker, rebuild.fences[spec.name], rebuild.last_due_ms(index)))
@@ -141,27 +140,18 @@ class Unit:
         opened = tracker.open
         append = ready.append
         first = messages[0].offset()
-        if tracker.restoring or self._in_lanes or first < tracker.next_offset:
+        if tracker.restoring or first < tracker.next_offset:
             for message in messages:
                 offset = message.offset()
                 delivery = Delivery(self, SOURCE, offset, message.key(), message)
                 if tracker.receive(offset, delivery):
-                    if self._is_in_lanes(offset):
-                        tracker.settle(offset)  # (d), now: its copy may have its ending before this one is looked at
-                    else:
-                        append(delivery)
+                    append(delivery)
             return
         for message in messages:
             offset = message.offset()
             opened[offset] = delivery = Delivery(self, SOURCE, offset, message.key(), message)
             append(delivery)
         tracker.next_offset = offset + 1
-
-    def _is_in_lanes(self, offset: int) -> bool:
-        in_lanes = self._in_lanes
-        while in_lanes and in_lanes[0] < offset:
-            in_lanes.popleft()
-        return bool(in_lanes) and in_lanes[0] == offset
 
     def receive_lane(self, index: int, messages: Sequence[Message]) -> None:
         """New records of a lane: to the look-ahead, but for what is settled, a zombie's, or not readable."""
@@ -230,7 +220,11 @@ class Unit:
 
     def _admit_parked(self, delivery: Delivery, now_ms: int) -> bool:
         identity, key, parking = delivery.identity, delivery.key, self.parking
-        if delivery.lane and not parking.counts(identity, delivery.hop, delivery.lane):
+        if delivery.lane == SOURCE:
+            if parking.holder(identity) is not None:
+                self.lanes[SOURCE].tracker.settle(delivery.offset)  # (d), for what the rebuild could not settle
+                return False
+        elif not parking.counts(identity, delivery.hop, delivery.lane):
             self.lanes[delivery.lane].tracker.settle(delivery.offset)  # (c)
             return False
         if identity in self.skipped:
