@@ -18,7 +18,7 @@ from pipeline.inspect.control import read_switches
 from pipeline.inspect.partitioner import partition_of
 from pipeline.kafka.cluster import connect
 from pipeline.model import headers
-from pipeline.model.cluster import Cluster, ConsumerPolicy, Headers, Position, TopicPartition
+from pipeline.model.cluster import Cluster, ConsumerPolicy, Headers, Position, RecordProducer, TopicPartition
 from pipeline.model.errors import ClusterError
 
 PARTITIONS = 3
@@ -39,6 +39,7 @@ class Place:
     group: str
     target: str
     run: Callable[..., Result]
+    producer: RecordProducer
 
     def lane(self, name: str) -> str:
         return f"{self.topic}.{self.group}.{name}"
@@ -51,11 +52,9 @@ class Place:
     def publish(
         self, topic: str, key: bytes, value: bytes = b"{}", partition: int = 0, more: Headers | None = None
     ) -> None:
-        producer = self.cluster.producer()
         errors: list[ClusterError | None] = []
-        producer.send(topic, key, value, more, partition, delivered=lambda error, offset: errors.append(error))
-        assert producer.flush(20.0) == 0
-        producer.close(5.0)
+        self.producer.send(topic, key, value, more, partition, delivered=lambda error, offset: errors.append(error))
+        assert self.producer.flush(20.0) == 0
         assert errors == [None]
 
     def commit(self, positions: dict[TopicPartition, Position]) -> None:
@@ -78,7 +77,10 @@ def place(kafka: str, topic_name: str, tmp_path: Path, monkeypatch: pytest.Monke
     def run(*arguments: str) -> Result:
         return runner.invoke(app, list(arguments))
 
-    return Place(connect(kafka), topic_name, group, f"{name}:app", run)
+    cluster = connect(kafka)
+    producer = cluster.producer()
+    yield Place(cluster, topic_name, group, f"{name}:app", run, producer)
+    producer.close(5.0)
 
 
 @pytest.fixture
