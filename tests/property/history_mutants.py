@@ -1,0 +1,305 @@
+"""Each rule of parking broken in turn, in the real classes: a random history has to notice, or the check is worth nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest.mock import patch
+
+from pipeline.core import rebuild as rebuild_module
+from pipeline.core import unit as unit_module
+from pipeline.core.delivery import SOURCE
+from pipeline.core.offsets import OffsetTracker
+from pipeline.core.parking import Holder, Parking
+from pipeline.core.progress import Progress
+from pipeline.core.rebuild import Rebuild
+from pipeline.core.retry import ToTier, after_failure
+from pipeline.core.unit import Unit
+from tests.property import histories
+from tests.property.histories import Rules, check
+
+FAR = 1 << 60
+
+
+class Broken(contextlib.ExitStack):
+    """Replaces attributes while it is entered."""
+
+    def set(self, target: object, name: str, value: Any) -> None:
+        self.enter_context(patch.object(target, name, value))
+
+
+def _no_wait(broken: Broken) -> None:
+    broken.set(Parking, "tail_before", lambda self, key, identity: None)
+
+
+def _first_tier(broken: Broken) -> None:
+    broken.set(Unit, "_lane_behind", lambda self, tail: 1)
+
+
+def _wait_behind_any(broken: Broken) -> None:
+    """Takes the key's highest record for the tail, also when it is above the one that waits."""
+    broken.set(
+        Parking, "tail_before", lambda self, key, identity: next((i for i in reversed(self.keys.get(key, ())) if i != identity), None)
+    )
+
+
+def _due_not_monotone(broken: Broken) -> None:
+    hand_off = Unit._hand_off
+
+    def wrong(self: Unit, delivery: Any, lane: int, *rest: Any) -> None:
+        self.lanes[lane].last_due_ms = 0
+        hand_off(self, delivery, lane, *rest)
+
+    broken.set(Unit, "_hand_off", wrong)
+
+
+def _due_forgotten(broken: Broken) -> None:
+    broken.set(Rebuild, "last_due_ms", lambda self, lane: 0)
+
+
+def _every_copy_runs(broken: Broken) -> None:
+    broken.set(Parking, "counts", lambda self, identity, hop, lane: True)
+    broken.set(Rebuild, "_observe_copy", _observe_all)
+
+
+def _observe_all(self: Rebuild, key: bytes | None, identity: Any, hop: int, lane: int, offset: int) -> None:
+    self.parking.observe(key, identity, hop, lane)
+
+
+def _fewest_hops(broken: Broken) -> None:
+    def observe(self: Rebuild, key: bytes | None, identity: Any, hop: int, lane: int, offset: int) -> None:
+        best = self.parking.holder(identity)
+        if best is None or hop < best.hop:
+            if best is not None:
+                self._scans[best.lane - 1].stale.add(self._found_at[identity])
+            self._found_at[identity] = offset
+            self.parking.hand_off(key, identity, hop, lane)
+        else:
+            self._scans[lane - 1].stale.add(offset)
+
+    broken.set(Rebuild, "_observe_copy", observe)
+
+
+def _stale_copies_stay_open(broken: Broken) -> None:
+    broken.set(Rebuild, "_observe_copy", _observe_all)
+
+
+def _source_runs_again(broken: Broken) -> None:
+    broken.set(Rebuild, "source_progress", lambda self: self.source)
+    admit_parked = Unit._admit_parked
+
+    def wrong(self: Unit, delivery: Any, now_ms: int) -> bool:
+        return delivery.lane == SOURCE or admit_parked(self, delivery, now_ms)
+
+    broken.set(Unit, "_admit_parked", wrong)
+
+
+def _source_settled_late(broken: Broken) -> None:
+    """(d) only when the record is admitted: its copy may have had its ending by then."""
+    broken.set(Rebuild, "source_progress", lambda self: self.source)
+
+
+def _no_fence(broken: Broken) -> None:
+    _no_fence_at_rebuild(broken)
+    _no_fence_live(broken)
+
+
+def _no_fence_at_rebuild(broken: Broken) -> None:
+    init = Rebuild.__init__
+
+    def wrong(self: Rebuild, *arguments: Any) -> None:
+        init(self, *arguments)
+        for scan in self._scans:
+            scan.previous_fence = FAR
+
+    broken.set(Rebuild, "__init__", wrong)
+
+
+def _no_fence_live(broken: Broken) -> None:
+    init = Unit.__init__
+
+    def wrong(self: Unit, *arguments: Any) -> None:
+        init(self, *arguments)
+        for lane in self.lanes:
+            lane.fence = FAR
+        self.parking.counts = lambda identity, hop, lane: True  # type: ignore[method-assign]
+
+    broken.set(Unit, "__init__", wrong)
+    broken.set(Parking, "__slots__", ())
+    broken.set(rebuild_module, "Parking", type("OpenParking", (Parking,), {}))
+
+
+def _no_epoch(broken: Broken) -> None:
+    """The fence without the epoch: everything past the end is taken for a zombie's."""
+    receive_lane = Unit.receive_lane
+
+    def wrong(self: Unit, index: int, messages: Any) -> None:
+        epoch, self.epoch = self.epoch, FAR
+        receive_lane(self, index, messages)
+        self.epoch = epoch
+
+    broken.set(Unit, "receive_lane", wrong)
+
+
+def _replays_fenced(broken: Broken) -> None:
+    """Records of a redrive (hop 0, no epoch) taken for a zombie's."""
+    decode = unit_module.decode
+
+    def wrong(headers: Any) -> Any:
+        found = decode(headers)
+        if found.hop == 0 and found.epoch == 0:
+            raise unit_module.HeaderError("a zombie")
+        return found
+
+    broken.set(unit_module, "decode", wrong)
+
+
+def _no_rebuild(broken: Broken) -> None:
+    broken.set(Rebuild, "_observe_copy", lambda *arguments: None)
+    broken.set(Parking, "counts", lambda self, identity, hop, lane: True)
+
+
+def _no_lane_per_key(broken: Broken) -> None:
+    def wrong(self: Unit, delivery: Any, now_ms: int) -> bool:
+        if self.draining:
+            return False
+        return not (delivery.lane or delivery.key in self.parking.keys) or self._admit_parked(delivery, now_ms)
+
+    broken.set(Unit, "admit", wrong)
+
+
+def _commit_seen(broken: Broken) -> None:
+    def wrong(self: OffsetTracker[Any], epoch: int = 0, fences: Any = None) -> Progress:
+        return Progress(self.next_offset, self.next_offset, (), epoch, fences or {})
+
+    broken.set(OffsetTracker, "progress", wrong)
+
+
+def _forget_open(broken: Broken) -> None:
+    """Only the committed offset is right: what is open beyond it is claimed as settled."""
+    right = OffsetTracker.progress
+
+    def wrong(self: OffsetTracker[Any], epoch: int = 0, fences: Any = None) -> Progress:
+        found = right(self, epoch, fences)
+        return Progress(found.offset, found.end, found.open[:1], found.epoch, found.fences)
+
+    broken.set(OffsetTracker, "progress", wrong)
+
+
+def _map_ignored(broken: Broken) -> None:
+    """Only the committed offset is read back: what was done beyond it runs again."""
+    decode = histories.decode
+
+    def wrong(offset: int, metadata: str) -> Progress:
+        found = decode(offset, metadata)
+        return Progress(offset, offset, (), found.epoch, found.fences)
+
+    broken.set(histories, "decode", wrong)
+
+
+def _epoch_lost(broken: Broken) -> None:
+    """Commits do not carry epoch and fences."""
+    broken.set(unit_module.OffsetTracker, "progress", _without_epoch(OffsetTracker.progress))
+
+
+def _without_epoch(progress: Callable[..., Progress]) -> Callable[..., Progress]:
+    return lambda self, epoch=0, fences=None: progress(self)
+
+
+def _early_release(broken: Broken) -> None:
+    release_due = Unit.release_due
+    broken.set(Unit, "release_due", lambda self, now_ms, ready: release_due(self, now_ms + 10, ready))
+
+
+def _early_hop(broken: Broken) -> None:
+    """A wait longer than the last tier ends with the tier's."""
+
+    def wrong(*arguments: Any) -> Any:
+        decision = after_failure(*arguments)
+        return ToTier(decision.tier) if isinstance(decision, ToTier) else decision
+
+    broken.set(unit_module, "after_failure", wrong)
+
+
+def _fetched_before_report(broken: Broken) -> None:
+    broken.set(Unit, "_settle_fed_by", lambda self, copy: None)
+
+
+def _skip_forgets(broken: Broken) -> None:
+    """A skipped record is resolved at once, as if its copy in the lane did not matter."""
+    broken.set(Parking, "step_aside", Parking.resolve)
+
+
+def _holder_forgets_hop(broken: Broken) -> None:
+    hand_off = Parking.hand_off
+
+    def wrong(self: Parking, key: bytes | None, identity: Any, hop: int, lane: int) -> None:
+        best = self.holder(identity)
+        hand_off(self, key, identity, hop, lane)
+        if best is not None:
+            self._holders[identity] = Holder(best.hop, best.lane)
+
+    broken.set(Parking, "hand_off", wrong)
+
+
+CORE_MUTANTS: dict[str, Callable[[Broken], None]] = {
+    "a-no-wait": _no_wait,
+    "a-first-tier": _first_tier,
+    "a-wait-behind-any": _wait_behind_any,
+    "b-due-not-monotone": _due_not_monotone,
+    "b-due-forgotten": _due_forgotten,
+    "c-every-copy-runs": _every_copy_runs,
+    "c-fewest-hops": _fewest_hops,
+    "c-stale-copies-stay-open": _stale_copies_stay_open,
+    "d-source-runs-again": _source_runs_again,
+    "d-source-settled-late": _source_settled_late,
+    "e-fetched-before-report": _fetched_before_report,
+    "g-no-fence": _no_fence,
+    "g-no-fence-at-rebuild": _no_fence_at_rebuild,
+    "g-no-fence-live": _no_fence_live,
+    "g-no-epoch": _no_epoch,
+    "g-epoch-not-committed": _epoch_lost,
+    "g-replays-fenced": _replays_fenced,
+    "no-rebuild": _no_rebuild,
+    "no-lane-per-key": _no_lane_per_key,
+    "commit-seen": _commit_seen,
+    "commit-forgets-open": _forget_open,
+    "commit-map-ignored": _map_ignored,
+    "early-release": _early_release,
+    "early-hop": _early_hop,
+    "skip-forgets": _skip_forgets,
+    "holder-forgets-hop": _holder_forgets_hop,
+}
+"""Rules that the core holds."""
+
+WORKER_MUTANTS: dict[str, Rules] = {
+    "claim-before-lanes": Rules(lanes_before_claim=False),
+    "e-lanes-apart": Rules(lanes_together=False),
+    "e-commits-overtake": Rules(one_commit_in_flight=False),
+    "settle-before-ack": Rules(settle_after_ack=False),
+    "free-before-dead-letter": Rules(free_after_dead_letter=False),
+}
+"""Rules that the worker has to hold around it."""
+
+MUTANTS = (*CORE_MUTANTS, *WORKER_MUTANTS)
+
+
+@contextlib.contextmanager
+def mutant(name: str) -> Iterator[Rules]:
+    """The product with one rule broken."""
+    with Broken() as broken:
+        if name in CORE_MUTANTS:
+            CORE_MUTANTS[name](broken)
+        yield WORKER_MUTANTS.get(name, Rules())
+
+
+def check_mutants(seeds: range) -> int:
+    """Prints what catches each mutant; the number of those that nothing caught."""
+    survivors = 0
+    for name in MUTANTS:
+        with mutant(name) as rules:
+            found = check(seeds, rules)
+        survivors += not found
+        print(f"{name:26}", f"caught by seed {found[0][0]}: {found[0][1][:90]}" if found else "NOT CAUGHT", flush=True)
+    return survivors
