@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.access import load_app
+from pipeline.cli.access import JsonOption, load_app
+from pipeline.cli.output import emit_json
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -21,6 +22,13 @@ def run(
     metrics_port: Annotated[
         int | None, typer.Option("--metrics-port", min=0, max=65_535, help="Serve /metrics and /health here.")
     ] = None,
+    metrics_host: Annotated[
+        str,
+        typer.Option(
+            "--metrics-host", help="Address for --metrics-port; another than loopback is open to the network."
+        ),
+    ] = "127.0.0.1",
+    as_json: JsonOption = False,
 ) -> None:
     """Run the subscriptions of an application until interrupted (Ctrl-C or SIGTERM drain and stop cleanly).
 
@@ -31,5 +39,9 @@ def run(
     load_app(target)
     from pipeline.worker import supervisor
 
-    code = supervisor.run(target, processes=processes, groups=tuple(group or ()), metrics_port=metrics_port)
-    raise typer.Exit(code or 0)
+    code = supervisor.run(
+        target, processes=processes, groups=tuple(group or ()), metrics_port=metrics_port, host=metrics_host
+    )
+    if as_json:
+        emit_json({"state": "stopped", "target": target, "exit_code": code})
+    raise typer.Exit(code)

@@ -1,8 +1,9 @@
 """Topics of an application: a pure plan of what has to exist, the check a worker makes at start, and the hand that applies it."""
 
+from pipeline.topology.actions import Action, AddPartitions, CreateTopic, Finding, Plan, SetConfig
 from pipeline.topology.applier import apply, execute, existing_topics, plan_for
 from pipeline.topology.naming import Layout, RetiredTier, discover, layout, layouts, retired_of, retired_tiers
-from pipeline.topology.planner import Action, AddPartitions, CreateTopic, Finding, Plan, SetConfig, check, plan
+from pipeline.topology.planner import check, plan
 from pipeline.topology.rules import Defaults, Rule
 
 __all__ = [

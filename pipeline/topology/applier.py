@@ -10,8 +10,9 @@ from pipeline.model.cluster import ClusterAdmin, TopicSpec
 from pipeline.model.errors import ClusterUnavailable, PipelineError, TopologyError
 from pipeline.model.policies import Subscription
 from pipeline.model.topics import CONTROL_TOPIC
+from pipeline.topology.actions import Action, AddPartitions, CreateTopic, Plan, SetConfig
 from pipeline.topology.naming import layouts, retired_of
-from pipeline.topology.planner import Action, AddPartitions, CreateTopic, Plan, SetConfig, plan
+from pipeline.topology.planner import plan
 from pipeline.topology.rules import OPTIONAL, Defaults
 
 VISIBLE_S = 10.0

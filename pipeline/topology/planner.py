@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pipeline.model.cluster import TopicSpec
 from pipeline.model.policies import Subscription
 from pipeline.model.topics import CONTROL_TOPIC
+from pipeline.topology.actions import APPLY, Action, AddPartitions, CreateTopic, Finding, Plan, SetConfig
 from pipeline.topology.naming import Layout, RetiredTier, layouts, retired_of
 from pipeline.topology.rules import (
     DECOMPRESSED,
@@ -24,66 +25,6 @@ from pipeline.topology.rules import (
     minimum_retention_ms,
     source_rules,
 )
-
-APPLY = "run `pipeline topics apply`"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something about one topic: `problem` is what is wrong, `remedy` what to do. An error keeps workers from starting."""
-
-    level: Level
-    topic: str
-    setting: str
-    problem: str
-    remedy: str
-
-    @property
-    def sentence(self) -> str:
-        return f"{self.topic}: {self.problem}; {self.remedy}"
-
-
-@dataclass(frozen=True, slots=True)
-class CreateTopic:
-    spec: TopicSpec
-    why: str
-
-    @property
-    def topic(self) -> str:
-        return self.spec.name
-
-
-@dataclass(frozen=True, slots=True)
-class SetConfig:
-    topic: str
-    setting: str
-    value: str
-    was: str
-    why: str
-    level: Level = "error"
-
-
-@dataclass(frozen=True, slots=True)
-class AddPartitions:
-    topic: str
-    total: int
-    was: int
-    why: str
-
-
-Action = CreateTopic | SetConfig | AddPartitions
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Actions in the order they have to be taken, and what they don't put right."""
-
-    actions: tuple[Action, ...]
-    findings: tuple[Finding, ...]
-
-    @property
-    def errors(self) -> tuple[Finding, ...]:
-        return tuple(finding for finding in self.findings if finding.level == "error")
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,21 @@ def test_different_switches_have_different_keys(one: Switch, other: Switch) -> N
     assert (record_key(one) == record_key(other)) is (place(one) == place(other))
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Skip("g", "a", 1, 2), Skip("g/a", "1", 2, 2)),
+        (Skip("g/a", "1", 2, 3), Skip("g", "a/1", 2, 3)),
+        (Release("g", "t", 0, None, 1), Release("g", "t", 0, b"", 1)),
+        (Release("g", "t", 0, None, 1), Release("g", "t", 0, b"-null", 1)),
+        (Release("g", "t/0", 0, b"k", 1), Release("g", "t", 0, b"0/=k", 1)),
+        (Pause("a/b"), Pause("a%2Fb")),
+    ],
+)
+def test_names_that_look_alike_have_different_keys(one: Switch, other: Switch) -> None:
+    assert record_key(one) != record_key(other)
+
+
 @given(st.lists(st.tuples(_switches, st.booleans()), max_size=20))
 def test_folding_keeps_the_newest_state_of_each_switch(history: list[tuple[Switch, bool]]) -> None:
     switches, model = Switches(), dict[bytes, Switch]()

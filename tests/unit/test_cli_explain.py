@@ -109,6 +109,12 @@ def test_a_dead_letter_is_found_with_its_error() -> None:
     assert (found.state, found.lane_offset, found.attempt, found.owner) == ("dead letter", 12, 5, None)
 
 
+def test_a_dead_letter_that_was_brought_back_counts_where_it_is_now() -> None:
+    letter = copy(7, TOPICS.dead_letters, 12, hop=4)
+    assert one(view(copy(7, TOPICS.replay, 0, hop=5, due_ms=0), dead=[letter]), 7).state == "due"
+    assert one(view(copy(7, SHORT, 0, hop=3), dead=[letter]), 7).state == "dead letter"
+
+
 def test_nothing_is_made_up() -> None:
     assert explain(view(), [(3, "")], NOW) == []
 

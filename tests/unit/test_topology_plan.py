@@ -193,6 +193,14 @@ def test_lanes_are_as_durable_as_their_source() -> None:
     assert (TIER, "replication.factor") in {(f.topic, f.setting) for f in plan([subscription()], topics).findings}
 
 
+def test_a_lane_is_never_asked_for_more_in_sync_replicas_than_it_has() -> None:
+    source = TopicSpec(SOURCE, 4, 3, {**BROKER_DEFAULTS, "min.insync.replicas": "2"})
+    topics = act({SOURCE: source}, plan([subscription()], {SOURCE: source}).actions)
+    topics = {n: replace(s, replication_factor=1) if n != SOURCE else s for n, s in topics.items()}
+    settings = {a.setting for a in plan([subscription()], topics).actions if isinstance(a, SetConfig)}
+    assert "min.insync.replicas" not in settings
+
+
 def test_a_missing_source_is_a_finding_when_it_may_not_be_made() -> None:
     proposal = plan([subscription()], {}, Defaults(create_sources=False))
     assert [(f.topic, f.setting) for f in proposal.errors] == [(SOURCE, "topic")]
