@@ -19,7 +19,8 @@ def views_command(
     prefix: Annotated[str, typer.Option("--prefix", help="Environment prefix of topics and groups.")] = "",
     registry: Annotated[str, typer.Option("--registry", help="URL of a Confluent-compatible registry.")] = "",
     web_port: Annotated[
-        int, typer.Option("--web-port", help="/health and /metrics on loopback, one port per worker from here; 0 = off.")
+        int,
+        typer.Option("--web-port", help="/health and /metrics on loopback, one port per worker from here; 0 = off."),
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object at start and one at the end.")] = False,
 ) -> None:

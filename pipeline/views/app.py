@@ -1,84 +1,37 @@
-"""The Faust app of the views: two agents, each a loop of take a batch -> fold -> write -> wait for Kafka -> acknowledge.
+"""The Faust app of the views: two agents, each a loop of take a batch, fold, write, wait for Kafka, acknowledge.
 
-Faust's own habits that this works around (0.15.3): it acknowledges a record whose agent raised, so an exception loses it
-(here: manual acknowledgement, and a supervisor that crashes the process, so that a restart reads it again); and it
+Faust's own habits that this works around (0.15.3): it acknowledges a record whose agent raised, so an exception loses
+it (here: manual acknowledgement, and a supervisor that crashes the process, so that a restart reads it again); and it
 commits offsets even when a changelog write failed (here: every write of a batch is awaited first).
 Importing this module imports Faust and mode, which patch and log: nothing else of the product imports it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import faust
-from faust import streams as faust_streams
+from faust.serializers.codecs import dumps
 from mode.supervisors import CrashingSupervisor
 
 from pipeline.codec.avro import AvroCodec
 from pipeline.model.errors import CodecError, SchemaUnavailable
 from pipeline.views import avro, batch, metrics, rates, summaries
+from pipeline.views.dead_letters import headers_of, tell
 from pipeline.views.deadline import CRASH_S, STOP_S, leave_within
-from pipeline.views.dead_letters import send_dead_letter
 from pipeline.views.policy import ViewsPolicy
-from pipeline.views.topology import STATE_TABLE, TOTALS_TABLE, changelog
+from pipeline.views.tables import EntryTable, Writes, as_current
+from pipeline.views.topology import STATE_TABLE, TOTALS_TABLE
 
 log = logging.getLogger(__name__)
 
 SUMMARY_RECORD, RATE_RECORD = "agent.run.RunSummary", "agent.run.RunRate"
-_SWEEP_EVERY_S = 600.0
 
-
-class EntryTable:
-    """A Faust table used by the batch: entries by key, each with when it was last touched, written to a partition by hand.
-
-    Going through `table[key] = ...` would hide whether the changelog write arrived, and finds the partition in a context
-    that a batch does not have.
-    """
-
-    def __init__(self, app: faust.App, policy: ViewsPolicy, name: str, partitions: int) -> None:
-        topic = app.topic(changelog(policy, name), partitions=partitions, compacting=True, key_serializer="json", value_serializer="json")
-        self.table: Any = app.Table(name, partitions=partitions, changelog_topic=topic, key_type=str)
-        self._keep_ms = policy.keep_days * 86_400_000
-        self._swept: dict[int, float] = {}
-
-    def get(self, key: str) -> Any:
-        """The entry, or None."""
-        found = self.table.data.get(key)
-        return found["entry"] if found else None
-
-    def put(self, partition: int, key: str, entry: Any, now_ms: int) -> asyncio.Future[Any]:
-        """Set an entry; the future is done when its changelog record is in Kafka."""
-        value = {"entry": entry, "at": now_ms}
-        self.table.data[key] = value
-        return self.table.send_changelog(partition, key, value)  # type: ignore[no-any-return]
-
-    def sweep(self, partition: int, now_ms: int, now_s: float) -> list[asyncio.Future[Any]]:
-        """Forget entries of the partition not touched for `keep_days` (record time), at most every ten minutes."""
-        if now_s - self._swept.setdefault(partition, now_s) < _SWEEP_EVERY_S:
-            return []
-        self._swept[partition] = now_s
-        prefix, limit = f"{partition}/", now_ms - self._keep_ms
-        old = [key for key, value in self.table.data.items() if key.startswith(prefix) and value["at"] < limit]
-        for key in old:
-            del self.table.data[key]
-        metrics.EVICTED.inc(len(old))
-        return [self.table.send_changelog(partition, key, None, value_serializer="raw") for key in old]
-
-
-@contextmanager
-def _as_current(event: Any) -> Iterator[None]:
-    """Let Faust's RocksDB store find the partition: it looks at the event being processed, which a batch does not set."""
-    token = faust_streams._current_event.set(weakref.ref(event))
-    try:
-        yield
-    finally:
-        faust_streams._current_event.reset(token)
+Fold = Callable[[Writes, int, list[Any]], Awaitable[None]]
+"""Fold the events of one partition, in order, and hand what follows from them to the writes."""
 
 
 def by_partition(events: Iterable[Any]) -> dict[int, list[Any]]:
@@ -101,20 +54,19 @@ class Views:
         self.app = build_faust(policy, partitions)
         self.state = EntryTable(self.app, policy, STATE_TABLE, partitions)
         self.totals = EntryTable(self.app, policy, TOTALS_TABLE, partitions)
-        self.source = avro.raw_topic(self.app, self.topics.source)
-        self.partials = self.app.topic(self.topics.partials, key_type=str, key_serializer="raw", value_serializer="json")
-        self.summaries = avro.raw_topic(self.app, self.topics.summaries)
-        self.rates = avro.raw_topic(self.app, self.topics.rates)
-        self.dead_letters = avro.raw_topic(self.app, self.topics.dead_letters)
-        self._agent(self.source, "events", self._fold_events)
-        self._agent(self.partials, "rates", self._fold_partials)
+        source = avro.raw_topic(self.app, self.topics.source)
+        partials = self.app.topic(self.topics.partials, key_type=str, key_serializer="raw", value_serializer="json")
+        self._agent(source, "events", self._fold_events)
+        self._agent(partials, "rates", self._fold_partials)
 
-    def _agent(self, topic: Any, name: str, fold: Callable[[int, list[Any]], Any]) -> None:
+    def _agent(self, topic: Any, name: str, fold: Fold) -> None:
         async def agent(stream: faust.types.StreamT[Any]) -> None:
             try:
                 async for taken in self._batches(stream):
+                    writes = Writes(self.app)
                     for partition, events in by_partition(taken).items():
-                        await self._settle(await fold(partition, events))
+                        await fold(writes, partition, events)
+                    await writes.settle(self.policy.delivery_timeout_ms / 1_000)
                     for event in taken:
                         event.ack()
             except Exception as error:
@@ -125,7 +77,7 @@ class Views:
         self.app.agent(topic, name=f"{self.policy.group}.{name}", supervisor_strategy=CrashingSupervisor)(agent)
 
     async def _batches(self, stream: Any) -> AsyncIterator[list[Any]]:
-        """Batches of what we still own: after a rebalance the new owner reads the rest again from the committed offset."""
+        """Batches of what we still own: after a rebalance the new owner reads the rest from the committed offset."""
         policy = self.policy
         async for taken in stream.noack_take(policy.batch_records, within=policy.batch_wait_ms / 1_000):
             owned = self.app.consumer.assignment()
@@ -133,66 +85,64 @@ class Views:
             if mine:
                 yield mine
 
-    async def _settle(self, writes: list[asyncio.Future[Any]]) -> None:
-        """Wait until Kafka has every write. Raises (and so ends the process) when one failed or none came in time."""
-        await asyncio.wait_for(asyncio.gather(*writes), self.policy.delivery_timeout_ms / 1_000)
-
-    async def _fold_events(self, partition: int, events: list[Any]) -> list[asyncio.Future[Any]]:
-        changes, writes = batch.Changes(), []
-        dead = 0
+    async def _fold_events(self, writes: Writes, partition: int, events: list[Any]) -> None:
+        changes, dead = batch.Changes(), 0
         for event in events:
             error = await self._fold_event(changes, event)
             if error is not None:
-                writes.append(send_dead_letter(self.dead_letters, event.message, self.policy.group, error))
                 dead += 1
+                await self._dead_letter(writes, event.message, error)
         now_ms = max(map(_record_ms, events))
-        with _as_current(events[-1]):
-            writes += [self.state.put(partition, key, entry, now_ms) for key, entry in changes.writes()]
-            writes += self.state.sweep(partition, now_ms, time.monotonic())
-        writes += [self._send_summary(summary) for summary in changes.runs.values()]
-        writes += [self._send_partial(partial) for partial in changes.partials.values()]
+        with as_current(events[-1]):
+            for key, entry in changes.writes():
+                await self.state.put(writes, partition, key, entry, now_ms)
+            await self.state.sweep(writes, partition, now_ms, time.monotonic())
+        for summary in changes.runs.values():
+            value = self.codec.encode(
+                summaries.fields(summary), topic=self.topics.summaries, record_name=SUMMARY_RECORD
+            )
+            await writes.send("summary", self.topics.summaries, summary["run_id"].encode(), value)
+        for partial in changes.partials.values():
+            key = rates.rate_key(partial["agent"], partial["tenant"], partial["minute"])
+            await writes.send("partial", self.topics.partials, key.encode(), dumps("json", partial))
         metrics.RECORDS.labels("counted").inc(changes.counted)
         metrics.RECORDS.labels("seen").inc(len(events) - changes.counted - dead)
         metrics.RECORDS.labels("dead_letter").inc(dead)
-        return writes
 
     async def _fold_event(self, changes: batch.Changes, event: Any) -> Exception | None:
         """Fold one record; the error when it is the record's own fault. A registry that is away is not."""
         message = event.message
         try:
             name, fields = await avro.decode_dict(self.codec, self.topics.source, message.value)
-            with _as_current(event):
-                batch.fold_record(changes, self.state.get, batch.Decoded(message.partition, message.offset, name, fields))
+            with as_current(event):
+                record = batch.Decoded(message.partition, message.offset, name, fields)
+                batch.fold_record(changes, self.state.get, record)
         except SchemaUnavailable:
             raise
         except (CodecError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             return error
         return None
 
-    def _send_summary(self, summary: summaries.Summary) -> asyncio.Future[Any]:
-        value = self.codec.encode(summaries.fields(summary), topic=self.topics.summaries, record_name=SUMMARY_RECORD)
-        metrics.WRITES.labels("summary").inc()
-        return self.summaries.send_soon(key=summary["run_id"].encode(), value=value)
+    async def _dead_letter(self, writes: Writes, message: Any, error: Exception) -> None:
+        tell(message, error)
+        headers = headers_of(message, self.policy.group, error)
+        await writes.send(
+            "dead_letter", self.topics.dead_letters, message.key, message.value, message.partition, headers
+        )
 
-    def _send_partial(self, partial: rates.Partial) -> asyncio.Future[Any]:
-        key = rates.rate_key(partial["agent"], partial["tenant"], partial["minute"])
-        metrics.WRITES.labels("partial").inc()
-        return self.partials.send_soon(key=key, value=partial)
-
-    async def _fold_partials(self, partition: int, events: list[Any]) -> list[asyncio.Future[Any]]:
+    async def _fold_partials(self, writes: Writes, partition: int, events: list[Any]) -> None:
         changed: dict[str, rates.Total] = {}
         now_ms = max(map(_record_ms, events))
-        with _as_current(events[-1]):
+        with as_current(events[-1]):
             for event in events:
                 key = f"{partition}/{event.key}"
                 changed[key] = rates.merge(changed.get(key) or self.totals.get(key), event.value)
-            writes = [self.totals.put(partition, key, total, now_ms) for key, total in changed.items()]
-            writes += self.totals.sweep(partition, now_ms, time.monotonic())
+            for key, total in changed.items():
+                await self.totals.put(writes, partition, key, total, now_ms)
+            await self.totals.sweep(writes, partition, now_ms, time.monotonic())
         for key, total in changed.items():
             value = self.codec.encode(rates.fields(total), topic=self.topics.rates, record_name=RATE_RECORD)
-            writes.append(self.rates.send_soon(key=key.partition("/")[2].encode(), value=value))
-            metrics.WRITES.labels("rate").inc()
-        return writes
+            await writes.send("rate", self.topics.rates, key.partition("/")[2].encode(), value)
 
 
 class BoundedWorker(faust.Worker):

@@ -53,7 +53,13 @@ async def decode_dict(codec: AvroCodec, topic: str, data: bytes | None) -> tuple
 
 def raw_topic(app: App, name: str, **options: Any) -> TopicT:
     """A topic whose keys and values stay bytes."""
-    raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw", "allow_empty": True}
+    raw = {
+        "key_type": bytes,
+        "value_type": bytes,
+        "key_serializer": "raw",
+        "value_serializer": "raw",
+        "allow_empty": True,
+    }
     return app.topic(name, **raw, **options)  # type: ignore[arg-type]
 
 

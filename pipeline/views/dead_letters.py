@@ -47,13 +47,18 @@ def headers_of(message: Any, group: str, error: BaseException) -> Headers:
     return dead_letter_headers(producer_headers(list(pairs)), delivery)
 
 
-def send_dead_letter(topic: TopicT, message: Any, group: str, error: BaseException) -> asyncio.Future[Any]:
-    """Log the failure and queue its dead letter, on the same partition; the future is done when Kafka has it."""
-    log.error("%s [%d] @ %d is a dead letter: %s: %s", message.topic, message.partition, message.offset, type(error).__name__, error)
-    headers: Any = headers_of(message, group, error)
-    return topic.send_soon(key=message.key, value=message.value, partition=message.partition, headers=headers)
+def tell(message: Any, error: BaseException) -> None:
+    """Log the failure with its position."""
+    where = (message.topic, message.partition, message.offset)
+    log.error("%s [%d] @ %d is a dead letter: %s: %s", *where, type(error).__name__, error)
 
 
 async def dead_letter(topic: TopicT, message: Any, group: str, error: BaseException) -> None:
-    """Write the dead letter and wait until Kafka has it. Raises when it can't be written: then the offset is not done."""
-    await asyncio.wait_for(send_dead_letter(topic, message, group, error), DELIVERY_TIMEOUT_S)
+    """Write the dead letter, on the record's own partition, and wait until Kafka has it.
+
+    Raises when it can't be written: then the offset is not done.
+    """
+    tell(message, error)
+    headers: Any = headers_of(message, group, error)
+    sent = topic.send_soon(key=message.key, value=message.value, partition=message.partition, headers=headers)
+    await asyncio.wait_for(sent, DELIVERY_TIMEOUT_S)

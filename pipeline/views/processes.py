@@ -46,7 +46,7 @@ class RestartPolicy:
 class Worker:
     """One process and its row of crashes."""
 
-    def __init__(self, policy: ViewsPolicy, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, policy: ViewsPolicy, command: Sequence[str]) -> None:
         self._policy = policy
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
@@ -120,7 +120,7 @@ def run(policy: ViewsPolicy, workers: int, stop: threading.Event, restart: Resta
     crashed too often, or had to be killed at the stop.
     """
     restart = restart or RestartPolicy()
-    crew = [Worker(each) for each in policies(policy, workers)]
+    crew = [Worker(each, COMMAND) for each in policies(policy, workers)]
     for each in policies(policy, workers):
         if each.data_dir:
             Path(each.data_dir).mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,9 @@ def check(record_name: str, event: Mapping[str, Any]) -> None:
     """Raise `UndecodableError` when the record lacks what every run event carries."""
     for name in _REQUIRED:
         if event.get(name) is None:
-            raise UndecodableError(f"A record of type {record_name} has no {name}, so it is not a run event and no view can count it.")
+            raise UndecodableError(
+                f"A record of type {record_name} has no {name}, so it is not a run event and no view can count it."
+            )
 
 
 def failed_tool(event: Mapping[str, Any]) -> bool:

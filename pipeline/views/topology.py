@@ -71,7 +71,9 @@ async def _ensure(policy: ViewsPolicy) -> int:
         await _create(admin, missing(specs(policy, found[source]), found))
         return found[source]
     except (KafkaError, TimeoutError, OSError) as error:
-        raise ClusterUnavailable(f"Kafka at {policy.bootstrap} did not answer ({error or 'timed out'}): check the address.") from error
+        raise ClusterUnavailable(
+            f"Kafka at {policy.bootstrap} did not answer ({error or 'timed out'}): check the address."
+        ) from error
     finally:
         await admin.close()
 

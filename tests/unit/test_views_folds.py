@@ -19,7 +19,14 @@ Event = tuple[str, dict[str, Any]]
 
 
 def event(kind: str, sequence: int, run: str = "r1", at: int = 1_000, **more: Any) -> Event:
-    base = {"event_id": f"{run}-{sequence}", "run_id": run, "sequence": sequence, "occurred_at": at, "agent": "support", "tenant": "acme"}
+    base = {
+        "event_id": f"{run}-{sequence}",
+        "run_id": run,
+        "sequence": sequence,
+        "occurred_at": at,
+        "agent": "support",
+        "tenant": "acme",
+    }
     return f"agent.run.{kind}", {**base, "parent_id": None, "step": None, **more}
 
 
@@ -39,7 +46,17 @@ def a_run() -> list[Event]:
         event("ToolCall", 3, at=1_300, step=0, tool="search", call_id="a"),
         event("ToolResult", 4, at=1_400, step=0, tool="search", call_id="a", status="TIMEOUT"),
         event("ModelCall", 5, at=1_500, step=1, input_tokens=50, output_tokens=5),
-        event("RunFailed", 6, at=2_000, error_class="Budget", error_message="over", steps=0, model_calls=1, input_tokens=0, cost_usd=0.5),
+        event(
+            "RunFailed",
+            6,
+            at=2_000,
+            error_class="Budget",
+            error_message="over",
+            steps=0,
+            model_calls=1,
+            input_tokens=0,
+            cost_usd=0.5,
+        ),
     ]
 
 
@@ -75,7 +92,17 @@ def test_the_fields_fit_their_contracts() -> None:
 
 
 def test_totals_stated_at_the_end_cover_events_that_were_lost() -> None:
-    ended = event("RunCompleted", 9, at=5_000, steps=4, model_calls=7, tool_calls=3, input_tokens=900, output_tokens=90, duration_ms=4_321)
+    ended = event(
+        "RunCompleted",
+        9,
+        at=5_000,
+        steps=4,
+        model_calls=7,
+        tool_calls=3,
+        input_tokens=900,
+        output_tokens=90,
+        duration_ms=4_321,
+    )
     fields = summaries.fields(summary_of([*a_run()[:3], ended]))
     assert (fields["steps"], fields["model_calls"], fields["input_tokens"], fields["duration_ms"]) == (4, 7, 900, 4_321)
     assert fields["state"] == "COMPLETED"
@@ -169,7 +196,9 @@ def totals(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return runs, {key: value["counts"] for key, value in table.items() if "/rate/" in key}
 
 
-def replay(history: list[Event], rng: random.Random | None, table: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def replay(
+    history: list[Event], rng: random.Random | None, table: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Batches over the history; with `rng`, each may die after a prefix of its writes and start again from its first offset."""
     start = 0
     while start < len(history):
