@@ -2,6 +2,8 @@
 
 Why a thread: the synchronous form is the only one whose answer can arrive while `poll` is inside a rebalance callback
 (a nested poll aborts the process), and that is when a draining member needs it.
+It must pass for the polling thread, because confluent-kafka lets the calls of different threads wait for each other: a
+poll loop would starve the commit (see `_pass_for`).
 Why a read-back: when any partition of a request is refused, confluent-kafka reports that error for all of them although
 the others were stored. Asking the coordinator what it holds tells them apart.
 """
@@ -15,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, cimpl
 from confluent_kafka import TopicPartition as Assigned
 
 from pipeline.kafka.errors import FENCED_CODES, cluster_error
@@ -32,6 +34,7 @@ Answer = dict[TopicPartition, ClusterError | None]
 @dataclass(slots=True)
 class _Request:
     positions: dict[TopicPartition, Position]
+    thread_id: int
     answered: Callable[[Answer], None]
     refused: Answer = field(default_factory=dict)
 
@@ -93,7 +96,7 @@ class Committer:
             self._finish(request, dict.fromkeys(request.positions, gone))
 
     def _submit(self, positions: Mapping[TopicPartition, Position], answered: Callable[[Answer], None]) -> None:
-        request = _Request({}, answered)
+        request = _Request({}, threading.get_ident(), answered)
         for partition, position in positions.items():
             if error := _not_committable(partition, position):
                 request.refused[partition] = error
@@ -113,6 +116,7 @@ class Committer:
 
     def _run(self) -> None:
         while (request := self._requests.get()) is not None:
+            _pass_for(request.thread_id)
             self._finish(request, self._send(request.positions) if request.positions else {})
 
     def _finish(self, request: _Request, answer: Answer) -> None:
@@ -150,6 +154,17 @@ class Committer:
             if each.error is None and Position(each.offset, each.metadata or "") == positions[tp]:
                 answer[tp] = None
         return answer
+
+
+def _pass_for(thread_id: int) -> None:
+    """Let this thread's calls count as those of the thread that owns the consumer.
+
+    confluent-kafka 2.16 admits one caller at a time, known by its thread id or by this variable (its own asyncio consumer
+    sets it). librdkafka itself is thread-safe. Versions without the variable have no such gate.
+    """
+    identity = getattr(cimpl, "_reentry_identity_var", None)
+    if identity is not None:
+        identity.set(thread_id)
 
 
 def _not_committable(partition: TopicPartition, position: Position) -> ClusterError | None:

@@ -15,7 +15,7 @@ from confluent_kafka import Message as Fetched
 from confluent_kafka import TopicPartition as Assigned
 
 from pipeline.kafka.commits import Committer
-from pipeline.kafka.errors import cluster_error, fault_kind, raised
+from pipeline.kafka.errors import cluster_error, fatal_error, fault_kind, is_fatal, raised
 from pipeline.model.cluster import (
     CommitCallback,
     FetchFault,
@@ -174,21 +174,19 @@ class KafkaConsumer:
             error = message.error()
             if error is None:
                 kept.append(message)
-            elif error.fatal() or error.code() == KafkaError._FATAL:
+            elif is_fatal(error):
                 self._client_error(error)
             elif message.topic() is not None and error.code() != KafkaError._MAX_POLL_EXCEEDED:
-                partition = TopicPartition(message.topic() or "", _or(message.partition(), -1))
-                fault = FetchFault(partition, _or(message.offset(), -1), fault_kind(error), error.str())
                 if self._listener is not None:
-                    self._listener.fault(fault)
+                    self._listener.fault(_fault(message, error))
             else:
                 self._client_error(error)
         return kept
 
     def _client_error(self, error: KafkaError) -> None:
         """What librdkafka says of the client as a whole: it goes on by itself, except after a fatal error."""
-        if error.fatal():
-            self._fatal = cluster_error(error, "the consumer")
+        if is_fatal(error):
+            self._fatal = fatal_error(error, "the consumer")
         self._on_error(f"{error.str()} [{error.name()}]")
 
     def add(self, positions: Mapping[TopicPartition, int]) -> None:
@@ -307,5 +305,9 @@ def _names(partitions: Collection[TopicPartition]) -> str:
     return ", ".join(f"{topic}[{partition}]" for topic, partition in partitions)
 
 
-def _or(value: int | None, default: int) -> int:
-    return default if value is None else value
+def _fault(message: Fetched, error: KafkaError) -> FetchFault:
+    """What concerns a topic as a whole comes with an invalid offset, and with any partition: we say -1 for both."""
+    offset, partition = message.offset(), message.partition()
+    if offset is None or partition is None or offset < 0:
+        offset = partition = -1
+    return FetchFault(TopicPartition(message.topic() or "", partition), offset, fault_kind(error), error.str())

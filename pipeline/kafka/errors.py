@@ -108,6 +108,19 @@ def raised(exception: KafkaException, doing: str) -> ClusterError | TopologyErro
     return cluster_error(error, doing)
 
 
+def is_fatal(error: KafkaError) -> bool:
+    """The client can't go on: librdkafka says so in the code or in a flag, depending on where it comes up."""
+    return error.fatal() or error.code() == KafkaError._FATAL
+
+
+def fatal_error(error: KafkaError, who: str) -> ClusterError:
+    """The code is only "fatal", the reason is in the text. A static member that was replaced is the one worth knowing."""
+    text = error.str()
+    if "fenced" in text or "instance ID is still used" in text:
+        return FencedError(f"{who} has to stop: {text}; give every member its own instance_id")
+    return ClusterError(f"{who} has to stop: {text} [{error.name()}]")
+
+
 def fault_kind(error: KafkaError) -> str:
     """The `FetchFault.kind` of a message's error, "other" where it has none of its own."""
     return _FAULT_KINDS.get(error.code(), "other")

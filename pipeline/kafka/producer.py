@@ -14,7 +14,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka import Message as Delivered
 
-from pipeline.kafka.errors import cluster_error, raised
+from pipeline.kafka.errors import cluster_error, is_fatal, raised
 from pipeline.model.cluster import DeliveryCallback, Headers
 from pipeline.model.errors import BufferFull, ClusterError
 
@@ -97,7 +97,7 @@ class KafkaProducer:
             self._producer.poll(_SERVE_S)
 
     def _client_error(self, error: KafkaError) -> None:
-        if error.fatal():
+        if is_fatal(error):
             self._dead = True
         self._on_error(f"{error.str()} [{error.name()}]")
 

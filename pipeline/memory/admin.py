@@ -41,6 +41,10 @@ class MemoryAdmin:
                 if names is None or name in names
             }
 
+    def topic_names(self, timeout_s: float = 10.0) -> list[str]:
+        with self._cluster.changed:
+            return sorted(self._cluster.logs)
+
     def create_topics(self, specs: Sequence[TopicSpec], timeout_s: float = 30.0) -> None:
         with self._cluster.changed:
             for spec in specs:

@@ -1,0 +1,33 @@
+"""The same tests over the simulated cluster and over real Kafka, there with both group protocols."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conformance.sides import KafkaSide, MemorySide, Side
+
+
+def _side(request: pytest.FixtureRequest, which: str) -> Side:
+    kind, _, protocol = which.partition("-")
+    if kind == "memory":
+        return MemorySide(f"conformance-{uuid.uuid4().hex}")
+    return KafkaSide(request.getfixturevalue("kafka"), protocol or "classic")
+
+
+@pytest.fixture(params=["memory", "kafka"])
+def side(request: pytest.FixtureRequest) -> Iterator[Side]:
+    """A cluster, for what has nothing to do with groups."""
+    made = _side(request, request.param)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["memory", "kafka-classic", "kafka-consumer"])
+def grouped(request: pytest.FixtureRequest) -> Iterator[Side]:
+    """A cluster and a group protocol."""
+    made = _side(request, request.param)
+    yield made
+    made.close()

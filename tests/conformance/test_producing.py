@@ -1,0 +1,72 @@
+"""Bounds and failures of producing: every record is reported once, a full buffer says so at once."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from pipeline.model.cluster import TopicPartition
+from pipeline.model.errors import BufferFull, ClusterError
+from tests.conformance.sides import DEADLINE_S, Side
+
+
+def test_a_full_buffer_says_so_at_once_and_takes_records_again_later(side: Side) -> None:
+    topic = side.topic()
+    producer = side.small_buffer(10)
+    reports: list[ClusterError | None] = []
+    for _ in range(10):
+        producer.send(topic, b"k", b"v", delivered=lambda error, offset: reports.append(error))
+    began = time.monotonic()
+    with pytest.raises(BufferFull, match=topic):
+        producer.send(topic, b"k", b"v", delivered=lambda error, offset: reports.append(error))
+    assert time.monotonic() - began < 0.2
+    assert producer.flush(DEADLINE_S) == 0
+    producer.send(topic, b"k", b"v", delivered=lambda error, offset: reports.append(error))
+    assert producer.flush(DEADLINE_S) == 0
+    assert reports == [None] * 11
+    assert side.admin.end_offsets([TopicPartition(topic, 0)]) == {TopicPartition(topic, 0): 11}
+
+
+def test_a_record_that_is_too_large_for_the_topic_is_reported(side: Side) -> None:
+    topic = side.topic(max_message_bytes="1000")
+    producer = side.producer()
+    reports: list[tuple[ClusterError | None, int]] = []
+    producer.send(topic, None, b"x" * 2_000, delivered=lambda *report: reports.append(report))
+    assert producer.flush(DEADLINE_S) == 0
+    assert len(reports) == 1
+    assert isinstance(reports[0][0], ClusterError)
+    assert topic in str(reports[0][0])
+    producer.send(topic, None, b"small", delivered=lambda *report: reports.append(report))
+    assert producer.flush(DEADLINE_S) == 0
+    assert reports[1] == (None, 0)
+
+
+def test_flush_says_how_many_are_not_answered_in_time(side: Side) -> None:
+    topic = side.topic()
+    producer = side.small_buffer(10)
+    producer.send(topic, None, b"waits")
+    assert producer.flush(0) == 1
+    assert producer.flush(DEADLINE_S) == 0
+
+
+def test_closing_sends_what_is_queued_and_then_refuses(side: Side) -> None:
+    topic = side.topic()
+    producer = side.small_buffer(10)
+    reports: list[tuple[ClusterError | None, int]] = []
+    producer.send(topic, None, b"last", delivered=lambda *report: reports.append(report))
+    producer.close(DEADLINE_S)
+    producer.close(DEADLINE_S)
+    assert reports == [(None, 0)]
+    with pytest.raises(ClusterError, match="closed"):
+        producer.send(topic, None, b"too late")
+
+
+def test_closing_without_time_reports_what_was_not_sent(side: Side) -> None:
+    topic = side.topic()
+    producer = side.small_buffer(10)
+    reports: list[ClusterError | None] = []
+    producer.send(topic, None, b"never", delivered=lambda error, offset: reports.append(error))
+    producer.close(0)
+    assert len(reports) == 1
+    assert isinstance(reports[0], ClusterError)
