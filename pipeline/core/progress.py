@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 
 METADATA_LIMIT = 4_095
 _PREFIX = "pl1:"
+_OPEN_RUN_MAX = 10_000_000
+"""No worker holds more open records: a forged text must not fill the memory."""
 _NOTHING_OPEN, _BITSET, _RUNS = 0, 1, 2
 
 
@@ -94,7 +96,7 @@ def encode(progress: Progress, limit: int = METADATA_LIMIT) -> str:
     if not progress.open:
         return _text(head, _varint(_NOTHING_OPEN) + _varint(span))
     open_offsets = progress.open
-    room = (limit - len(_PREFIX)) * 3 // 4 - len(head) - 1
+    room = max(0, (limit - len(_PREFIX)) * 3 // 4 - len(head) - 1)
     runs = _run_lengths(progress.offset, progress.end, open_offsets)
     if len(runs) <= min(room, (span + 7) // 8):
         return _text(head, _varint(_RUNS) + runs)
@@ -127,9 +129,9 @@ def decode(offset: int, metadata: str) -> Progress:
         return Progress(offset, offset)
     text = metadata[len(_PREFIX) :]
     try:
-        raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         return _decode(offset, raw)
-    except (binascii.Error, StopIteration, IndexError, UnicodeDecodeError, ValueError):
+    except (binascii.Error, IndexError, ValueError):
         return Progress(offset, offset)
 
 
@@ -166,6 +168,8 @@ def _decode(offset: int, raw: bytes) -> Progress:
     found: list[int] = []
     for run in _numbers(raw, at):
         if is_open:
+            if run > _OPEN_RUN_MAX:
+                raise ValueError(f"a run of {run} open offsets")
             found.extend(range(position, position + run))
         position += run
         is_open = not is_open

@@ -39,7 +39,8 @@ class Rebuild:
     """Feed it every record of the lanes up to their fences; then `complete` is true and the results stand.
 
     `lanes` are names in index order starting at 1; `progress` is each lane's settled part (its offset not below the log's start);
-    `ends` are the lanes' ends, read *after* the committed offsets.
+    `ends` are the lanes' ends, read *after* the committed offsets. A lane that the previous owner did not fence (a worker of
+    another version, with other tiers) tells no zombies: running one again is better than losing what another owner parked.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Rebuild:
         self.zombies = 0
         self._found_at: dict[Identity, int] = {}
         self._scans = [
-            _Scan(name, index, progress[name], ends[name], source.fences.get(name, 0), at=progress[name].offset)
+            _Scan(name, index, progress[name], ends[name], source.fences.get(name, ends[name]), at=progress[name].offset)
             for index, name in enumerate(lanes, start=1)
         ]
 

@@ -11,6 +11,7 @@ Rules (a)-(h) are explained in docs/design.md.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -209,14 +210,25 @@ class Unit:
         key = delivery.key
         if self._by_key and key is not None:
             if key in self.busy:
-                self.waiting.setdefault(key, deque()).append(delivery)
-                self.waiting_count += 1
+                self._wait(delivery)
                 return False
             if (delivery.lane or key in self.parking.keys) and not self._admit_parked(delivery, now_ms):
                 return False
             self.busy.add(key)
             return True
         return not (delivery.lane or key in self.parking.keys) or self._admit_parked(delivery, now_ms)
+
+    def _wait(self, delivery: Delivery) -> None:
+        """Behind what runs for its key. Source records come in order; lane records are put in theirs, which saves hops
+        (the wait rule alone keeps the order)."""
+        queue = self.waiting.get(delivery.key)
+        self.waiting_count += 1
+        if queue is None:
+            self.waiting[delivery.key] = deque((delivery,))
+        elif delivery.lane == SOURCE or queue[-1].identity <= delivery.identity:
+            queue.append(delivery)
+        else:
+            queue.insert(bisect_right(queue, delivery.identity, key=_identity), delivery)
 
     def _admit_parked(self, delivery: Delivery, now_ms: int) -> bool:
         identity, key, parking = delivery.identity, delivery.key, self.parking
@@ -279,7 +291,7 @@ class Unit:
         self.busy.discard(key)
         queue = self.waiting.get(key)
         while queue:
-            delivery = self._pop_lowest(queue) if key in self.parking.keys else queue.popleft()
+            delivery = queue.popleft()
             self.waiting_count -= 1
             if not queue:
                 del self.waiting[key]
@@ -289,17 +301,14 @@ class Unit:
                 return None
         return None
 
-    @staticmethod
-    def _pop_lowest(queue: deque[Delivery]) -> Delivery:
-        # Records of several lanes met here: taking the lowest origin first saves hops (the wait rule alone keeps the order).
-        lowest = min(range(len(queue)), key=lambda i: queue[i].identity)
-        delivery = queue[lowest]
-        del queue[lowest]
-        return delivery
-
     def failed(self, delivery: Delivery, failure: Failure, now_ms: int, draw: float) -> Delivery | None:
         """One more execution failed: retry, wait or give up. Returns the key's next record if the key is free now."""
+        if not self.open:
+            return None
         delivery.attempt += 1
+        if self.skipped and delivery.identity in self.skipped:
+            self._dead_letter(delivery, SKIPPED, now_ms)
+            return None
         decision = after_failure(self.policy.retry, delivery.attempt, failure, now_ms, draw)
         if isinstance(decision, WaitInMemory):
             self.effects.append(RunAgain(delivery, decision.until_ms))
@@ -376,7 +385,7 @@ class Unit:
             attempt=0,
             hop=0,
             epoch=self.epoch,
-            origin_topic=self.policy.source,
+            origin_topic=self.lanes[delivery.lane].spec.topic,
             origin_partition=self.partition,
             origin_offset=delivery.offset,
             origin_timestamp_ms=max(0, delivery.message.timestamp()[1]),
@@ -413,6 +422,10 @@ class Unit:
     def close(self) -> None:
         self.drain()
         self.open = False
+
+
+def _identity(delivery: Delivery) -> Identity:
+    return delivery.identity
 
 
 def event_id(delivery: Delivery, source: str) -> str:

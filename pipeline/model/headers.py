@@ -32,6 +32,7 @@ _DUE, _NOT_BEFORE, _FIRST_FAILED, _GROUP = "pl.due", "pl.not_before", "pl.first_
 _ERROR_CLASS, _ERROR_TYPE, _ERROR_MESSAGE, _ERROR_STACK = (
     f"pl.error.{n}" for n in ("class", "type", "message", "stack")
 )
+_DIGITS_MAX = 19
 _DELIVERY_PREFIX = "pl."
 _PRODUCER_OWNED = {EVENT_ID}
 _DLQ_PREFIX = "__dlq.errors."
@@ -153,10 +154,9 @@ def decode(headers: Headers | None) -> DeliveryHeaders:
             if default is None:
                 raise HeaderError(f"header {name} is missing")
             return default
-        try:
-            return int(raw)
-        except ValueError:
-            raise HeaderError(f"header {name} is not a number: {raw[:40]!r}") from None
+        if not raw.isdigit() or len(raw) > _DIGITS_MAX:
+            raise HeaderError(f"header {name} is not a number: {raw[:40]!r}")
+        return int(raw)
 
     def text(name: str) -> str:
         return found.get(name, b"").decode("utf-8", "replace")

@@ -31,14 +31,17 @@ class Backoff:
     max_delay_ms: int = 600_000
 
     def before_retry_ms(self, retry: int) -> int:
-        return min(self.max_delay_ms, int(self.delay_ms * self.factor ** (retry - 1)))
+        try:
+            return int(min(self.max_delay_ms, self.delay_ms * self.factor ** (retry - 1)))
+        except OverflowError:
+            return self.max_delay_ms
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """`attempts` counts executions in all. Without `backoff`, retry n goes to the n-th tier (the last one from then on).
 
-    `terminal` and `retryable` are exception types: terminal ones go to the dead letters at once; the rest is retryable.
+    `terminal` are exception types that go to the dead letters at once; the rest is retryable.
     `jitter` is the part of an in-memory wait that is drawn at random, 0..1.
     """
 
@@ -124,6 +127,9 @@ def check_retry(policy: RetryPolicy) -> RetryPolicy:
         )
     if not 0 <= policy.jitter <= 1:
         raise ConfigurationError(f"jitter={policy.jitter!r} must be between 0 and 1")
+    backoff = policy.backoff
+    if backoff is not None and not (0 <= backoff.delay_ms <= backoff.max_delay_ms and backoff.factor >= 1):
+        raise ConfigurationError(f"backoff={backoff!r} must have 0 <= delay <= max_delay and a factor of at least 1")
     return policy
 
 

@@ -5,7 +5,8 @@
     T.G.dlq             dead letters (the name can be set per subscription)
 
 Kafka allows [a-zA-Z0-9._-] and 249 characters. Letters outside that in a group name are escaped as `_xx` (hex of the UTF-8 byte),
-so two groups never share lanes.
+so two groups never share the lanes of one source topic. (Of two source topics they could, as `a` + `b.c` and `a.b` + `c`:
+the topology check refuses that.)
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ MAX_TOPIC_LENGTH = 249
 CONTROL_TOPIC = "_pipeline.control"
 SCHEMAS_TOPIC = "_pipeline.schemas"
 
-_LEGAL = re.compile(r"^[a-zA-Z0-9._-]+$")
+_LEGAL = re.compile(r"[a-zA-Z0-9._-]+")
 
 
 def check_topic(name: str, setting: str = "topic") -> str:
     """The name itself, or a `ConfigurationError` that says what is wrong with it."""
-    if not _LEGAL.match(name) or name in (".", ".."):
+    if not _LEGAL.fullmatch(name) or name in (".", ".."):
         raise ConfigurationError(
             f"{setting}={name!r} is not a legal topic name: use letters, digits, '.', '_' and '-' only"
         )
