@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pipeline.emit.policy import BufferPolicy
 from pipeline.model.cluster import Headers
@@ -53,9 +53,14 @@ class Outgoing:
         self.key = key
         self.value = value
         self.headers = headers
-        self.size_bytes = (
-            RECORD_OVERHEAD_BYTES + len(topic) + len(key or b"") + len(value or b"") + header_bytes(headers)
-        )
+        size_bytes = RECORD_OVERHEAD_BYTES + len(topic)
+        if key is not None:
+            size_bytes += len(key)
+        if value is not None:
+            size_bytes += len(value)
+        for name, content in headers:
+            size_bytes += len(name) + (len(content) if content else 0)
+        self.size_bytes = size_bytes
         self.number = -1
         self.place = 0
         self.copied = False
@@ -68,11 +73,6 @@ class Outgoing:
         self.error = error
         if self.reports is not None:
             self.reports.append(self)
-
-
-def header_bytes(headers: Headers) -> int:
-    """Bytes of all names and values."""
-    return sum(len(name) + (len(value) if value else 0) for name, value in headers)
 
 
 class Route(enum.Enum):
@@ -101,25 +101,32 @@ class Buffer:
 
     def has_room(self, size_bytes: int) -> bool:
         """Whether one more of that size fits; an empty buffer takes any size."""
-        held = self.records
-        return not held or (held < self.policy.max_records and self.held_bytes + size_bytes <= self.policy.max_bytes)
+        held = len(self.waiting) + len(self.in_flight)
+        policy = self.policy
+        return not held or (held < policy.max_records and self.held_bytes + size_bytes <= policy.max_bytes)
 
     def admit(self, record: Outgoing) -> bool:
         """Let it in if it fits; with "drop_oldest" make room first. False: the caller has to wait."""
-        if not self.has_room(record.size_bytes):
+        size_bytes = record.size_bytes
+        if not self.has_room(size_bytes) and not self._make_room(size_bytes):
             if self.policy.mode != "drop_oldest":
                 return False
-            while self.waiting and not self.has_room(record.size_bytes):
-                self.held_bytes -= self.waiting.popleft().size_bytes
-                self.dropped += 1
-        record.number = self.next_number
-        self.next_number += 1
-        if not self.has_room(record.size_bytes):  # all of it is in flight and can't be taken back: the newest gives way
+            self.next_number += 1  # all of it is in flight and can't be taken back: the newest gives way
             self.dropped += 1
             return True
+        record.number = self.next_number
+        self.next_number += 1
         self.waiting.append(record)
-        self.held_bytes += record.size_bytes
+        self.held_bytes += size_bytes
         return True
+
+    def _make_room(self, size_bytes: int) -> bool:
+        if self.policy.mode != "drop_oldest":
+            return False
+        while self.waiting and not self.has_room(size_bytes):
+            self.held_bytes -= self.waiting.popleft().size_bytes
+            self.dropped += 1
+        return self.has_room(size_bytes)
 
     def take(self, limit: int) -> list[Outgoing]:
         """The next records to send, now in flight; never more than the window leaves."""
@@ -128,6 +135,18 @@ class Buffer:
         for record in taken:
             self.in_flight[record.number] = record
         return taken
+
+    def launch(self, records: Sequence[Outgoing]) -> int:
+        """Put new records in flight at once, as far as bounds and window go; only right while nothing waits. Returns how many."""
+        room = self.policy.window - len(self.in_flight)
+        for index, record in enumerate(records[:room] if room > 0 else ()):
+            if not self.has_room(record.size_bytes):
+                return index
+            record.number = self.next_number
+            self.next_number += 1
+            self.in_flight[record.number] = record
+            self.held_bytes += record.size_bytes
+        return min(len(records), max(0, room))
 
     def settle(self, record: Outgoing) -> bool:
         """It is delivered or given up and leaves memory. False when it was already gone."""

@@ -230,18 +230,12 @@ class Publisher:
                     self._lock.wait(remaining)
 
     def _put_many(self, records: list[Outgoing]) -> int:
-        with self._lock:
-            if self._closing:
-                raise PublishError("The publisher is closed: publish before close().")
-            admitted = 0
-            for record in records:
-                if not self._buffer.admit(record):
-                    break
-                admitted += 1
-            self._counters.published += admitted
-        if self._sleeping:
-            self._wake.set()
-        for record in records[admitted:]:
+        if self._closing:
+            raise PublishError("The publisher is closed: publish before close().")
+        taken = self._sender.send_direct(records) if self._prepared else 0
+        if taken:
+            self._nudge()
+        for record in records[taken:]:
             self._put(record)
         return len(records)
 

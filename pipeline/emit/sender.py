@@ -71,6 +71,7 @@ class Sender:
         self._lock = lock
         self._counters = counters
         self._spool = spool
+        self._turn = threading.Lock()  # held from numbering to handing over: who sends next sends newer records
         self._failed: dict[int, Outgoing] = {}
         self._to_resend: deque[Outgoing] = deque()
         self._resend_failed: list[Outgoing] = []
@@ -156,22 +157,29 @@ class Sender:
             batch.append(reports.popleft())
         if not batch:
             return False
+        in_flight, counters, buffer = self._buffer.in_flight, self._counters, self._buffer
+        last: ClusterError | None = None
+        failed = False
         with self._lock:
             for record in batch:
-                if record.error is None:
-                    self._delivered(record)
-                elif may_heal(record.error):
+                last = record.error
+                if last is None:
+                    if record.resent or record.copied:
+                        self._delivered(record)
+                    elif in_flight.pop(record.number, None) is not None:  # nearly every record goes this way
+                        counters.delivered += 1
+                        buffer.held_bytes -= record.size_bytes
+                elif may_heal(last):
+                    failed = True
                     self._failed_for_now(record)
                 else:
                     self._given_up(record)
             self._lock.notify_all()
         self.on_room()
-        # One link for all: a success after a failure in the same batch means that the broker is back.
-        for record in batch:
-            if record.error is None or not may_heal(record.error):
-                self.link.delivered(now_ms)
-            else:
-                self.link.failed(now_ms)
+        if failed:
+            self.link.failed(now_ms)
+        if last is None or not may_heal(last):  # an answer after a failure means that the broker is back
+            self.link.delivered(now_ms)
         return True
 
     def _delivered(self, record: Outgoing) -> None:
@@ -216,17 +224,41 @@ class Sender:
                 self._buffer.put_back(self._failed.values())
                 self._failed.clear()
 
+    def send_direct(self, records: Sequence[Outgoing]) -> int:
+        """For bulk, in the caller's thread: hand over what may go at once; returns how many were taken (0: use the buffer).
+
+        Only while nothing older waits or has failed, and one thread at a time, so that nothing is overtaken. May wait as
+        long as the Kafka client does when it has to be rebuilt, so it is not for agents.
+        """
+        if self._spool is not None or not self._turn.acquire(blocking=False):
+            return 0
+        try:
+            with self._lock:
+                if self._buffer.waiting or self._failed or self.link.away:
+                    return 0
+                taken = self._buffer.launch(records)
+                self._counters.published += taken
+            self._hand_over_all(records[:taken])
+        finally:
+            self._turn.release()
+        return taken
+
     def _send(self, now_ms: int) -> bool:
         if self._failed or not self.link.may_send(now_ms):
             return False
-        with self._lock:
-            batch = self._buffer.take(BATCH)
+        with self._turn:
+            with self._lock:
+                batch = self._buffer.take(BATCH)
+            return self._hand_over_all(batch) > 0
+
+    def _hand_over_all(self, batch: Sequence[Outgoing]) -> int:
+        """How many the client took; the rest waits again."""
         for index, record in enumerate(batch):
             if not self._hand_over(record):
                 with self._lock:
                     self._buffer.put_back(batch[index:])
-                return index > 0
-        return bool(batch)
+                return index
+        return len(batch)
 
     def _hand_over(self, record: Outgoing) -> bool:
         """Give it to the Kafka client; False when the client is full."""

@@ -381,3 +381,33 @@ def test_random_histories_lose_nothing_and_keep_order(tmp_path: Path, max_spool:
             assert len(history.broker.log) == len(seen), f"sent twice, seed {seed}"
     assert crashes > 25
     assert spooled > 250
+
+
+def outgoing(numbers: range) -> list[Outgoing]:
+    return [Outgoing("t", b"k", b"%d" % number, [("pl.event_id", b"e%d" % number)]) for number in numbers]
+
+
+def test_bulk_goes_straight_to_the_client_only_while_nothing_older_waits() -> None:
+    bench = Bench(BufferPolicy(max_records=100), ScriptedBroker(capacity=4))
+    bench.broker.mode = "hold"
+    assert bench.sender.send_direct(outgoing(range(6))) == 6  # the client took four, two wait again
+    assert [int(record.value or b"") for record in bench.buffer.waiting] == [4, 5]
+    assert bench.sender.send_direct(outgoing(range(6, 8))) == 0
+    for record in outgoing(range(6, 8)):
+        assert bench.buffer.admit(record)
+    bench.broker.capacity, bench.broker.mode = 100, "up"
+    bench.broker.acknowledge(4)
+    bench.run()
+    assert bench.numbers() == list(range(8))
+
+
+def test_bulk_does_not_overtake_a_failure_or_the_window() -> None:
+    bench = Bench(BufferPolicy(max_records=8), ScriptedBroker())
+    bench.broker.mode = "hold"
+    assert bench.sender.send_direct(outgoing(range(6))) == 4
+    bench.broker.break_off(1)
+    bench.sender.step(bench.now_ms)
+    assert bench.sender.send_direct(outgoing(range(4, 6))) == 0
+    bench.broker.mode = "up"
+    bench.run()
+    assert bench.numbers() == [0, 1, 2, 3]
