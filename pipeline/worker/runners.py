@@ -144,7 +144,6 @@ class AsyncRunners:
         if reason == "revoked":
             return None
         if reason == "timeout":
-            self._engine.stats.timeouts += 1
             return timed_out(self._engine.execution.subscription.timeout_ms)
         return failure_of(RuntimeError("the handler was cancelled from inside: something it awaited was cancelled"), ())
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from pipeline.model.outcome import FailureKind
+
 
 @dataclass(slots=True)
 class Stats:
@@ -14,7 +16,6 @@ class Stats:
     warnings: int = 0
     waited_in_memory: int = 0
     fetch_faults: int = 0
-    timeouts: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     hops: Counter[tuple[str, str]] = field(default_factory=Counter)
     dead: Counter[str] = field(default_factory=Counter)
@@ -27,6 +28,11 @@ class Stats:
 
     def dead_lettered(self, error_class: str) -> None:
         self.dead[error_class] += 1
+
+    @property
+    def timeouts(self) -> int:
+        """Attempts that took too long: coroutines, threads and batches alike."""
+        return self.failures[FailureKind.TIMED_OUT.value]
 
     @property
     def amplification(self) -> float:
