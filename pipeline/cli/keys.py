@@ -85,7 +85,9 @@ def skip(
     broker: BrokerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Give up the record that blocks a key: it goes to the dead letters, and the next one of the key has its turn.
+    """Give up the record that blocks a key: when it is due it goes to the dead letters without running.
+
+    Those behind it no longer wait for it; each runs when its own tier lets it go.
 
     Exit code 1: nothing of this key waits.
 
@@ -104,10 +106,10 @@ def skip(
             write_switch(cluster, control_topic(), switch, on=True)
     text = ""
     if switch is not None:
-        rest = len(waiting) - 1
         text = (
             f"Skipping {clean(switch.topic)} partition {switch.partition} offset {switch.origin_offset} "
-            f"(key {text_of(switch.key)}): it goes to the dead letters; {rest} behind it {'goes' if rest == 1 else 'go'} on."
+            f"(key {text_of(switch.key)}): when it is due it goes to the dead letters without running; "
+            f"waiting behind it: {len(waiting) - 1}."
         )
     _tell(switch, waiting, name, key, text, as_json)
 

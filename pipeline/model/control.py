@@ -33,7 +33,7 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """The record with this origin is given up: it goes to the dead letters without running again, its successors go on."""
+    """The record with this origin is given up: when it comes up it goes to the dead letters without running."""
 
     group: str
     topic: str
