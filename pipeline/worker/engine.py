@@ -13,7 +13,7 @@ import heapq
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from pipeline.core.rebuild import Rebuild
 from pipeline.core.unit import DeadLetter, HandOff, LaneSpec, RunAgain, Unit, UnitPolicy
 from pipeline.model.cluster import Message, Position, RecordProducer, TopicPartition
 from pipeline.model.control import Release, Switches
-from pipeline.model.errors import CodecError, PipelineError
+from pipeline.model.errors import ClusterError, CodecError, PipelineError, SchemaUnavailable
 from pipeline.model.headers import EVENT_ID
 from pipeline.model.outcome import Done, Emit, Failure
 from pipeline.model.topics import LaneTopics
@@ -90,7 +90,10 @@ class _Opening:
 
 @dataclass(frozen=True, slots=True)
 class EngineParts:
-    """What the composition root hands in. `encode` turns an output into (key, value) bytes for its topic's real name."""
+    """What the composition root hands in. `encode` turns an output into (key, value) bytes for its topic's real name.
+
+    It raises SchemaUnavailable before the output's contract was looked up, which `prepare` does.
+    """
 
     topics: LaneTopics
     group: str
@@ -100,6 +103,7 @@ class EngineParts:
     clock: Clock
     rng: random.Random
     log: Any
+    prepare: Callable[[Emit], Awaitable[None]]
     fetch_schema: Callable[[int], None] = lambda _id: None
     switches: Switches = field(default_factory=Switches)
     broken: Callable[[BaseException], None] = lambda _error: None
@@ -299,6 +303,12 @@ class Engine:
                 return self.done(delivery)
             try:
                 records = [self._encoded(delivery, i, item) for i, item in enumerate(emitted)]
+            except SchemaUnavailable:
+                self._sender.hold(unit)
+                task = self._loop.create_task(self._prepare_outputs(delivery, outcome, emitted))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+                return None
             except (CodecError, PipelineError) as error:
                 outcome = failure_of(error, ())
             else:
@@ -349,6 +359,26 @@ class Engine:
                 self._log.warning("schema registry does not answer: waiting", schema_id=schema_id, error=str(error))
                 await asyncio.sleep(min(5.0, 0.2 * 2**tries))
         self.resumed.extend(self._schema_waits.pop(schema_id))
+        self.wake()
+
+    async def _prepare_outputs(self, delivery: Delivery, outcome: Done, emitted: Sequence[Emit]) -> None:
+        """Look up the contracts of outputs, for as long as it takes, then conclude: the handler does not run again."""
+        ending: Done | Failure = outcome
+        for tries in itertools.count():
+            try:
+                for item in emitted:
+                    await self._parts.prepare(item)
+                break
+            except (SchemaUnavailable, ClusterError) as error:
+                self._log.warning("schema registry does not answer: an output waits", error=str(error))
+                await asyncio.sleep(min(5.0, 0.2 * 2**tries))
+            except PipelineError as error:
+                ending = failure_of(error, ())
+                break
+        self._sender.let_go(delivery.unit)
+        following = self.complete(delivery, ending, emitted)
+        if following is not None:
+            self.resumed.append(following)
         self.wake()
 
     def _encoded(self, delivery: Delivery, index: int, item: Emit) -> OutRecord:

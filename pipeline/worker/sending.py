@@ -109,6 +109,16 @@ class Sender:
     def _answered(self, sent: _Sent, error: ClusterError | None, _offset: int) -> None:
         self._post(Delivered(sent, error))
 
+    def hold(self, unit: Unit) -> None:
+        """Outputs of this unit are still to come: it is not drained before `let_go`."""
+        self._pending[unit] += 1
+
+    def let_go(self, unit: Unit) -> None:
+        if self._pending[unit] > 1:
+            self._pending[unit] -= 1
+        else:
+            del self._pending[unit]
+
     def answer(self, sent: _Sent, error: ClusterError | None, now_ms: int) -> HandOff | DeadLetter | Outputs | None:
         """The broker's answer; returns what is complete by it (an `Outputs` only with its last record)."""
         unit = sent.what.delivery.unit
@@ -119,9 +129,7 @@ class Sender:
             return None
         if sent.tries:
             self._calm(unit)
-        self._pending[unit] -= 1
-        if not self._pending[unit]:
-            del self._pending[unit]
+        self.let_go(unit)
         if isinstance(sent.what, Outputs):
             sent.what.left -= 1
             return None if sent.what.left else sent.what

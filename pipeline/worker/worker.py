@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.delivery import Delivery
@@ -69,6 +70,7 @@ class Worker:
         self._switches = Switches()
         self._producer: RecordProducer | None = None
         self._control: ControlFollower | None = None
+        self._prepared: set[tuple[str, type[TypedValue]]] = set()
         self.running: list[Running] = []
         self.broken: asyncio.Future[BaseException] | None = None
 
@@ -104,7 +106,7 @@ class Worker:
             running.engine.start()
             running.driver.start()
 
-    async def _off_loop(self, work: Callable[[], None]) -> None:
+    async def _off_loop(self, work: Callable[[], object]) -> None:
         """Blocking requests run in a thread; the memory cluster answers at once and belongs to this one."""
         if self.in_memory:
             work()
@@ -164,6 +166,7 @@ class Worker:
             group=place.group,
             producer=self._producer,
             encode=self._encode,
+            prepare=self._prepare_output,
             schema_of=_schema_of(subscription, source, codec),
             clock=clock,
             rng=random.Random(f"{app.name}/{place.group}/{self._index}") if self.in_memory else random.Random(),
@@ -218,8 +221,17 @@ class Worker:
         if isinstance(value, str):
             return value.encode()
         if isinstance(value, TypedValue):
+            if (topic, type(value)) not in self._prepared:
+                raise SchemaUnavailable(f"{value.record_name} was not looked up for topic {topic} yet")
             return self._app.codec.encode(value, topic=topic)
         return json.dumps(value, separators=(",", ":"), default=str).encode()
+
+    async def _prepare_output(self, item: Emit) -> None:
+        """Make the codec ready to write this output's type to its topic. Raises SchemaUnavailable."""
+        if isinstance(item.value, TypedValue):
+            topic, kind = self._app.topic_name(item.topic), type(item.value)
+            await self._off_loop(partial(self._app.codec.prepare, topic, [kind.record_name]))
+            self._prepared.add((topic, kind))
 
     def _broke(self, error: BaseException) -> None:
         if self.broken is not None and not self.broken.done():
