@@ -27,7 +27,9 @@ KEEP_CHECK_S = 0.5
 def demo(
     file: Annotated[
         Path | None,
-        typer.Option("--input", help="Transcripts in OpenAI chat format (JSONL or JSON, plain or .gz).", metavar="FILE"),
+        typer.Option(
+            "--input", help="Transcripts in OpenAI chat format (JSONL or JSON, plain or .gz).", metavar="FILE"
+        ),
     ] = None,
     runs: Annotated[int | None, typer.Option("--runs", min=1, help="So many agent runs; all of FILE, or 1000.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the simulated agents.")] = 1,
@@ -35,7 +37,9 @@ def demo(
         str | None,
         typer.Option("--broker", help="Use this Kafka and not an embedded one.", metavar="ADDRESS"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object; progress on standard error.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one JSON object; progress on standard error.")
+    ] = False,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave Kafka (until Ctrl-C) or, with --broker, the topics, to look at.")
     ] = False,
@@ -83,7 +87,9 @@ def _load(file: Path | None, runs: int | None, seed: int, screen: Screen) -> Loa
         load = imported(file.expanduser().absolute(), source_name(file), runs, seed)
         screen.say(f"{clean(file)}: {load.runs} runs, {len(load.records)} events, {len(load.skipped)} things skipped")
         for item in load.skipped[:SKIPPED_SHOWN]:
-            screen.say(f"  skipped: line {item.line}: {clean(item.path) + ': ' if item.path else ''}{clean(item.reason)}")
+            screen.say(
+                f"  skipped: line {item.line}: {clean(item.path) + ': ' if item.path else ''}{clean(item.reason)}"
+            )
     if load.cut:
         screen.say(f"  that is more than the demo keeps an account of: it takes the first {RECORDS_MAX} records or so")
     return load

@@ -212,9 +212,7 @@ def _settled(progress: Progress | None, offset: int) -> bool:
     return offset < progress.offset or (offset < progress.end and offset not in progress.open)
 
 
-def _out_of_order(
-    source: Sequence[SourceFact], first: Mapping[tuple[int, int], EndingFact], tolerance_ms: int
-) -> int:
+def _out_of_order(source: Sequence[SourceFact], first: Mapping[tuple[int, int], EndingFact], tolerance_ms: int) -> int:
     """Within one topic offsets tell the order; between ledger and dead letters the append times do."""
     count = 0
     last: dict[tuple[bytes, bool], int] = {}

@@ -61,7 +61,9 @@ def imported(path: Path, source: str, runs: int | None, seed: int) -> Load:
             break
     if not found:
         why = f": line {skipped[0].line}: {skipped[0].reason}" if skipped else ": it is empty"
-        raise ConfigurationError(f"{path} has no run that could be imported{why}; give transcripts in OpenAI chat format.")
+        raise ConfigurationError(
+            f"{path} has no run that could be imported{why}; give transcripts in OpenAI chat format."
+        )
     return Load(tuple(_interleaved(found, seed)), len(found), tuple(skipped), cut)
 
 

@@ -82,7 +82,9 @@ def build(place: Place, worker: str = "demo") -> Pipeline:
     app = Pipeline(worker, settings=place.settings())
     source = app.settings.events_topic
 
-    @app.subscribe(source, group=BILLING, tiers=TIERS[BILLING], attempts=ATTEMPTS[BILLING], concurrency=200, timeout="30s")
+    @app.subscribe(
+        source, group=BILLING, tiers=TIERS[BILLING], attempts=ATTEMPTS[BILLING], concurrency=200, timeout="30s"
+    )
     async def bill(event: RunEvent, ctx: Context) -> None:
         """Fails, takes its time or never succeeds, as the event says."""
         behaviour = behaviour_of(event)

@@ -149,7 +149,7 @@ class Tail:
     def __init__(self, app: Pipeline, topics: TopicMap) -> None:
         self._collector = Collector(app, topics)
         self._reader: PartitionReader = app.cluster.reader("demo-tail")
-        self._reader.assign({place: 0 for place in topics.places()})
+        self._reader.assign(dict.fromkeys(topics.places(), 0))
 
     @property
     def facts(self) -> Facts:
@@ -167,7 +167,7 @@ def read_back(app: Pipeline, topics: TopicMap, deadline_s: float) -> Facts:
     collector = Collector(app, topics)
     places = topics.places()
     ends = app.cluster.admin().end_offsets(places)
-    collector.add(read_to_end(app.cluster, {place: 0 for place in places}, ends, deadline_s))
+    collector.add(read_to_end(app.cluster, dict.fromkeys(places, 0), ends, deadline_s))
     for group in GROUPS:
         collector.facts.groups[group].unsettled = unsettled(app, topics, group)
     return collector.facts

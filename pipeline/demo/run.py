@@ -15,7 +15,7 @@ from pipeline.demo import accounting
 from pipeline.demo.accounting import Kill, account_of_group, account_of_source, per_second
 from pipeline.demo.feed import Feed, Load, identities
 from pipeline.demo.groups import GROUPS, Place, build, lanes_of, ledger_topic, worker_name
-from pipeline.demo.processes import Workers, WorkerProcess
+from pipeline.demo.processes import WorkerProcess, Workers
 from pipeline.demo.readback import Facts, Tail, TopicMap, progress_of, read_back, unsettled
 from pipeline.demo.report import KillReport, Rates, Report
 from pipeline.demo.screen import GroupView, Screen, View
@@ -193,7 +193,9 @@ class Demo:
         self._workers.kill(worker)
         at_ms, at_s = time.time_ns() // 1_000_000, time.monotonic()
         self._killed, self._killed_at_s = worker, at_s - self._began
-        self._screen.say(f"SIGKILL to {worker.name} (pid {worker.process.pid}), the owner of {len(partitions)} partitions")
+        self._screen.say(
+            f"SIGKILL to {worker.name} (pid {worker.process.pid}), the owner of {len(partitions)} partitions"
+        )
         time.sleep(SNAPSHOT_AFTER_S)
         durable = progress_of(self._app, worker.group, self._topics.lanes(worker.group))
         in_time = time.monotonic() - at_s < SNAPSHOT_BEFORE_S

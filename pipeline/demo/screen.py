@@ -148,7 +148,17 @@ def _panel(view: View) -> RenderableType:
 
 
 def _rows(report: Report) -> tuple[list[str], list[list[str]]]:
-    heads = ["", "processed", "dead letters", "lost", "duplicates", "redelivered", "out of order", "retried", "waited behind"]
+    heads = [
+        "",
+        "processed",
+        "dead letters",
+        "lost",
+        "duplicates",
+        "redelivered",
+        "out of order",
+        "retried",
+        "waited behind",
+    ]
     rows = []
     for g in report.groups:
         retried = " ".join(f"{tier}:{count}" for tier, count in g.retried.items())

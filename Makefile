@@ -1,0 +1,59 @@
+# Everything from a fresh clone with Python 3.11+ and make: the environment is made in .venv on first use.
+# Arguments: make demo ARGS="--runs 50"    make test ARGS="tests/unit -k lanes"    make PYTHON=/path/to/python3 demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
+ARGS ?=
+# Test processes. The real Kafka is one for all of them; a file's tests stay together, so its servers start once.
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench sim clean
+.SILENT:
+
+help:  ## this list
+	sed -n 's/^\([a-z][a-z-]*\):[^#]*##\(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+demo: $(VENV)/.ready-run  ## the main job on a real Kafka, one worker killed in the middle; ARGS="--input FILE --runs N --json"
+	$(BIN)/pipeline demo $(ARGS)
+
+test: $(VENV)/.ready-dev  ## all tests, on a real Kafka
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+lint: $(VENV)/.ready-dev  ## ruff, its formatter, mypy --strict, and the schemas against their history
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/pipeline schemas check
+
+bench: $(VENV)/.ready-bench  ## speed and memory beside bare loops and other libraries; ARGS="--json"
+	$(BIN)/python -m bench $(ARGS)
+
+sim: $(VENV)/.ready-dev  ## whole workers on the simulated cluster; SEED=n repeats one history
+	$(BIN)/python -m pytest tests/simulation $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# -- the environment: made once, brought up to date when pyproject.toml changes
+
+$(BIN)/python:
+	echo "making the Python environment in $(VENV)"
+	./.ci/venv $(VENV)
+
+$(VENV)/.ready-run: pyproject.toml | $(BIN)/python
+	echo "installing what the pipeline needs (the first time takes a minute or two)"
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.ready-dev: pyproject.toml | $(BIN)/python
+	echo "installing what the pipeline, its tests and its checks need (the first time takes a minute or two)"
+	$(PIP) --editable '.[test,lint]'
+	touch $@ $(VENV)/.ready-run
+
+$(VENV)/.ready-bench: pyproject.toml | $(BIN)/python
+	echo "installing what the benchmarks need (the first time takes a minute or two)"
+	$(PIP) --editable '.[bench]'
+	touch $@ $(VENV)/.ready-run
