@@ -34,12 +34,16 @@ from pipeline.topology import Layout, layouts
 
 if TYPE_CHECKING:
     from pipeline.codec import AvroCodec
+    from pipeline.codec.registry_local import MemorySchemaLog
     from pipeline.emit.policy import BufferPolicy
     from pipeline.emit.publisher import Publisher
     from pipeline.emit.recorder import Recorder
     from pipeline.worker.worker import Worker
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_memory_logs: dict[str, MemorySchemaLog] = {}
+"""Schema ids of memory clusters: shared by everything in this process that uses the same address, like the cluster itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +183,9 @@ class Pipeline:
             secret = self.settings.registry_user_info.get_secret_value()
             return ConfluentRegistry(RegistryPolicy(self.settings.registry, secret, self.settings.registry_ca))
         if self.settings.broker.startswith("memory://"):
-            from pipeline.memory import schema_log
+            from pipeline.codec.registry_local import MemorySchemaLog
 
-            return LocalRegistry(schema_log(self.settings.broker), product_catalogue())
+            return LocalRegistry(_memory_logs.setdefault(self.settings.broker, MemorySchemaLog()), product_catalogue())
         from pipeline.kafka.schema_log import KafkaSchemaLog
 
         client = {"bootstrap.servers": self.settings.broker, **self.settings.client_settings()}

@@ -150,10 +150,12 @@ class BatchRunners:
     def running(self) -> int:
         return sum(len(batch) for batch in self._running.values())
 
-    async def stop(self) -> None:
+    def abandon(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        tasks = tuple(self._running)
-        for task in tasks:
+        for task in self._running:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def stop(self) -> None:
+        self.abandon()
+        await asyncio.gather(*tuple(self._running), return_exceptions=True)

@@ -11,6 +11,8 @@ from typing import Protocol
 from pipeline.worker.fetcher import Fetcher
 
 POLL_S = 0.02
+IDLE_S = 0.05
+"""The loop driver steps at least so often, for retries of openings and for back-pressure that ends."""
 RECENT_S = 30.0
 
 
@@ -20,6 +22,9 @@ class Driver(Protocol):
     def request_stop(self) -> None: ...
 
     async def join(self, timeout_s: float) -> bool: ...
+
+    def abandon(self) -> None:
+        """Stop without closing anything, as a dying process does; only simulations can."""
 
     @property
     def done(self) -> bool: ...
@@ -44,6 +49,9 @@ class ThreadDriver:
 
     def request_stop(self) -> None:
         self._stop.set()
+
+    def abandon(self) -> None:
+        raise NotImplementedError("a thread can't be abandoned: kill the process")
 
     async def join(self, timeout_s: float) -> bool:
         if self._thread.ident is not None:
@@ -82,19 +90,34 @@ class LoopDriver:
         self._loop = loop
         self._failed = failed
         self._handle: asyncio.Handle | None = None
+        self._planned = False
         self._done = False
 
     def start(self) -> None:
+        self._fetcher.driven_by(self._soon)
         self._fetcher.subscribe()
         self._step()
 
+    def _soon(self) -> None:
+        """There may be something to do: step once the running callback has ended."""
+        if not self._done and not self._planned:
+            self._planned = True
+            self._loop.call_soon_threadsafe(self._step)
+
     def _step(self) -> None:
+        self._planned = False
+        if self._done:
+            return
+        if self._handle is not None:
+            self._handle.cancel()
         try:
             fetched = self._fetcher.step(0)
         except Exception as error:
             self._failed(error)
             return
-        self._handle = self._loop.call_soon(self._step) if fetched else self._loop.call_later(POLL_S / 4, self._step)
+        if fetched:
+            self._soon()
+        self._handle = self._loop.call_later(IDLE_S, self._step)
 
     def request_stop(self) -> None:
         if self._handle is not None:
@@ -102,6 +125,11 @@ class LoopDriver:
         if not self._done:
             self._done = True
             self._fetcher.close()
+
+    def abandon(self) -> None:
+        self._done = True
+        if self._handle is not None:
+            self._handle.cancel()
 
     async def join(self, timeout_s: float) -> bool:
         return True

@@ -69,6 +69,9 @@ class Executor(Protocol):
 
     def running(self) -> int: ...
 
+    def abandon(self) -> None:
+        """Stop at once, as a dying process does."""
+
     async def stop(self) -> None: ...
 
 
@@ -674,6 +677,16 @@ class Engine:
         for task in tuple(self._tasks):
             task.cancel()
         await self.executor.stop()
+
+    def abandon(self) -> None:
+        """See `Worker.abandon`."""
+        for handle in (self._ticker, self._timer, *self._draining.values()):
+            if handle is not None:
+                handle.cancel()
+        for unit in self._unit_list:
+            unit.close()
+        self._unit_list, self._units, self._routes = (), {}, {}
+        self.executor.abandon()
 
     def fail(self, error: BaseException) -> None:
         """A defect of the pipeline itself, or the poll thread died: this engine can't go on, and says so."""

@@ -74,6 +74,7 @@ class Fetcher:
         self._full_since: float | None = None
         self._held = False
         self._fetched = 0
+        self.wake_driver: Callable[[], None] = consumer.wake
         self.polled_at = monotonic()
 
     # -- for the engine
@@ -81,11 +82,16 @@ class Fetcher:
     def request(self, command: Callable[[], None]) -> None:
         """Run `command` (a bound method below) in the poll thread, soon."""
         self._commands.append(command)
-        self._consumer.wake()
+        self.wake_driver()
 
     def release(self, partition: int, positions: Mapping[TopicPartition, Position]) -> None:
         """The partition is drained: commit these last positions and let it go."""
         self._released[partition] = positions
+
+    def driven_by(self, soon: Callable[[], None]) -> None:
+        """On the memory cluster: `soon` is called when a step has something to do, so that nobody has to poll for it."""
+        self.wake_driver = soon
+        self._consumer.activity(soon)  # type: ignore[attr-defined]
 
     # -- commands, run in the poll thread
 

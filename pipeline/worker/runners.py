@@ -176,10 +176,12 @@ class AsyncRunners:
     def running(self) -> int:
         return sum(runner.delivery is not None for runner in self._runners)
 
-    async def stop(self) -> None:
+    def abandon(self) -> None:
         self._sweeper.cancel()
-        runners = tuple(self._runners)
-        for runner in runners:
+        for runner in self._runners:
             runner.ended_by = "stop"
             runner.task.cancel()
-        await asyncio.gather(*(runner.task for runner in runners), return_exceptions=True)
+
+    async def stop(self) -> None:
+        self.abandon()
+        await asyncio.gather(*(runner.task for runner in tuple(self._runners)), return_exceptions=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pipeline.core.delivery import Delivery
@@ -88,6 +88,14 @@ class Sender:
             self._start(_Sent(waiting, record, -1), now_ms)
 
     @staticmethod
+    def _later_due(effect: HandOff, record: OutRecord) -> OutRecord:
+        """Others may have landed in the tier since the first try: due times inside a tier never decrease (rule b)."""
+        delivery = effect.delivery
+        lane = delivery.unit.lanes[effect.lane]
+        headers = replace(effect.headers, due_ms=max(effect.headers.due_ms, lane.last_due_ms))
+        return replace(record, headers=encode(producer_headers(delivery.message.headers()), headers))
+
+    @staticmethod
     def _copy(topic: str, delivery: Delivery, headers: Headers) -> OutRecord:
         return OutRecord(topic, delivery.key, delivery.message.value(), headers)
 
@@ -96,6 +104,8 @@ class Sender:
         self._send(sent, now_ms)
 
     def _send(self, sent: _Sent, now_ms: int) -> None:
+        if sent.tries and isinstance(sent.what, HandOff):
+            sent.record = self._later_due(sent.what, sent.record)
         record = sent.record
         try:
             self._producer.send(

@@ -141,6 +141,9 @@ class ThreadRunners:
     def running(self) -> int:
         return len(self._out)
 
-    async def stop(self) -> None:
+    def abandon(self) -> None:
         for _ in self._threads:
             self._work.put(_STOP)
+
+    async def stop(self) -> None:
+        self.abandon()

@@ -159,7 +159,7 @@ class Worker:
         log = self._log.bind(group=place.group, topic=source)
         codec = self._codec(subscription)
         execution = Execution(subscription, source, decoder(subscription, source, codec), log)
-        clock = Clock((lambda: int(loop.time() * 1000)) if self.in_memory else (lambda: time.time_ns() // 1_000_000))
+        clock = Clock(getattr(cluster, "clock", _wall_clock_ms))
         assert self._producer is not None
         parts = EngineParts(
             topics=place.topics,
@@ -257,11 +257,23 @@ class Worker:
         await running.driver.join(30.0)
         await running.engine.stop()
 
+    def abandon(self) -> None:
+        """For simulations: as if the process had died here. Nothing is drained, committed or closed."""
+        self._control = None
+        for running in self.running:
+            running.driver.abandon()
+            running.engine.abandon()
+        self.running.clear()
+
     # -- looking in
 
     def health(self) -> dict[str, Any]:
         """Per group: is it consuming, and if not, why not."""
         return {running.layout.group: _health(running) for running in self.running}
+
+
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _groups(app: Pipeline) -> str:
