@@ -16,8 +16,8 @@ def views_command(
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; partitions are shared among them.")] = 1,
     store: Annotated[str, typer.Option("--store", help="Where tables are kept: memory or rocksdb.")] = "memory",
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Folder of the rocksdb tables.")] = None,
-    prefix: Annotated[str, typer.Option("--prefix", help="Environment prefix of topics and groups.")] = "",
-    registry: Annotated[str, typer.Option("--registry", help="URL of a Confluent-compatible registry.")] = "",
+    prefix: Annotated[str, typer.Option("--prefix", help="Before topics and groups. Default: PIPELINE_PREFIX.")] = "",
+    registry: Annotated[str, typer.Option("--registry", help="Registry URL. Default: PIPELINE_REGISTRY.")] = "",
     web_port: Annotated[
         int,
         typer.Option("--web-port", help="/health and /metrics on loopback, one port per worker from here; 0 = off."),
@@ -36,14 +36,23 @@ def views_command(
 
     from pipeline.cli import output
     from pipeline.model.errors import ConfigurationError
+    from pipeline.settings import Settings
     from pipeline.views import processes
     from pipeline.views.policy import ViewsPolicy
 
-    bootstrap = broker or _default_broker()
-    if not bootstrap:
-        raise ConfigurationError("No broker is given: use --broker HOST:PORT or set PIPELINE_BROKER.")
+    settings = Settings.load()
+    if settings.client_settings() or settings.registry_user_info.get_secret_value() or settings.registry_ca:
+        raise ConfigurationError(
+            "PIPELINE_CLIENT, PIPELINE_USERNAME, PIPELINE_REGISTRY_USER_INFO and PIPELINE_REGISTRY_CA do not reach "
+            "Faust: the views only connect without authentication so far, so unset them for this process."
+        )
     policy = ViewsPolicy(
-        bootstrap, prefix, store, str(data_dir) if data_dir else "", registry=registry, web_port=web_port
+        bootstrap=broker or settings.broker,
+        prefix=prefix or settings.prefix,
+        store=store,
+        data_dir=str(data_dir) if data_dir else "",
+        registry=registry or settings.registry,
+        web_port=web_port,
     )
     processes.check_store(policy)
     stop = threading.Event()
@@ -58,12 +67,3 @@ def views_command(
     if as_json:
         output.emit_json({"state": "stopped", "exit_code": code})
     raise typer.Exit(code)
-
-
-def _default_broker() -> str:
-    """The address from the settings, the one place that reads the environment."""
-    try:
-        from pipeline.settings import Settings
-    except ModuleNotFoundError:
-        return ""
-    return str(Settings().broker or "")

@@ -250,3 +250,10 @@ def test_partitions_of_one_process_do_not_mix_their_shares_of_a_rate() -> None:
     batch.fold_record(changes, {}.get, batch.Decoded(1, 3, *event("ModelCall", 0, run="r2")))
     assert [partial["counts"]["model_calls"] for partial in changes.partials.values()] == [1, 1]
     assert {partial["partition"] for partial in changes.partials.values()} == {0, 1}
+
+
+@given(histories(), st.integers(0, 2**32))
+def test_a_producer_that_sends_twice_changes_no_count(history: list[Event], seed: int) -> None:
+    copies = random.Random(seed).choices(history, k=5)
+    (_, once), (_, twice) = replay(history, None, {}), replay(history + copies, None, {})
+    assert once == twice
