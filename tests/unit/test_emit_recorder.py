@@ -144,7 +144,12 @@ def test_both_forms_record_the_same() -> None:
 
 
 def test_an_exception_is_recorded_and_goes_on(kept: Kept) -> None:
-    with pytest.raises(ZeroDivisionError), Recorder(kept) as recorder, recorder.run(agent="a") as run, run.tool_call("divide"):
+    with (
+        pytest.raises(ZeroDivisionError),
+        Recorder(kept) as recorder,
+        recorder.run(agent="a") as run,
+        run.tool_call("divide"),
+    ):
         _ = 1 // 0
     assert kept.names == ["RunStarted", "ToolCall", "ToolResult", "RunFailed"]
     result, failed = kept.events[2:]
@@ -214,9 +219,13 @@ def test_a_value_that_does_not_fit_names_its_field_and_nothing_is_sent(kept: Kep
 
 
 def test_trouble_with_recording_never_hides_the_agents_own_exception(kept: Kept) -> None:
-    with pytest.raises(ZeroDivisionError) as caught, Recorder(kept) as recorder, recorder.run(agent="a"):
-        kept.full = True
-        _ = 1 // 0
+    def agent() -> None:
+        with Recorder(kept) as recorder, recorder.run(agent="a"):
+            kept.full = True
+            _ = 1 // 0
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        agent()
     assert any("could not record" in note for note in caught.value.__notes__)
 
 

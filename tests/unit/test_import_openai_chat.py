@@ -75,8 +75,16 @@ def test_importing_twice_gives_the_same_events() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reward", "kind"), [(1.0, "RunCompleted"), (1, "RunCompleted"), (True, "RunCompleted"), (None, "RunCompleted"), (0.0, "RunFailed"), (0.5, "RunFailed")]
-)  # fmt: skip
+    ("reward", "kind"),
+    [
+        (1.0, "RunCompleted"),
+        (1, "RunCompleted"),
+        (True, "RunCompleted"),
+        (None, "RunCompleted"),
+        (0.0, "RunFailed"),
+        (0.5, "RunFailed"),
+    ],
+)
 def test_the_reward_decides_the_end(reward: Any, kind: str) -> None:
     assert names(run(reward=reward))[-1] == kind
 
