@@ -74,7 +74,7 @@ def read_values(path: Path) -> Iterator[Line]:
         try:
             yield from _values(lines)
         except (OSError, EOFError, zlib.error) as error:
-            yield Line(lines.number, None, f"the file breaks off: {error}", raw.tell())
+            yield Line(lines.number + 1, None, f"the file breaks off: {error}", raw.tell())
 
 
 class _Lines:

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.emit.fleet import behaviour_of
@@ -88,6 +88,7 @@ def test_any_file_is_read_to_its_end(transcripts: list[Any], shape: str) -> None
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200))
+@example(b"\x1f\x8b")
 def test_any_bytes_are_read_without_an_exception(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.json"
