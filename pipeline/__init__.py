@@ -3,30 +3,51 @@
     app = Pipeline("support")
     async with app.recorder() as recorder: ...          # publish run events
     @app.subscribe("agent.run.events", group="billing")  # process them
+
+Names are imported when they are first used, so that the command line starts fast.
 """
 
-from pipeline.app import Pipeline, Retries
-from pipeline.model.errors import ConfigurationError, PipelineError
-from pipeline.model.events import (
-    Approval,
-    Memory,
-    Message,
-    ModelCall,
-    RunCancelled,
-    RunCompleted,
-    RunEvent,
-    RunFailed,
-    RunStarted,
-    Step,
-    ToolCall,
-    ToolResult,
-    UnknownEvent,
-)
-from pipeline.model.outcome import Emit, Reject, Retry, Warn
-from pipeline.model.policies import Backoff, BatchPolicy, FlowPolicy
-from pipeline.settings import Settings
-from pipeline.worker.context import Context
-from pipeline.worker.routing import Router
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.app import Pipeline, Retries
+    from pipeline.model.errors import ConfigurationError, PipelineError
+    from pipeline.model.events import (
+        Approval,
+        Memory,
+        Message,
+        ModelCall,
+        RunCancelled,
+        RunCompleted,
+        RunEvent,
+        RunFailed,
+        RunStarted,
+        Step,
+        ToolCall,
+        ToolResult,
+        UnknownEvent,
+    )
+    from pipeline.model.outcome import Emit, Reject, Retry, Warn
+    from pipeline.model.policies import Backoff, BatchPolicy, FlowPolicy
+    from pipeline.settings import Settings
+    from pipeline.worker.context import Context
+    from pipeline.worker.routing import Router
+
+_EVENTS = "Approval Memory Message ModelCall RunCancelled RunCompleted RunEvent RunFailed RunStarted Step ToolCall ToolResult UnknownEvent"
+_WHERE = {
+    "pipeline.app": "Pipeline Retries",
+    "pipeline.model.errors": "ConfigurationError PipelineError",
+    "pipeline.model.events": _EVENTS,
+    "pipeline.model.outcome": "Emit Reject Retry Warn",
+    "pipeline.model.policies": "Backoff BatchPolicy FlowPolicy",
+    "pipeline.settings": "Settings",
+    "pipeline.worker.context": "Context",
+    "pipeline.worker.routing": "Router",
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names.split()}
 
 __all__ = [
     "Approval",
@@ -57,3 +78,15 @@ __all__ = [
     "UnknownEvent",
     "Warn",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(module), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

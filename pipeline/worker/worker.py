@@ -114,10 +114,11 @@ class Worker:
             await asyncio.get_running_loop().run_in_executor(None, work)
 
     def _prepare(self) -> None:
-        from pipeline.topology import check
+        from pipeline.topology import check, existing_topics
 
         admin = self._app.cluster.admin()
-        findings = check(self._subscriptions, admin.topics(), prefix=self._app.settings.prefix)
+        prefix = self._app.settings.prefix
+        findings = check(self._subscriptions, existing_topics(admin, self._subscriptions, prefix), prefix=prefix)
         for finding in findings:
             if finding.level == "error":
                 raise TopologyError(finding.sentence)
