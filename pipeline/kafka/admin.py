@@ -182,6 +182,8 @@ class KafkaAdmin:
 
     def groups(self, timeout_s: float = 10.0) -> list[str]:
         listing = self._wait(self._admin.list_consumer_groups(request_timeout=timeout_s), timeout_s, "listing groups")
+        if listing.errors:  # some broker did not answer: the list is not whole
+            raise raised(KafkaException(listing.errors[0]), "listing groups")
         return sorted(each.group_id for each in listing.valid)
 
     def describe_group(self, group: str, timeout_s: float = 10.0) -> GroupState:

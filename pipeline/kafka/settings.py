@@ -39,7 +39,9 @@ _PRODUCING = {
     "enable.idempotence": True,
     "acks": "all",
     "partitioner": "murmur2_random",
-    "linger.ms": 5,
+    # Measured publish -> poll, p50: 0.4 ms at 0, 1.2 ms at anything up to 1, 4.2 ms at 5. Under load batches fill anyway
+    # while five requests are in flight; raw sending is about 0.7 of what it is at 5.
+    "linger.ms": 0,
     "delivery.timeout.ms": 120_000,
     "queue.buffering.max.messages": 100_000,
     "queue.buffering.max.kbytes": 65_536,

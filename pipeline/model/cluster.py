@@ -64,17 +64,23 @@ class RebalanceListener(Protocol):
         """New source partitions are ours. Nothing is fetched until `add` is called (now or in a later poll)."""
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> bool:
-        """The group wants them back. Asked again until it returns True (or the drain deadline passes): then they are let go.
+        """The group wants them back. Asked again until it returns True: then they are let go.
 
-        All partitions that were `add`ed for them (their lanes) must have been `remove`d by then.
+        All partitions that were `add`ed for them (their lanes) must have been `remove`d by then. Real Kafka asks within one
+        `poll` (commits are answered meanwhile, nothing is fetched), memory once in each `poll`. When the drain deadline
+        passes first, they are let go undrained and `lost` is called with them.
         """
         ...
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
-        """They already belong to someone else: stop, never commit."""
+        """They already belong to someone else: stop, never commit, `remove` their lanes. The partitions themselves are
+        no longer fetched. Kafka can say `revoked` instead (then the commits are fenced)."""
 
     def fault(self, fault: FetchFault) -> None:
-        """A fetch error of one partition."""
+        """A fetch error of one partition; number and offset are -1 where it concerns the topic as a whole.
+
+        After "out_of_range" and "unknown_topic" the partition is silent until sought; "bad_batch" repeats until sought past.
+        """
 
 
 CommitCallback = Callable[[Mapping[TopicPartition, ClusterError | None]], None]
@@ -91,16 +97,19 @@ class GroupConsumer(Protocol):
         ...
 
     def wake(self) -> None:
-        """Make a `poll` that is waiting in another thread return soon (best effort)."""
+        """Make a `poll` that is waiting in another thread return soon. Best effort: the Kafka adapter can't, so keep
+        `timeout_s` at 50 ms or less (and commit answers are served between polls, not during the wait)."""
 
     def add(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Start fetching these partitions (source partitions of ours, or lanes assigned by hand) from these offsets."""
+        """Start fetching these partitions (source partitions of ours, or lanes assigned by hand) from these offsets.
+
+        They start unpaused; one that is fetched already is sought. Not while `revoked` is being asked."""
 
     def remove(self, partitions: Collection[TopicPartition]) -> None:
         """Stop fetching them; those that are not assigned are ignored."""
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """Fetch from there next; records fetched before are never returned by a later poll."""
+        """Fetch from there next; records fetched before are never returned by a later poll. A pause stays."""
 
     def pause(self, partitions: Collection[TopicPartition]) -> None: ...
 
@@ -127,7 +136,10 @@ class GroupConsumer(Protocol):
         ...
 
     def commit(self, positions: Mapping[TopicPartition, Position], done: CommitCallback) -> None:
-        """Send ONE OffsetCommit; `done` is called in a later `poll` with every partition's own error (None = stored)."""
+        """Send ONE OffsetCommit; `done` is called once, in a later `poll` (while `revoked` is being asked, between two
+        questions; at the latest in `close`), with every partition's own error (None = stored). Never raises.
+
+        `ClusterUnavailable` means that nobody knows: it may be stored, now or a little later."""
 
     def commit_now(
         self, positions: Mapping[TopicPartition, Position], timeout_s: float
@@ -138,11 +150,12 @@ class GroupConsumer(Protocol):
     def member_id(self) -> str: ...
 
     def close(self) -> None:
-        """Leave the group (so that partitions move at once) and free everything. Calling it twice is fine."""
+        """Leave the group (so that partitions move at once) and free everything. The listener is not asked any more:
+        drain first. A static member does not leave. Calling it twice is fine."""
 
 
 DeliveryCallback = Callable[[ClusterError | None, int], None]
-"""(error or None, offset): called once per record, in any thread: post to your own thread and return."""
+"""(error or None, offset, -1 with an error): called once per record, in any thread: post to your own thread and return."""
 
 
 class RecordProducer(Protocol):
@@ -158,7 +171,10 @@ class RecordProducer(Protocol):
         timestamp_ms: int = 0,
         delivered: DeliveryCallback | None = None,
     ) -> None:
-        """Queue a record (partition -1 = by key, murmur2 as the Java client does). Raises `BufferFull` at once when the local queue is full."""
+        """Queue a record (partition -1 = by key, murmur2 as the Java client does; without key, any).
+
+        Raises `BufferFull` at once when the local queue is full. Without `delivered` a failure is not reported anywhere.
+        """
 
     def flush(self, timeout_s: float) -> int:
         """Wait until everything is answered; returns how many are not."""

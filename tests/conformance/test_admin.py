@@ -26,6 +26,8 @@ def test_topics_are_made_seen_changed_and_deleted(side: Side) -> None:
     assert int(found[two].configs["max.message.bytes"]) > 0
     assert {one, two} <= side.admin.topics().keys()
     assert not any(topic.startswith("__") for topic in side.admin.topics())
+    assert {one, two} <= set(side.admin.topic_names())
+    assert not any(topic.startswith("__") for topic in side.admin.topic_names())
     side.admin.set_configs(one, {"cleanup.policy": "compact"})
     changed = side.admin.topics([one])[one]
     assert (changed.configs["cleanup.policy"], changed.configs["retention.ms"]) == ("compact", "123456")

@@ -8,14 +8,14 @@ import pytest
 
 from pipeline.model.cluster import Position, TopicPartition
 from pipeline.model.errors import ClusterError, FencedError
-from tests.conformance.sides import DEADLINE_S, MemberInTest, Side, wait_until
+from tests.conformance.sides import MemberInTest, Side, wait_until
 
 Answers = list[Mapping[TopicPartition, ClusterError | None]]
 
 
 def joined(side: Side, topic: str, partitions: int) -> MemberInTest:
     member = side.member(topic)
-    wait_until(lambda: len(member.listener.owned) == partitions, "the assignment", lambda: member.poll())
+    wait_until(lambda: len(member.listener.owned) == partitions, "the assignment", member.poll)
     return member
 
 
@@ -28,7 +28,7 @@ def test_commits_and_their_text_come_back(grouped: Side) -> None:
     answers: Answers = []
     member.consumer.commit(wanted, answers.append)
     assert answers == []
-    wait_until(lambda: bool(answers), "the answer", lambda: member.poll())
+    wait_until(lambda: bool(answers), "the answer", member.poll)
     assert answers == [dict.fromkeys(wanted)]
     assert member.consumer.committed(tp, 10.0) == {**wanted, tp[3]: None}
     assert member.consumer.commit_now({tp[0]: Position(2, "back")}, 10.0) == {tp[0]: None}
@@ -51,7 +51,7 @@ def test_partitions_that_can_not_be_stored_fail_alone(grouped: Side) -> None:
     }
     answers: Answers = []
     member.consumer.commit(wanted, answers.append)
-    wait_until(lambda: bool(answers), "the answer", lambda: member.poll())
+    wait_until(lambda: bool(answers), "the answer", member.poll)
     assert answers[0].keys() == wanted.keys()
     assert {partition for partition, error in answers[0].items() if error is None} == {tp[0], tp[3]}
     assert all(type(error) is ClusterError for error in answers[0].values() if error is not None)
@@ -75,7 +75,7 @@ def test_every_commit_is_answered_once_in_order_and_the_last_stands(grouped: Sid
     answered: list[int] = []
     for number in range(20):
         member.consumer.commit({tp: Position(number)}, lambda answer, n=number: answered.append(n))  # type: ignore[misc]
-    wait_until(lambda: len(answered) >= 20, "all answers", lambda: member.poll())
+    wait_until(lambda: len(answered) >= 20, "all answers", member.poll)
     member.poll()
     assert answered == list(range(20))
     assert member.consumer.committed([tp], 10.0) == {tp: Position(19)}
@@ -98,7 +98,7 @@ def test_who_is_no_member_can_not_commit_for_a_group_that_has_some(grouped: Side
     topic = grouped.topic()
     group = "group." + topic
     inside = grouped.member(topic, group)
-    wait_until(lambda: bool(inside.listener.owned), "the assignment", lambda: inside.poll())
+    wait_until(lambda: bool(inside.listener.owned), "the assignment", inside.poll)
     outside = grouped.member(None, group)
     tp = TopicPartition(topic, 0)
     assert isinstance(outside.consumer.commit_now({tp: Position(1)}, 10.0)[tp], FencedError)

@@ -197,7 +197,7 @@ def test_paused_partitions_are_silent_and_go_on_where_they_were(side: Side) -> N
         assert member.poll() == []
     assert len(member.offsets(one)) == had
     member.consumer.resume([one])
-    wait_until(lambda: len(member.offsets(one)) >= 300, "the rest of one", lambda: member.poll())
+    wait_until(lambda: len(member.offsets(one)) >= 300, "the rest of one", member.poll)
     assert member.offsets(one) == list(range(300))
 
 
@@ -307,7 +307,7 @@ def test_an_offset_that_is_gone_is_a_fault_and_a_seek_heals_it(side: Side) -> No
     for wrong in (0, 50):
         member.listener.faults.clear()
         member.consumer.add({partition: wrong})
-        wait_until(lambda: bool(member.listener.faults), "a fault", lambda: member.poll())
+        wait_until(lambda: bool(member.listener.faults), "a fault", member.poll)
         fault = member.listener.faults[0]
         assert (fault.partition, fault.offset, fault.kind) == (partition, wrong, "out_of_range")
         for _ in range(5):
