@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.emit.fleet import Behaviour, FleetRecord, behaviour_of, simulate
+from pipeline.emit.fleet import FleetRecord, behaviour_of, simulate
 from pipeline.emit.openai_chat import ImportOptions, Skipped
 from pipeline.emit.publisher import Publisher
 from pipeline.emit.transcripts import read_runs
@@ -92,10 +92,6 @@ def identities(load: Load) -> list[tuple[bytes, str]]:
 def event_id(record: FleetRecord, number: int) -> str:
     """An event's own id; bytes that are no event are given one by their number."""
     return record.value.event_id if isinstance(record.value, RunEvent) else f"garbage-{number}"
-
-
-def is_poison(behaviour: Behaviour) -> bool:
-    return behaviour.poison
 
 
 class Feed:

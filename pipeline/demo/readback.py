@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -12,13 +14,14 @@ from pipeline.demo.accounting import CopyFact, EndingFact, GroupFacts, SourceFac
 from pipeline.demo.groups import GROUPS, TIERS, lanes_of, ledger_topic
 from pipeline.inspect.lag import unsettled_count
 from pipeline.inspect.positions import committed
-from pipeline.inspect.scan import read_to_end
 from pipeline.model.cluster import Message, PartitionReader, TopicPartition
+from pipeline.model.errors import ClusterUnavailable
 from pipeline.model.headers import decode as decode_headers
 from pipeline.model.headers import event_id_of
 from pipeline.model.views import Ledger
 
 POLL_RECORDS = 5_000
+POLL_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +63,16 @@ class TopicMap:
 
 @dataclass(slots=True)
 class Facts:
-    """Everything read so far. `ended`: by group, the (partition, origin) that have an ending."""
+    """Everything read so far. `ended`: by group, the (partition, origin) that have an ending.
+
+    `dead` (by group) and `copies` (by group and tier) are counts, for a screen that is drawn often.
+    """
 
     source: list[SourceFact] = field(default_factory=list)
     groups: dict[str, GroupFacts] = field(default_factory=lambda: {g: GroupFacts(g, TIERS[g]) for g in GROUPS})
     ended: dict[str, set[tuple[int, int]]] = field(default_factory=lambda: {g: set() for g in GROUPS})
+    dead: Counter[str] = field(default_factory=Counter)
+    copies: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def endings(self) -> int:
         return sum(len(found) for found in self.ended.values())
@@ -114,6 +122,7 @@ class Collector:
             *place, True, message.offset(), message.timestamp()[1], "", message.key(), hash(message.value())
         )
         self.facts.groups[group].endings.append(ending)
+        self.facts.dead[group] += 1
 
     def _copy(self, group: str, tier: str, message: Message) -> None:
         headers = decode_headers(message.headers())
@@ -130,6 +139,7 @@ class Collector:
             digest=hash(message.value()),
         )
         self.facts.groups[group].copies.append(copy)
+        self.facts.copies[group, tier] += 1
 
 
 def _source(message: Message) -> SourceFact:
@@ -163,11 +173,28 @@ class Tail:
 
 
 def read_back(app: Pipeline, topics: TopicMap, deadline_s: float) -> Facts:
-    """All topics from beginning to end, read anew. Source facts are in offset order per partition."""
+    """All topics from beginning to end, read anew. Source facts are in offset order per partition.
+
+    Raises `ClusterUnavailable` when the ends are not reached in time: half a reading would look like lost records.
+    """
     collector = Collector(app, topics)
-    places = topics.places()
-    ends = app.cluster.admin().end_offsets(places)
-    collector.add(read_to_end(app.cluster, dict.fromkeys(places, 0), ends, deadline_s))
+    ends = app.cluster.admin().end_offsets(topics.places())
+    left = {place: end for place, end in ends.items() if end}
+    reader = app.cluster.reader("demo-read-back")
+    try:
+        reader.assign(dict.fromkeys(left, 0))
+        until = time.monotonic() + deadline_s
+        while left:
+            messages = reader.poll(POLL_RECORDS, POLL_S)
+            collector.add(messages)
+            for message in messages:
+                place = TopicPartition(message.topic(), message.partition())
+                if message.offset() + 1 >= ends[place]:
+                    left.pop(place, None)
+            if time.monotonic() > until:
+                raise ClusterUnavailable(f"{next(iter(left)).topic} could not be read back within {deadline_s:g} s.")
+    finally:
+        reader.close()
     for group in GROUPS:
         collector.facts.groups[group].unsettled = unsettled(app, topics, group)
     return collector.facts

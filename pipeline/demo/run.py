@@ -14,7 +14,7 @@ from pipeline.app import Pipeline
 from pipeline.demo import accounting
 from pipeline.demo.accounting import Kill, account_of_group, account_of_source, per_second
 from pipeline.demo.feed import Feed, Load, identities
-from pipeline.demo.groups import GROUPS, Place, build, lanes_of, ledger_topic, worker_name
+from pipeline.demo.groups import GROUPS, TIERS, Place, build, lanes_of, ledger_topic
 from pipeline.demo.processes import WorkerProcess, Workers
 from pipeline.demo.readback import Facts, Tail, TopicMap, progress_of, read_back, unsettled
 from pipeline.demo.report import KillReport, Rates, Report
@@ -206,9 +206,8 @@ class Demo:
     def _view(self, facts: Facts, since_s: float) -> View:
         groups = []
         for group in GROUPS:
-            found = facts.groups[group]
-            dead = sum(ending.dead for ending in found.endings)
-            tiers = [(tier, sum(copy.tier == tier for copy in found.copies)) for tier in found.tiers]
+            dead = facts.dead[group]
+            tiers = [(tier, facts.copies[group, tier]) for tier in TIERS[group]]
             workers = [(w.name, w.alive) for w in self._workers.all if w.group == group]
             groups.append(GroupView(group, len(facts.ended[group]) - dead, dead, tiers, workers))
         return View(self._total, len(facts.source), groups, since_s)
@@ -296,6 +295,3 @@ def _download(screen: Screen) -> Callable[[str, int, int], None]:
             screen.say(f"  fetching Kafka, only this once: {done_bytes / 1e6:.0f} of {total_bytes / 1e6:.0f} MB")
 
     return progress
-
-
-__all__ = ["Demo", "DemoOptions", "open_place", "remove_topics", "worker_name"]
