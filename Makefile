@@ -30,8 +30,8 @@ lint: $(VENV)/.ready-dev  ## ruff, its formatter, mypy --strict, and the schemas
 bench: $(VENV)/.ready-bench  ## speed and memory beside bare loops and other libraries; ARGS="--json"
 	$(BIN)/python -m bench $(ARGS)
 
-sim: $(VENV)/.ready-dev  ## whole workers on the simulated cluster; SEED=n repeats one history
-	$(BIN)/python -m pytest tests/simulation $(if $(SEED),--seed $(SEED)) $(ARGS)
+sim: $(VENV)/.ready-dev  ## whole workers on the simulated cluster; SEED=n repeats one history, COUNT=m runs so many
+	$(BIN)/python -m tests.simulation $(or $(SEED),0) $(or $(COUNT),1)
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

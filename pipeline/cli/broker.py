@@ -44,7 +44,10 @@ def start(
     port: Annotated[int | None, typer.Option(help="Port of the first node. Default: a free one.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when it answers; it runs on until `stop`.")] = False,
     registry: Annotated[bool, typer.Option("--registry", help="Also start a schema registry.")] = False,
-    mirror: Annotated[str | None, typer.Option(help="Maven repository to download from the first time.")] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(help="Maven repository to download from the first time; PIPELINE_MAVEN_MIRROR when not given."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Start Kafka on loopback and print its address. Ctrl-C or `pipeline broker stop` ends it.
@@ -53,7 +56,9 @@ def start(
     """
     from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker, EmbeddedRegistry
     from pipeline.kafka.embedded.running import claim
+    from pipeline.settings import Settings
 
+    mirror = mirror or Settings.load().maven_mirror or None
     broker = EmbeddedBroker(BrokerSpec(nodes=nodes, data_dir=data_dir, port=port), mirror=mirror)
     registry_dir = data_dir / "registry" if data_dir else None
     schemas = EmbeddedRegistry(data_dir=registry_dir, mirror=mirror) if registry else None

@@ -242,12 +242,27 @@ class Engine:
             if isinstance(effect, HandOff):
                 self.stats.handed_off(unit.lanes[effect.lane].spec.name, effect.caused_by)
                 self._sender.hand_off(effect, now)
+                if effect.caused_by == "wait":
+                    self._watch_amplification(unit, effect.delivery)
             elif isinstance(effect, DeadLetter):
                 self._sender.dead_letter(effect, now)
             elif isinstance(effect, RunAgain):
                 self.stats.waited_in_memory += 1
                 heapq.heappush(self._again, (effect.at_ms, next(self._ticket), effect.delivery))
                 self._wake_at(effect.at_ms, now)
+
+    def _watch_amplification(self, unit: Unit, delivery: Delivery) -> None:
+        """Each hop of a head costs a hop of every successor: a long queue behind one key is worth an alarm."""
+        waiting = len(unit.parking.keys.get(delivery.key, ()))
+        if waiting and waiting % self._flow.amplification_alarm == 0:
+            self.stats.amplification_alarms += 1
+            self._log.error(
+                "many records wait behind one key: each of its retries moves them all; `pipeline keys skip` gives up its head",
+                key=(delivery.key or b"").decode("utf-8", "replace"),
+                partition=unit.partition,
+                waiting=waiting,
+                amplification=round(self.stats.amplification, 1),
+            )
 
     # -- for executors
 

@@ -18,6 +18,7 @@ told apart by the scraper's `instance` label: no shared files, no merging.
 | pipeline_parked_keys | gauge | group | keys that wait |
 | pipeline_partitions | gauge | group | partitions owned here |
 | pipeline_commit_failures_total | counter | group | partitions whose commit was refused |
+| pipeline_amplification_alarms_total | counter | group | times that very many records waited behind one key |
 | pipeline_handoff_amplification | gauge | group | hand-offs of successors per retried record |
 | pipeline_consuming | gauge | group | 1 while the group takes work, 0 while it does not |
 """
@@ -43,6 +44,11 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Running], float]], ...] = (
     ("pipeline_warnings", "Records done with a warning.", lambda r: r.engine.stats.warnings),
     ("pipeline_attempts_timed_out", "Attempts ended by their deadline.", lambda r: r.engine.stats.timeouts),
     ("pipeline_fetch_faults", "Fetch errors of a partition.", lambda r: r.engine.stats.fetch_faults),
+    (
+        "pipeline_amplification_alarms",
+        "Times that very many records waited behind one key.",
+        lambda r: r.engine.stats.amplification_alarms,
+    ),
     ("pipeline_commit_failures", "Partitions whose commit was refused.", lambda r: r.engine.commit_failures),
 )
 _GAUGES: tuple[tuple[str, str, Callable[[Running], float]], ...] = (
