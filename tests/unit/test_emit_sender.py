@@ -384,7 +384,10 @@ def test_random_histories_lose_nothing_and_keep_order(tmp_path: Path, max_spool:
 
 
 def outgoing(numbers: range) -> list[Outgoing]:
-    return [Outgoing("t", b"k", b"%d" % number, [("pl.event_id", b"e%d" % number)]) for number in numbers]
+    made = [Outgoing("t", b"k", b"%d" % number, [("pl.event_id", b"e%d" % number)]) for number in numbers]
+    for number, record in zip(numbers, made, strict=True):
+        record.number = number
+    return made
 
 
 def test_bulk_goes_straight_to_the_client_only_while_nothing_older_waits() -> None:
@@ -411,3 +414,21 @@ def test_bulk_does_not_overtake_a_failure_or_the_window() -> None:
     bench.broker.mode = "up"
     bench.run()
     assert bench.numbers() == [0, 1, 2, 3]
+
+
+def test_resending_does_not_overtake_one_that_failed(tmp_path: Path) -> None:
+    """One of a batch from the spool failed, others are open, and the client has room again: the rest must wait."""
+    before = Spool(tmp_path, 1 << 20)
+    before.append(outgoing(range(6)))
+    before.close()
+    bench = Bench(spooling(tmp_path), ScriptedBroker(capacity=3))
+    bench.broker.mode = "hold"
+    bench.run(3)
+    assert [int(value or b"") for _, value, _ in bench.broker.held] == [0, 1, 2]
+    bench.broker.held.popleft()[2](ClusterUnavailable("timed out"), -1)
+    bench.run(20)
+    assert [int(value or b"") for _, value, _ in bench.broker.held] == [1, 2]
+    bench.broker.break_off(0)
+    bench.broker.mode = "up"
+    bench.run()
+    assert bench.numbers() == list(range(6))
