@@ -54,10 +54,10 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class FlowPolicy:
-    """Bounds. `concurrency`: running at once; `buffered`: fetched and waiting; `look_ahead`: waiting tier records kept per tier and partition.
+    """Bounds. `concurrency`: running at once; `buffered`: fetched and waiting; `look_ahead`: tier records kept per lane partition.
 
     `dead_letter_flood`: dead letters within `flood_window_ms` that pause the subscription (0 = never).
-    `amplification_alarm`: hand-offs of successors per failed head that raise the alarm.
+    `amplification_alarm`: that many records waiting behind one key (and each multiple of it) raise the alarm.
     """
 
     concurrency: int = 1_000

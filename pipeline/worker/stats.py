@@ -16,6 +16,7 @@ class Stats:
     warnings: int = 0
     waited_in_memory: int = 0
     fetch_faults: int = 0
+    amplification_alarms: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     hops: Counter[tuple[str, str]] = field(default_factory=Counter)
     dead: Counter[str] = field(default_factory=Counter)
