@@ -32,7 +32,7 @@ _ABSENT = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID)
 _STATES = {"STABLE": "stable", "EMPTY": "empty", "DEAD": "dead"} | dict.fromkeys(
     ("PREPARING_REBALANCING", "COMPLETING_REBALANCING", "ASSIGNING", "RECONCILING"), "rebalancing"
 )
-_POLL_S = 0.02
+_POLL_S, _SETTLE_S = 0.02, 5.0
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 
@@ -140,6 +140,7 @@ class KafkaAdmin:
             time.sleep(_POLL_S)
 
     def set_configs(self, topic: str, configs: Mapping[str, str], timeout_s: float = 30.0) -> None:
+        """Returns when the brokers show the new values (a controller's answer comes a little earlier)."""
         if not configs:
             return
         entries = [
@@ -149,6 +150,11 @@ class KafkaAdmin:
         answers = self._admin.incremental_alter_configs([resource], request_timeout=timeout_s)
         for future in answers.values():
             self._wait(future, timeout_s, f"changing settings of topic {topic}")
+        deadline = time.monotonic() + min(timeout_s, _SETTLE_S)
+        while time.monotonic() < deadline:
+            if configs.items() <= self._configs([topic], timeout_s).get(topic, {}).items():
+                return
+            time.sleep(_POLL_S)
 
     def add_partitions(self, topic: str, total: int, timeout_s: float = 30.0) -> None:
         deadline = time.monotonic() + timeout_s
