@@ -96,7 +96,9 @@ class Fetcher:
     # -- commands, run in the poll thread
 
     def add(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Fetch these from these offsets (again: a seek)."""
+        """Fetch these from these offsets (again: a seek). Partitions that were let go meanwhile are left out, here and below."""
+        ours = self._ours()
+        positions = {tp: offset for tp, offset in positions.items() if tp in ours}
         fresh = {tp: offset for tp, offset in positions.items() if tp not in self._added}
         for tp, offset in positions.items():
             if tp in self._added:
@@ -107,8 +109,12 @@ class Fetcher:
             if self._held:
                 self._consumer.pause(fresh)
 
+    def _ours(self) -> set[TopicPartition]:
+        return {tp for unit in self._owned.values() for tp in unit}
+
     def pause(self, partitions: Collection[TopicPartition]) -> None:
-        wanted = [tp for tp in partitions if tp not in self._paused]
+        ours = self._ours()
+        wanted = [tp for tp in partitions if tp in ours and tp not in self._paused]
         self._paused.update(wanted)
         self._consumer.pause([tp for tp in wanted if tp in self._added])
 
@@ -119,7 +125,16 @@ class Fetcher:
             self._consumer.resume([tp for tp in wanted if tp in self._added])
 
     def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
-        """One OffsetCommit; the answer is posted as `Committed`."""
+        """One OffsetCommit; the answer is posted as `Committed`.
+
+        Only for partitions that are still ours: the broker takes a commit of any partition from any living member (rule h),
+        so one that was asked for just before a rebalance would put the new owner's progress back.
+        """
+        ours = self._ours()
+        positions = {tp: position for tp, position in positions.items() if tp in ours}
+        if not positions:
+            self._post(Committed({}))
+            return
         try:
             self._consumer.commit(positions, lambda errors: self._post(Committed(dict(errors))))
         except PipelineError as error:
@@ -138,6 +153,8 @@ class Fetcher:
         The other way round, a crash between the two would forget which lane records a zombie wrote. `Claimed` is posted after
         the seeks, so that the engine can tell records of the rebuild from those to process.
         """
+        if not self._ours().issuperset(source):
+            return
         for positions in (lanes, source):
             errors = self._consumer.commit_now(positions, REQUEST_TIMEOUT_S) if positions else {}
             bad = next(((tp, error) for tp, error in errors.items() if error is not None), None)
@@ -253,6 +270,11 @@ class Fetcher:
                     Refused(partition, self._out_of_range(source, progress.offset, beginnings[source], ends[source]))
                 )
                 continue
+            expired = self._expired([TopicPartition(lane.topic, partition) for lane in lanes], committed, beginnings)
+            if expired is not None:
+                del self._opening[partition]
+                self._post(Refused(partition, expired))
+                continue
             by_lane = {lane.name: TopicPartition(lane.topic, partition) for lane in lanes}
             found = {name: _lane_progress(committed[tp], beginnings[tp], ends[tp]) for name, tp in by_lane.items()}
             self._owned[partition] = (source, *by_lane.values())
@@ -271,6 +293,23 @@ class Fetcher:
         if at == "latest":
             return {tp: ends[tp] for tp in partitions}
         return self._consumer.offsets_at(partitions, at, REQUEST_TIMEOUT_S)
+
+    def _expired(
+        self,
+        lanes: Sequence[TopicPartition],
+        committed: Mapping[TopicPartition, Position | None],
+        beginnings: Mapping[TopicPartition, int],
+    ) -> TopologyError | None:
+        """A lane that lost records which were waiting in it: retention was shorter than the group was away."""
+        for tp in lanes:
+            position = committed[tp]
+            if position is not None and position.offset < beginnings[tp]:
+                return TopologyError(
+                    f"{tp.topic}-{tp.partition} now begins at offset {beginnings[tp]}, but group {self._policy.group} had "
+                    f"records waiting from {position.offset}: they were deleted; raise retention.ms of the topic, "
+                    f"then `pipeline groups reset {self._policy.group}` to go on without them"
+                )
+        return None
 
     def _out_of_range(self, source: TopicPartition, offset: int, beginning: int, end: int) -> TopologyError:
         group = self._policy.group
@@ -328,7 +367,4 @@ def _lane_progress(position: Position | None, beginning: int, end: int) -> Progr
     """Lanes always start at the earliest; a lane that was made anew (its end is below the commit) starts over."""
     if position is None or position.offset > end:
         return Progress(beginning, beginning)
-    if position.offset < beginning:
-        known = decode(position.offset, position.metadata)
-        return Progress(beginning, max(known.end, beginning), tuple(o for o in known.open if o >= beginning))
     return decode(position.offset, position.metadata)
