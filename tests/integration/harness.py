@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import Pipeline, Reject, Retry, Settings
+from pipeline import FlowPolicy, Pipeline, Reject, Retry, Settings
+from pipeline.core.progress import Progress, decode
 from pipeline.model.cluster import Headers, Message, TopicPartition
 from pipeline.topology import Defaults, apply
 
@@ -188,6 +189,8 @@ def make_app(spec: dict[str, Any]) -> Pipeline:
     app = Pipeline("t", settings=Settings(**spec["settings"]))
     ledger = Ledger(Path(spec["ledger"]))
     arguments = {"group": GROUP, "value": "json", **spec["subscribe"]}
+    if "flow" in arguments:
+        arguments["flow"] = FlowPolicy(**arguments["flow"])
     if spec["kind"] == "def":
 
         @app.subscribe(SOURCE, **arguments)
@@ -389,6 +392,16 @@ class Scene:
     def committed(self) -> dict[TopicPartition, Any]:
         return self.admin.group_positions(self.prefix + GROUP)
 
+    def progress(self, partition: int) -> Progress:
+        """What the group has committed for a partition of the source, offset map included."""
+        position = self.committed().get(TopicPartition(self.topic(), partition))
+        return Progress(0, 0) if position is None else decode(position.offset, position.metadata)
+
+    def unsettled(self) -> set[tuple[int, int]]:
+        """Published records that the committed offsets and offset maps do not cover."""
+        known = {p: self.progress(p) for p in range(self.partitions)}
+        return {(p, o) for p, o in self.published if o >= known[p].end or o in known[p].open}
+
     def settled(self) -> bool:
         """Is everything of the source committed?"""
         positions = self.committed()
@@ -431,7 +444,7 @@ class Scene:
         """For failures: the ledger's end and the last lines of every log."""
         parts = [str(self.ledger)]
         for process in self.processes:
-            tail = process.log.read_text(errors="replace").splitlines()[-12:]
+            tail = [line.replace(self.prefix, "") for line in process.log.read_text(errors="replace").splitlines()[-12:]]
             parts.append(f"-- pid {process.pid}, exit code {process.popen.poll()}\n" + "\n".join(t[:400] for t in tail))
         return "\n".join(parts)
 
