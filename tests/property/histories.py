@@ -11,12 +11,11 @@ source's commit, and only then processes. It may die between any two steps; what
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pipeline.core.delivery import Delivery
 from pipeline.core.parking import Identity
@@ -28,6 +27,7 @@ from pipeline.model.headers import producer_headers
 from pipeline.model.outcome import Failure, FailureKind
 from pipeline.model.policies import RetryPolicy
 from tests.property.history_world import (
+    ATTEMPTS,
     BY_POLICY,
     GROUP,
     OK,
@@ -36,7 +36,6 @@ from tests.property.history_world import (
     SOURCE_NAME,
     TIERS,
     TOPIC,
-    ATTEMPTS,
     Commit,
     Send,
     Violation,
@@ -44,6 +43,8 @@ from tests.property.history_world import (
 )
 
 STEPS_MAX = 60_000
+SLOW_STEPS_MAX = 5_000
+"""Until then some lanes are slow; later the history has to come to its end."""
 DEATHS_MAX = 8
 
 
@@ -56,7 +57,7 @@ class Rules:
     one_commit_in_flight: bool = True
     settle_after_ack: bool = True
     free_after_dead_letter: bool = True
-    switches_applied_again: bool = True
+    lands_in_order: bool = True
 
 
 class Died(Exception):
@@ -84,6 +85,7 @@ class Life:
         self.replays: dict[bytes | None, set[Identity]] = defaultdict(set)
         self.draining = False
         self.let_go_of = 0
+        self.steps = 0
 
     def _retired(self) -> frozenset[str]:
         if not self.world.plan.has_tiers:
@@ -96,7 +98,7 @@ class Life:
         """Returns at the end of the history; raises `Died` before it."""
         try:
             self.bring_up()
-            for _ in range(STEPS_MAX):
+            for self.steps in range(STEPS_MAX):
                 if not self.tick():
                     return
         except Died:
@@ -136,9 +138,9 @@ class Life:
         claim = {SOURCE_NAME: snapshot.pop(SOURCE_NAME)}
         for part in (snapshot, claim) if self.rules.lanes_before_claim else (claim, snapshot):
             while part:
-                self.moment(world.plan.bring_up_death_rate)
+                self.moment(2 * world.plan.bring_up_death_rate)
                 part = world.apply(part)
-        for identity, key in world.skipped.items() if self.rules.switches_applied_again else ():
+        for identity, key in world.skipped.items():
             self.unit.skip(key, identity)
         for key, up_to in world.released.items():
             self.unit.release(key, Identity(up_to))
@@ -161,6 +163,9 @@ class Life:
         self.interfere()
         next_due = None if self.draining else self.unit.release_due(self.world.now, self.ready)
         options = self.options()
+        if not options and self.slow_work():
+            self.world.now += self.rng.random() < 0.3
+            return True
         if options:
             self.rng.choice(options)()
             return True
@@ -185,9 +190,10 @@ class Life:
     def options(self) -> list[Callable[[], None]]:
         world, rng = self.world, self.rng
         found: list[Callable[[], None]] = []
+        slow = world.plan.slow_lanes if self.steps < SLOW_STEPS_MAX and rng.random() < 0.97 else frozenset()
         if not self.draining:
             for index, name in enumerate(self.names):
-                if self.positions[index] < world.logs[name].end and len(self.ready) < 20:
+                if self.positions[index] < world.logs[name].end and len(self.ready) < 20 and name not in slow:
                     found.append(lambda index=index: self.fetch(index))  # type: ignore[misc]
             if self.ready:
                 found += [self.admit] * 3
@@ -196,7 +202,7 @@ class Life:
                 found.append(lambda: self.run_again(rng.choice(due)))
         if self.running:
             found += [self.finish] * 2
-        found += [lambda name=name: self.land(name) for name, queue in self.unlanded.items() if queue]  # type: ignore[misc]
+        found += [lambda name=name: self.land(name) for name, queue in self.unlanded.items() if queue and name not in slow]  # type: ignore[misc]
         acks = [lambda name=name: self.ack(name) for name, queue in self.unacked.items() if queue]  # type: ignore[misc]
         if not found or rng.random() < world.plan.ack_rate:
             found += acks
@@ -208,6 +214,14 @@ class Life:
             found.append(self.step_commit)
             world.now += rng.random() < 0.1
         return found
+
+    def slow_work(self) -> bool:
+        """Is there still something to do on a lane that is slow?"""
+        logs, slow = self.world.logs, self.world.plan.slow_lanes
+        unread = not self.draining and any(
+            self.positions[i] < logs[name].end for i, name in enumerate(self.names) if name in slow
+        )
+        return unread or any(self.unlanded[name] for name in slow)
 
     def interfere(self) -> None:
         """What comes from outside: revocation, redrives, operators."""
@@ -325,7 +339,10 @@ class Life:
                 self.waits.append(effect)
 
     def land(self, name: str) -> None:
-        send, delivery = self.unlanded[name].popleft()  # one producer: a lane's records land in the order they were sent
+        queue = self.unlanded[name]
+        if not self.rules.lands_in_order:
+            queue.rotate(self.rng.randrange(len(queue)))
+        send, delivery = queue.popleft()  # one idempotent producer: a lane's records land in the order they were sent
         self.world.land(send)
         self.unacked[name].append(delivery)
 
@@ -379,12 +396,13 @@ class Life:
             if self.rng.random() < 0.5:
                 self.world.apply(commit)
         for queue in self.unlanded.values():
-            landed = self.rng.randint(0, len(queue))
-            for at, (send, _) in enumerate(queue):
-                if at < landed:
-                    self.world.land(send)
-                elif self.rng.random() < 0.7:
-                    self.world.late.append(send)
+            sends = deque(send for send, _ in queue)
+            for _ in range(self.rng.randint(0, len(sends))):
+                self.world.land(sends.popleft())
+            for _ in range(self.rng.choice((0, 0, self.rng.randint(0, len(sends))))):
+                sends.pop()
+            if sends:
+                self.world.late.append(sends)
         for delivery in self.dead_letters:
             if self.rng.random() < 0.3:
                 self.world.ended(delivery.identity, "dead")

@@ -71,12 +71,7 @@ def _fewest_hops(broken: Broken) -> None:
     def observe(self: Rebuild, key: bytes | None, identity: Any, hop: int, lane: int, offset: int) -> None:
         best = self.parking.holder(identity)
         if best is None or hop < best.hop:
-            if best is not None:
-                self._scans[best.lane - 1].stale.add(self._found_at[identity])
-            self._found_at[identity] = offset
             self.parking.hand_off(key, identity, hop, lane)
-        else:
-            self._scans[lane - 1].stale.add(offset)
 
     broken.set(Rebuild, "_observe_copy", observe)
 
@@ -276,6 +271,7 @@ CORE_MUTANTS: dict[str, Callable[[Broken], None]] = {
 WORKER_MUTANTS: dict[str, Rules] = {
     "claim-before-lanes": Rules(lanes_before_claim=False),
     "e-lanes-apart": Rules(lanes_together=False),
+    "hand-offs-overtake": Rules(lands_in_order=False),
     "e-commits-overtake": Rules(one_commit_in_flight=False),
     "settle-before-ack": Rules(settle_after_ack=False),
     "free-before-dead-letter": Rules(free_after_dead_letter=False),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 from pipeline.core.parking import Identity
@@ -114,25 +114,28 @@ class Plan:
     limit: int
     has_tiers: bool
     ack_rate: float
+    slow_lanes: frozenset[str]
     bring_up_death_rate: float
 
     @classmethod
     def draw(cls, rng: random.Random) -> Plan:
+        storm = rng.random() < 0.3  # owners die one after the other while their predecessors' hand-offs arrive
         keys: tuple[bytes | None, ...] = tuple(b"k%d" % i for i in range(rng.choice((1, 3, 4, 6))))
         return cls(
             order=rng.choice(("key", "key", "key", "key", "key_relaxed", "none")),
             keys=(*keys, None) if rng.random() < 0.3 else keys,
             records=rng.choice((15, 40)),
-            death_rate=rng.choice((0.002, 0.006, 0.02, 0.05)),
+            death_rate=rng.choice((0.02, 0.05) if storm else (0.002, 0.006, 0.02)),
             partial_commits=rng.random() < 0.3,
-            late_rate=rng.choice((0.02, 0.1, 0.3)),
+            late_rate=0.3 if storm else rng.choice((0.02, 0.1)),
             switches=rng.random() < 0.2,
             replays=rng.choice((0, 0, 2, 5)),
             retiring=rng.random() < 0.2,
             limit=rng.choice((METADATA_LIMIT,) * 7 + (80,)),
             has_tiers=rng.random() < 0.95,
+            slow_lanes=frozenset(rng.sample((SOURCE_NAME, *TIERS, REPLAY), rng.choice((0, 0, 1, 2, 3)))),
             ack_rate=rng.choice((1.0, 1.0, 0.3, 0.05)),
-            bring_up_death_rate=rng.choice((0.0, 0.05, 0.25)),
+            bring_up_death_rate=0.25 if storm else rng.choice((0.0, 0.05)),
         )
 
 
@@ -168,7 +171,7 @@ class World:
         self.deaths = 0
         self.logs = {name: Log() for name in (SOURCE_NAME, *TIERS, REPLAY)}
         self.committed: Commit = {}
-        self.late: list[Send] = []
+        self.late: list[deque[Send]] = []
         self.stories: dict[Identity, Story] = {}
         self.skipped: dict[Identity, bytes | None] = {}
         self.released: dict[bytes | None, int] = {}
@@ -191,9 +194,12 @@ class World:
         self.logs[send.lane].append(send.key, send.headers, self.gap(), send.parent)
 
     def land_late(self) -> None:
-        """A dead owner's hand-off arrives."""
+        """A dead owner's hand-off arrives. One idempotent producer: what it sent to a lane lands in order, without holes."""
         if self.late and self.rng.random() < self.plan.late_rate:
-            self.land(self.late.pop(self.rng.randrange(len(self.late))))
+            sent = self.rng.choice(self.late)
+            self.land(sent.popleft())
+            if not sent:
+                self.late.remove(sent)
 
     def apply(self, commit: Commit) -> Commit:
         """Stores a commit; returns what failed."""

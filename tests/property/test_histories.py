@@ -11,7 +11,7 @@ from tests.property.histories import check
 from tests.property.history_mutants import MUTANTS, mutant
 
 CHUNK = 50
-MUTANT_HISTORIES_MAX = 1_000
+MUTANT_HISTORIES_MAX = 600
 
 
 @pytest.mark.parametrize("first", range(0, 300, CHUNK))
