@@ -53,7 +53,9 @@ class Rebuild:
         self.zombies = 0
         self._found_at: dict[Identity, int] = {}
         self._scans = [
-            _Scan(name, index, progress[name], ends[name], source.fences.get(name, ends[name]), at=progress[name].offset)
+            _Scan(
+                name, index, progress[name], ends[name], source.fences.get(name, ends[name]), at=progress[name].offset
+            )
             for index, name in enumerate(lanes, start=1)
         ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 from pipeline.model.errors import ConfigurationError
@@ -18,7 +17,7 @@ def parse_duration_ms(text: str | float, setting: str = "duration") -> int:
     Raises `ConfigurationError` naming `setting`.
     """
     if isinstance(text, (int, float)) and not isinstance(text, bool):
-        exact_ms = text * 1000.0 if math.isfinite(text) else math.inf
+        exact_ms = text * 1000
     else:
         match = _PATTERN.match(str(text))
         if match is None:
@@ -26,12 +25,11 @@ def parse_duration_ms(text: str | float, setting: str = "duration") -> int:
                 f"{setting}={text!r} is not a duration: write a number with ms, s, m, h or d, such as '10s'"
             )
         exact_ms = float(match[1]) * _UNIT_MS[match[2]]
-    if exact_ms > _MAX_MS:
+    if exact_ms < 0:
+        raise ConfigurationError(f"{setting}={text!r:.80} is negative: a duration is zero or more")
+    if not exact_ms <= _MAX_MS:  # also when it is not a number
         raise ConfigurationError(f"{setting}={text!r:.80} is too long: a duration is at most 100,000 days")
-    ms = round(exact_ms)
-    if ms < 0:
-        raise ConfigurationError(f"{setting}={text!r} is negative: a duration is zero or more")
-    return ms
+    return round(exact_ms)
 
 
 def format_duration(ms: int) -> str:

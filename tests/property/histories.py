@@ -125,7 +125,9 @@ class Life:
         ends = {name: log.end for name, log in world.logs.items()}
         self.moment(world.plan.bring_up_death_rate)
         lanes = [*TIERS, REPLAY]
-        rebuild = Rebuild(committed.get(SOURCE_NAME, nothing), lanes, {n: committed.get(n, nothing) for n in lanes}, ends)
+        rebuild = Rebuild(
+            committed.get(SOURCE_NAME, nothing), lanes, {n: committed.get(n, nothing) for n in lanes}, ends
+        )
         for index, offset in rebuild.scan_from.items():
             for record in world.logs[lanes[index - 1]].fetch(offset, 1 << 30):
                 rebuild.observe(index, record.offset(), record.key(), record.headers())
@@ -202,7 +204,9 @@ class Life:
                 found.append(lambda: self.run_again(rng.choice(due)))
         if self.running:
             found += [self.finish] * 2
-        found += [lambda name=name: self.land(name) for name, queue in self.unlanded.items() if queue and name not in slow]  # type: ignore[misc]
+        found += [
+            lambda name=name: self.land(name) for name, queue in self.unlanded.items() if queue and name not in slow
+        ]  # type: ignore[misc]
         acks = [lambda name=name: self.ack(name) for name, queue in self.unacked.items() if queue]  # type: ignore[misc]
         if not found or rng.random() < world.plan.ack_rate:
             found += acks

@@ -40,7 +40,9 @@ def _first_tier(broken: Broken) -> None:
 def _wait_behind_any(broken: Broken) -> None:
     """Takes the key's highest record for the tail, also when it is above the one that waits."""
     broken.set(
-        Parking, "tail_before", lambda self, key, identity: next((i for i in reversed(self.keys.get(key, ())) if i != identity), None)
+        Parking,
+        "tail_before",
+        lambda self, key, identity: next((i for i in reversed(self.keys.get(key, ())) if i != identity), None),
     )
 
 
