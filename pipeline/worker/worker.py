@@ -26,10 +26,11 @@ from pipeline.topology import Layout, layout, retired_of
 from pipeline.worker.batches import BatchRunners
 from pipeline.worker.control import ControlFollower
 from pipeline.worker.drivers import Driver, LoopDriver, ThreadDriver
-from pipeline.worker.engine import Clock, Engine, EngineParts, Executor
+from pipeline.worker.engine import Engine
 from pipeline.worker.execution import Execution, decoder
 from pipeline.worker.fetcher import Fetcher, FetchPolicy
 from pipeline.worker.logs import logger
+from pipeline.worker.parts import Clock, EngineParts, Executor
 from pipeline.worker.runners import AsyncRunners
 from pipeline.worker.threads import ThreadRunners
 

@@ -1,0 +1,196 @@
+"""What follows an execution: settle, publish its outputs, retry, give up. The way back from the executor to the unit."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from pipeline.core.delivery import Delivery
+from pipeline.core.flow import FloodGuard
+from pipeline.core.unit import DeadLetter, HandOff, Unit
+from pipeline.model.errors import ClusterError, PipelineError, SchemaUnavailable
+from pipeline.model.headers import EVENT_ID
+from pipeline.model.outcome import Done, Emit, Failure
+from pipeline.worker.dispatch import Dispatch
+from pipeline.worker.execution import failure_of
+from pipeline.worker.inputs import Delivered
+from pipeline.worker.parts import EngineParts
+from pipeline.worker.sending import OutRecord, Sender
+from pipeline.worker.stats import Stats
+
+REGISTRY_RETRY_S = 0.2
+REGISTRY_RETRY_MAX_S = 5.0
+
+
+class Background:
+    """Tasks that go on beside the steps; all end with the engine."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def cancel(self) -> None:
+        for task in tuple(self._tasks):
+            task.cancel()
+
+
+class Conclusions:
+    """Each method returns the key's next record, to be run at once, if there is one. `perform` carries out a unit's effects."""
+
+    def __init__(
+        self,
+        parts: EngineParts,
+        dispatch: Dispatch,
+        sender: Sender,
+        stats: Stats,
+        flood: FloodGuard,
+        background: Background,
+    ) -> None:
+        self._parts = parts
+        self._clock = parts.clock
+        self._dispatch = dispatch
+        self._sender = sender
+        self._stats = stats
+        self._flood = flood
+        self._background = background
+        self._log = parts.log
+        self.perform: Callable[[Unit], None]
+        self.flooded: Callable[[], None]
+        self.wake: Callable[[], None]
+
+    def done(self, delivery: Delivery) -> Delivery | None:
+        """It succeeded and has no outputs."""
+        unit = delivery.unit
+        if not unit.open:
+            return None
+        self._stats.processed += 1
+        following = unit.done(delivery, self._clock.now_ms)
+        if unit.effects:
+            self.perform(unit)
+        return following if following is None else self._dispatch.unless_paused(following)
+
+    def done_many(self, deliveries: Sequence[Delivery]) -> None:
+        """`done` for a batch; what follows in their keys is queued."""
+        resumed = self._dispatch.resumed
+        for delivery in deliveries:
+            following = self.done(delivery)
+            if following is not None:
+                resumed.append(following)
+
+    def complete(self, delivery: Delivery, outcome: Done | Failure, emitted: Sequence[Emit] = ()) -> Delivery | None:
+        """Any ending of an execution."""
+        if not delivery.unit.open:
+            return None
+        if isinstance(outcome, Failure):
+            return self._failed(delivery, outcome)
+        if emitted:
+            return self._publish(delivery, outcome, emitted)
+        if outcome.warning:
+            self._warn(delivery, outcome.warning)
+        return self.done(delivery)
+
+    def _failed(self, delivery: Delivery, failure: Failure) -> Delivery | None:
+        unit = delivery.unit
+        self._stats.failed(failure.kind.value)
+        self._log.warning(
+            "attempt failed",
+            key=(delivery.key or b"").decode("utf-8", "replace"),
+            partition=unit.partition,
+            origin=delivery.identity.origin,
+            attempt=delivery.attempt + 1,
+            error=failure.error_type,
+            message=failure.message[:300],
+        )
+        # The clock is asked anew: counted from the start of a long step, a delay would end early.
+        following = unit.failed(delivery, failure, self._clock.read(), self._parts.rng.random())
+        self.perform(unit)
+        return self._dispatch.unless_paused(following)
+
+    # -- outputs
+
+    def _publish(self, delivery: Delivery, outcome: Done, emitted: Sequence[Emit]) -> Delivery | None:
+        try:
+            records = [self._encoded(delivery, i, item) for i, item in enumerate(emitted)]
+        except SchemaUnavailable:
+            self._sender.hold(delivery.unit)
+            self._background.start(self._prepare_outputs(delivery, outcome, emitted))
+        except PipelineError as error:
+            return self._failed(delivery, failure_of(error, ()))
+        else:
+            self._sender.outputs(delivery, records, outcome.warning, self._clock.now_ms)
+        return None
+
+    async def _prepare_outputs(self, delivery: Delivery, outcome: Done, emitted: Sequence[Emit]) -> None:
+        """Look up the contracts of outputs, for as long as it takes, then conclude: the handler does not run again."""
+        ending: Done | Failure = outcome
+        for tries in itertools.count():
+            try:
+                for item in emitted:
+                    await self._parts.prepare(item)
+                break
+            except (SchemaUnavailable, ClusterError) as error:
+                self._log.warning("schema registry does not answer: an output waits", error=str(error))
+                await asyncio.sleep(min(REGISTRY_RETRY_MAX_S, REGISTRY_RETRY_S * 2**tries))
+            except PipelineError as error:
+                ending = failure_of(error, ())
+                break
+        self._sender.let_go(delivery.unit)
+        following = self.complete(delivery, ending, emitted)
+        if following is not None:
+            self._dispatch.resumed.append(following)
+        self.wake()
+
+    def _encoded(self, delivery: Delivery, index: int, item: Emit) -> OutRecord:
+        topic, key, value = self._parts.encode(item)
+        headers = list(item.headers or ())
+        if not any(name == EVENT_ID for name, _ in headers):
+            place = f"{self._parts.topics.source}/{delivery.unit.partition}/{delivery.identity.origin}"
+            headers.append((EVENT_ID, f"{self._parts.group}:{place}#{index}".encode()))
+        return OutRecord(topic, key, value, headers)
+
+    # -- the broker's answers
+
+    def delivered(self, item: Delivered) -> None:
+        """A hand-off, a dead letter or the last output of a record is acknowledged, or was refused."""
+        sent: Any = item.effect
+        unit = sent.what.delivery.unit
+        if item.error is not None:
+            self._log.error("write refused, trying again", topic=sent.record.topic, error=str(item.error))
+        complete = self._sender.answer(sent, item.error, self._clock.now_ms)
+        if complete is None or not unit.open:
+            return
+        if isinstance(complete, HandOff):
+            unit.handed_off(complete.delivery)
+            return
+        if isinstance(complete, DeadLetter):
+            following = unit.dead_lettered(complete.delivery, self._clock.now_ms)
+            self._count_dead_letter(complete)
+        else:
+            if complete.warning:
+                self._warn(complete.delivery, complete.warning)
+            self._stats.processed += 1
+            following = unit.done(complete.delivery, self._clock.now_ms)
+        if following is not None:
+            self._dispatch.resumed.append(following)
+
+    def _count_dead_letter(self, effect: DeadLetter) -> None:
+        self._stats.dead_lettered(effect.failure.error_class)
+        if self._flood.count(self._clock.now_ms):
+            self._log.error(
+                "flood of dead letters: the subscription is paused; fix the cause, then `pipeline resume`",
+                group=self._parts.group,
+            )
+            self.flooded()
+
+    def _warn(self, delivery: Delivery, warning: str) -> None:
+        self._stats.warnings += 1
+        self._log.warning(
+            "done with a warning", origin=delivery.identity.origin, partition=delivery.unit.partition, warning=warning
+        )

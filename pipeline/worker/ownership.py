@@ -1,0 +1,237 @@
+"""The partitions of one group member: opened, claimed, processed, drained, let go.
+
+Opened -> lanes are read up to their fences -> claim (epoch committed) -> Claimed -> processed
+Revoking -> drained, or the deadline passed -> released with its last positions
+Lost -> closed at once: it belongs to someone else
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from pipeline.core.delivery import SOURCE
+from pipeline.core.rebuild import Rebuild
+from pipeline.core.unit import LaneSpec, Unit, UnitPolicy
+from pipeline.model.cluster import Message, Position, TopicPartition
+from pipeline.model.errors import PipelineError
+from pipeline.worker.committing import Committer
+from pipeline.worker.fetcher import Fetcher
+from pipeline.worker.inputs import Claimed, Fetched, Lost, Opened, Refused, Revoking
+from pipeline.worker.parts import Clock
+
+
+@dataclass(slots=True)
+class _Opening:
+    """A partition whose lanes are being read, or whose epoch is being committed."""
+
+    rebuild: Rebuild
+    lanes: tuple[LaneSpec, ...]
+    unit: Unit | None = None
+
+
+class Keeper(Protocol):
+    """What the partitions' owner does for them: the engine."""
+
+    fetcher: Fetcher
+
+    def opened(self, unit: Unit) -> None:
+        """Processed from now on."""
+
+    def idle(self, unit: Unit) -> bool:
+        """Nothing of it runs, nothing of it is being written."""
+        ...
+
+    def cancel(self, unit: Unit) -> None:
+        """Stop what runs for it."""
+
+    def dropped(self, unit: Unit) -> None:
+        """Forget everything about it."""
+
+    def wake(self) -> None: ...
+
+
+class Ownership:
+    """`units` is replaced, never changed in place, so that other threads may read it. `refused` says why a partition rests."""
+
+    def __init__(self, policy: UnitPolicy, committer: Committer, clock: Clock, drain_timeout_ms: int, log: Any) -> None:
+        self.units: tuple[Unit, ...] = ()
+        self.by_partition: dict[int, Unit] = {}
+        self.refused: dict[int, PipelineError] = {}
+        self.received = 0
+        self._policy = policy
+        self._committer = committer
+        self._clock = clock
+        self._drain_s = drain_timeout_ms * 0.8 / 1000
+        self._log = log
+        self._openings: dict[int, _Opening] = {}
+        self._routes: dict[tuple[str, int], tuple[Unit | _Opening, int]] = {}
+        self._draining: dict[Unit, asyncio.TimerHandle] = {}
+        self._emptied: asyncio.Future[None] | None = None
+        self._keeper: Keeper
+        self._loop: asyncio.AbstractEventLoop
+
+    def connect(self, keeper: Keeper, loop: asyncio.AbstractEventLoop) -> None:
+        self._keeper, self._loop = keeper, loop
+
+    # -- fetched records
+
+    def fetched(self, item: Fetched, ready: Any) -> None:
+        """Hand each run of records of one partition to its unit."""
+        messages = item.messages
+        self.received += len(messages)
+        start, topic, partition = 0, messages[0].topic(), messages[0].partition()
+        for index, message in enumerate(messages):
+            if message.partition() != partition or message.topic() != topic:
+                self._route(topic, partition, messages[start:index], ready)
+                start, topic, partition = index, message.topic(), message.partition()
+        self._route(topic, partition, messages[start:] if start else messages, ready)
+
+    def _route(self, topic: str, partition: int, messages: Sequence[Message], ready: Any) -> None:
+        target, lane = self._routes.get((topic, partition), (None, 0))
+        if isinstance(target, Unit):
+            if lane == SOURCE:
+                target.receive_source(messages, ready)
+            else:
+                target.receive_lane(lane, messages)
+        elif target is not None and target.unit is None and lane != SOURCE:
+            for message in messages:
+                target.rebuild.observe(lane, message.offset(), message.key(), message.headers())
+            if target.rebuild.complete:
+                self._claim(partition, target)
+
+    # -- becoming the owner
+
+    def open(self, item: Opened) -> None:
+        self.refused.pop(item.partition, None)
+        rebuild = Rebuild(item.source, [lane.name for lane in item.lanes], item.progress, item.ends)
+        opening = _Opening(rebuild, item.lanes)
+        self._openings[item.partition] = opening
+        scan = {}
+        for index, lane in enumerate(item.lanes, start=1):
+            tp = TopicPartition(lane.topic, item.partition)
+            self._routes[tp] = (opening, index)
+            if index in rebuild.scan_from:
+                scan[tp] = rebuild.scan_from[index]
+        if rebuild.complete:
+            self._claim(item.partition, opening)
+        else:
+            self._request(self._keeper.fetcher.add, scan)
+
+    def _claim(self, partition: int, opening: _Opening) -> None:
+        opening.unit = unit = Unit(partition, self._policy, opening.lanes, opening.rebuild)
+        positions = self._committer.positions(unit, self._clock.now_ms)
+        source = TopicPartition(self._policy.source, partition)
+        lanes = {tp: position for tp, position in positions.items() if tp != source}
+        self._request(self._keeper.fetcher.claim, partition, unit.epoch, lanes, {source: positions[source]})
+
+    def claimed(self, item: Claimed) -> None:
+        opening = self._openings.get(item.partition)
+        if opening is None or opening.unit is None or opening.unit.epoch != item.epoch:
+            return
+        unit = opening.unit
+        del self._openings[item.partition]
+        self.by_partition[item.partition] = unit
+        self.units = tuple(self.by_partition.values())
+        for index, lane in enumerate(unit.lanes):
+            self._routes[lane.spec.topic, item.partition] = (unit, index)
+        self._keeper.opened(unit)
+        zombies = opening.rebuild.zombies
+        if zombies:
+            self._log.warning("records of a zombie were found and set aside", partition=item.partition, count=zombies)
+        self._log.info("partition open", partition=item.partition, epoch=unit.epoch, parked=len(unit.parking))
+
+    def refuse(self, item: Refused) -> None:
+        self.refused[item.partition] = item.error
+        self._log.error("partition can't be opened", partition=item.partition, error=str(item.error))
+
+    # -- letting go
+
+    def revoking(self, item: Revoking) -> None:
+        for partition in item.partitions:
+            unit = self.by_partition.get(partition)
+            if unit is not None:
+                self._drain(unit)
+                continue
+            opening = self._openings.pop(partition, None)
+            if opening is not None and opening.unit is not None:
+                opening.unit.close()
+                self._committer.forget(opening.unit)
+            self._unroute(partition)
+            self._keeper.fetcher.release(partition, {})
+
+    def lost(self, item: Lost) -> None:
+        for partition in item.partitions:
+            self._log.warning("partition lost", partition=partition)
+            self._openings.pop(partition, None)
+            unit = self.by_partition.get(partition)
+            if unit is None:
+                self._unroute(partition)
+                continue
+            handle = self._draining.pop(unit, None)
+            if handle is not None:
+                handle.cancel()
+            self._keeper.cancel(unit)
+            self._drop(unit)
+
+    async def drain_all(self) -> None:
+        """Drain every partition; returns when the last one is released."""
+        if self.by_partition:
+            self._emptied = self._loop.create_future()
+            for unit in self.units:
+                self._drain(unit)
+            await self._emptied
+
+    def _drain(self, unit: Unit) -> None:
+        if unit not in self._draining:
+            unit.drain()
+            self._draining[unit] = self._loop.call_later(self._drain_s, self._force, unit)
+            self._keeper.wake()
+
+    @property
+    def is_draining(self) -> bool:
+        return bool(self._draining)
+
+    def let_go_drained(self) -> None:
+        for unit in tuple(self._draining):
+            if self._keeper.idle(unit):
+                self._let_go(unit)
+
+    def _force(self, unit: Unit) -> None:
+        self._log.warning("drain deadline reached: cancelling what still runs", partition=unit.partition)
+        self._keeper.cancel(unit)
+        self._let_go(unit)
+
+    def _let_go(self, unit: Unit) -> None:
+        self._draining.pop(unit).cancel()
+        positions: dict[TopicPartition, Position] = self._committer.positions(unit, self._clock.now_ms)
+        self._drop(unit)
+        self._keeper.fetcher.release(unit.partition, positions)
+        if self._emptied is not None and not self.by_partition and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    def _drop(self, unit: Unit) -> None:
+        unit.close()
+        self.by_partition.pop(unit.partition, None)
+        self.units = tuple(self.by_partition.values())
+        self._committer.forget(unit)
+        self._unroute(unit.partition)
+        self._keeper.dropped(unit)
+
+    def _unroute(self, partition: int) -> None:
+        self._routes = {tp: target for tp, target in self._routes.items() if tp[1] != partition}
+        self.refused.pop(partition, None)
+
+    def abandon(self) -> None:
+        """Everything stops here, as in a process that dies."""
+        for handle in self._draining.values():
+            handle.cancel()
+        for unit in self.units:
+            unit.close()
+        self.units, self.by_partition, self._routes = (), {}, {}
+
+    def _request(self, command: Callable[..., None], *arguments: object) -> None:
+        self._keeper.fetcher.request(partial(command, *arguments))

@@ -1,0 +1,67 @@
+"""Back-pressure: which partitions are paused, and why. Every bound has hysteresis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from pipeline.core.delivery import SOURCE
+from pipeline.core.flow import Gate
+from pipeline.core.unit import Unit
+from pipeline.model.cluster import TopicPartition
+from pipeline.model.policies import FlowPolicy
+from pipeline.worker.committing import Committer
+from pipeline.worker.fetcher import Fetcher
+from pipeline.worker.sending import Sender
+
+METADATA_FULL = 0.75
+"""Part of the commit metadata's size at which a partition takes no new work."""
+
+
+class Regulator:
+    """Pauses a source partition whose keys queue up, whose commit metadata is nearly full or whose writes don't get through,
+    and a lane whose look-ahead is full. All of them while the subscription is paused or a schema is awaited."""
+
+    def __init__(self, flow: FlowPolicy, committer: Committer, sender: Sender) -> None:
+        self._flow = flow
+        self._committer = committer
+        self._sender = sender
+        self._gates: dict[Unit, Gate] = {}
+        self._held: set[TopicPartition] = set()
+
+    def add(self, unit: Unit, owned: int) -> None:
+        """A new unit, one of `owned`: its share of the buffer is what may queue behind its keys."""
+        self._gates[unit] = Gate(max(100, 2 * self._flow.buffered // max(1, owned)))
+
+    def forget(self, unit: Unit) -> None:
+        self._gates.pop(unit, None)
+        self._held = {tp for tp in self._held if tp.partition != unit.partition}
+
+    def regulate(self, units: Iterable[Unit], fetcher: Fetcher, paused: bool, awaiting_schema: bool) -> None:
+        hold: list[TopicPartition] = []
+        free: list[TopicPartition] = []
+        for unit in units:
+            stop_source = paused or awaiting_schema or self._crowded(unit)
+            for index, lane in enumerate(unit.lanes):
+                tp = TopicPartition(lane.spec.topic, unit.partition)
+                held = tp in self._held
+                if index == SOURCE:
+                    stop = stop_source
+                else:
+                    bound = self._flow.look_ahead // 2 if held else self._flow.look_ahead
+                    stop = paused or len(lane.look_ahead) >= max(1, bound)
+                if stop != held:
+                    (hold if stop else free).append(tp)
+        if hold:
+            self._held.update(hold)
+            fetcher.request(partial(fetcher.pause, tuple(hold)))
+        if free:
+            self._held.difference_update(free)
+            fetcher.request(partial(fetcher.resume, tuple(free)))
+
+    def _crowded(self, unit: Unit) -> bool:
+        return (
+            self._gates[unit].update(unit.waiting_count)
+            or self._committer.loads.get(unit, 0.0) >= METADATA_FULL
+            or self._sender.troubled(unit)
+        )

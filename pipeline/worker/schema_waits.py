@@ -1,0 +1,48 @@
+"""Records whose schema is not known yet: the registry is asked for as long as it takes, nothing is dead-lettered."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.core.delivery import Delivery
+from pipeline.model.errors import PipelineError
+from pipeline.worker.concluding import REGISTRY_RETRY_MAX_S, REGISTRY_RETRY_S, Background
+
+
+class SchemaWaits:
+    """`fetch` looks an id up and may block, in a thread; `ready` gets the deliveries that waited for it."""
+
+    def __init__(
+        self, fetch: Callable[[int], None], ready: Callable[[list[Delivery]], None], background: Background, log: Any
+    ) -> None:
+        self._fetch = fetch
+        self._ready = ready
+        self._background = background
+        self._log = log
+        self._waits: dict[int, list[Delivery]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._waits)
+
+    def add(self, delivery: Delivery, schema_id: int) -> None:
+        """The delivery waits, with its key; the first one for an id asks the registry."""
+        waiting = self._waits.get(schema_id)
+        if waiting is not None:
+            waiting.append(delivery)
+            return
+        self._waits[schema_id] = [delivery]
+        self._background.start(self._ask(schema_id))
+
+    async def _ask(self, schema_id: int) -> None:
+        loop = asyncio.get_running_loop()
+        for tries in itertools.count():
+            try:
+                await loop.run_in_executor(None, self._fetch, schema_id)
+                break
+            except PipelineError as error:
+                self._log.warning("schema registry does not answer: waiting", schema_id=schema_id, error=str(error))
+                await asyncio.sleep(min(REGISTRY_RETRY_MAX_S, REGISTRY_RETRY_S * 2**tries))
+        self._ready(self._waits.pop(schema_id))
