@@ -192,12 +192,23 @@ class Pipeline:
         return LocalRegistry(KafkaSchemaLog(client, self.topic_name(SCHEMAS_TOPIC)), product_catalogue())
 
     def publisher(self, policy: BufferPolicy | None = None, topic: str | None = None) -> Publisher:
-        """A publisher of run events that never blocks longer than its policy says. Close it."""
+        """A publisher of run events that never blocks longer than its policy says (the settings' when none is given). Close it."""
         from pipeline.emit.publisher import Publisher, PublishOptions
 
         real = self.topic_name(topic or self.settings.events_topic)
         options = PublishOptions(topic=real, prepare=lambda: self.codec.prepare(real))
-        return Publisher(self.cluster.producer(self.name), self.codec, policy, options)
+        return Publisher(self.cluster.producer(self.name), self.codec, policy or self._buffer_policy(), options)
+
+    def _buffer_policy(self) -> BufferPolicy:
+        from pipeline.emit.policy import BufferPolicy
+
+        settings = self.settings
+        return BufferPolicy(
+            mode=settings.buffer_mode,
+            max_records=settings.buffer_records,
+            block_timeout=settings.buffer_timeout_s,
+            spool_dir=settings.spool_dir or None,
+        )
 
     def recorder(self, policy: BufferPolicy | None = None) -> Recorder:
         """Records agent runs: `async with app.recorder() as recorder`, or the same with `with`."""

@@ -14,6 +14,7 @@ class Settings(BaseSettings):
     """`PIPELINE_BROKER=host:9092`, `PIPELINE_PREFIX=staging.` and so on. Times are in seconds.
 
     `registry`: URL of a Confluent-compatible schema registry; empty: ids are kept in the cluster itself.
+    `buffer_*`, `spool_dir`: what publishing may cost an agent while the broker is away (see `BufferPolicy`).
     `client`: further librdkafka properties as JSON, such as `{"security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512"}`.
     """
 
@@ -32,6 +33,10 @@ class Settings(BaseSettings):
     max_poll_interval_s: float = Field(default=300.0, ge=1)
     instance_id: str = ""
     events_topic: str = "agent.run.events"
+    buffer_mode: Literal["block", "drop_oldest", "spool"] = "block"
+    buffer_records: int = Field(default=20_000, ge=2)
+    buffer_timeout_s: float = Field(default=1.0, ge=0)
+    spool_dir: str = ""
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     maven_mirror: str = ""

@@ -42,7 +42,9 @@ _PRODUCING = {
     # Measured publish -> poll, p50: 0.4 ms at 0, 1.2 ms at anything up to 1, 4.2 ms at 5. Under load batches fill anyway
     # while five requests are in flight; raw sending is about 0.7 of what it is at 5.
     "linger.ms": 0,
-    "delivery.timeout.ms": 120_000,
+    # Never give up by time: a record that did, sent again, would come behind later records of its key. Bounds are the
+    # queue's size here, and the buffer policy and drain deadline of those who send.
+    "delivery.timeout.ms": 0,
     "queue.buffering.max.messages": 100_000,
     "queue.buffering.max.kbytes": 65_536,
     # The broker's and the topic's limits decide: a hand-off is a little larger than the record that came in.
