@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline.core.delivery import SOURCE, Delivery
+from pipeline.core.effects import DeadLetter, Effect, HandOff, LaneSpec, RunAgain, UnitPolicy
 from pipeline.core.offsets import OffsetTracker
 from pipeline.core.parking import Identity, Parking
 from pipeline.core.progress import Progress
@@ -33,33 +34,21 @@ from pipeline.model.headers import (
     replay_count_of,
 )
 from pipeline.model.outcome import Failure, FailureKind
-from pipeline.model.policies import Order, RetryPolicy
+
+__all__ = [
+    "SKIPPED",
+    "DeadLetter",
+    "Effect",
+    "HandOff",
+    "Lane",
+    "LaneSpec",
+    "RunAgain",
+    "Unit",
+    "UnitPolicy",
+    "event_id",
+]
 
 SKIPPED = Failure(FailureKind.TERMINAL, "Skipped", "Skipped", "an operator skipped this record")
-
-
-@dataclass(frozen=True, slots=True)
-class LaneSpec:
-    """A lane as this worker knows it.
-
-    `delay_ms` is None for the replay lane; `declared` is False for a retired tier: it is read, and not fed by failures.
-    """
-
-    name: str
-    topic: str
-    delay_ms: int | None
-    declared: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class UnitPolicy:
-    """What the unit needs of its subscription. `source`: topic name; `group`: as the headers name it."""
-
-    source: str
-    group: str
-    order: Order
-    retry: RetryPolicy
-    look_ahead: int = 200
 
 
 @dataclass(slots=True)
@@ -71,36 +60,6 @@ class Lane:
     fence: int = 0
     last_due_ms: int = 0
     look_ahead: deque[Delivery] = field(default_factory=deque)
-
-
-@dataclass(frozen=True, slots=True)
-class HandOff:
-    """Write this record to a lane of the unit; answer with `Unit.handed_off` when acknowledged. `caused_by`: "retry", "wait" or "hop"."""
-
-    delivery: Delivery
-    lane: int
-    headers: DeliveryHeaders
-    caused_by: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """Write this record to the dead letters; answer with `Unit.dead_lettered` when acknowledged."""
-
-    delivery: Delivery
-    headers: DeliveryHeaders
-    failure: Failure
-
-
-@dataclass(frozen=True, slots=True)
-class RunAgain:
-    """Run it again at `at_ms`; its key stays blocked until then."""
-
-    delivery: Delivery
-    at_ms: int
-
-
-Effect = HandOff | DeadLetter | RunAgain
 
 
 class Unit:
