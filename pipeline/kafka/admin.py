@@ -73,7 +73,8 @@ class KafkaAdmin:
         }
 
     def topic_names(self, timeout_s: float = 10.0) -> list[str]:
-        return self._all_names(timeout_s)
+        """Kafka's internal topics are known by their two underscores."""
+        return sorted(name for name in self._all_names(timeout_s) if not name.startswith("__"))
 
     def _all_names(self, timeout_s: float) -> list[str]:
         try:

@@ -108,7 +108,8 @@ def consumer_settings(address: str, policy: ConsumerPolicy, client_settings: Map
     if policy.protocol == "classic":
         settings["partition.assignment.strategy"] = "cooperative-sticky"
         settings["session.timeout.ms"] = policy.session_timeout_ms
-        settings["heartbeat.interval.ms"] = max(1, min(3_000, policy.session_timeout_ms // 3))
+        # Members learn of a rebalance by their next heartbeat, so this is also how long a clean hand-over takes.
+        settings["heartbeat.interval.ms"] = max(1, min(1_000, policy.session_timeout_ms // 3))
     else:  # KIP-848: session timeout and heartbeats are the broker's to set, and refused from a client
         settings["group.protocol"] = "consumer"
     return settings | chosen(client_settings, "consumer")

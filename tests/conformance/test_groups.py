@@ -335,3 +335,31 @@ def test_an_instance_id_used_twice_ends_one_of_the_two(grouped: Side) -> None:
 def test_an_unknown_protocol_is_refused(side: Side) -> None:
     with pytest.raises(ConfigurationError, match="protocol='modern'"):
         side.cluster.consumer(ConsumerPolicy("g", protocol="modern"))
+
+
+def test_lanes_removed_while_draining_do_not_end_the_revocation(grouped: Side) -> None:
+    """Also when the lanes go at once and the source's work takes longer, nobody else gets the partitions before."""
+    topic, lane, group = grouped.topic(PARTITIONS), grouped.topic(PARTITIONS), f"g-{time.time_ns()}"
+    first = grouped.member(topic, group)
+    add_at(first, 0, lane)
+    until_owned(first, partitions_of(topic))
+    second = grouped.remote(topic, group)
+    release_at = 0.0
+    seen_early: set[TopicPartition] = set()
+
+    def drained(partitions: Sequence[TopicPartition]) -> bool:
+        nonlocal release_at
+        if not release_at:
+            release_at = time.monotonic() + 2.5
+            first.consumer.remove([TopicPartition(lane, p) for _, p in partitions])
+        seen_early.update(second.owned() & set(partitions))
+        return time.monotonic() >= release_at
+
+    first.listener.drained = drained
+    moved = until_shared(first, second, topic)
+    assert release_at > 0
+    assert seen_early == set()
+    for _, partition in moved:
+        grouped.fill(TopicPartition(lane, partition), 1)
+    for _ in range(10):
+        assert first.poll() == []

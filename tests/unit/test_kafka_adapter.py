@@ -26,7 +26,7 @@ def nobody() -> Iterator[str]:
 def test_the_protocols_settings_exclude_each_other() -> None:
     classic = consumer_settings("b", ConsumerPolicy("g", instance_id="one"), {})
     assert classic["partition.assignment.strategy"] == "cooperative-sticky"
-    assert (classic["session.timeout.ms"], classic["heartbeat.interval.ms"]) == (10_000, 3_000)
+    assert (classic["session.timeout.ms"], classic["heartbeat.interval.ms"]) == (10_000, 1_000)
     assert classic["group.instance.id"] == "one"
     modern = consumer_settings("b", ConsumerPolicy("g", protocol="consumer"), {})
     assert modern["group.protocol"] == "consumer"
