@@ -18,8 +18,8 @@ from pipeline.model import headers
 from pipeline.model.policies import BatchPolicy
 from pipeline.views import metrics as views_metrics
 from pipeline.worker.context import Context
-from pipeline.worker.engine import METADATA_FULL
 from pipeline.worker.metrics import StatusServer
+from pipeline.worker.regulating import METADATA_FULL
 from tests.unit import command_parsing
 from tests.unit.docs_reader import ROOT, Block, Page, command_lines, pages
 
