@@ -36,7 +36,6 @@ from pipeline.model.headers import (
 from pipeline.model.outcome import Failure, FailureKind
 
 __all__ = [
-    "SKIPPED",
     "DeadLetter",
     "Effect",
     "HandOff",
@@ -243,21 +242,27 @@ class Unit:
         del self.lanes[lane].tracker.open[delivery.offset]
         if lane or key in self.parking.keys:
             self.parking.resolve(key, delivery.identity)
-        return self.free(key, now_ms)
+        if key in self.waiting:
+            return self.free(key, now_ms)
+        self.busy.discard(key)
+        return None
 
     def free(self, key: bytes | None, now_ms: int) -> Delivery | None:
         """The key is not busy any more: its next record that may run, if any."""
-        self.busy.discard(key)
         queue = self.waiting.get(key)
         while queue:
             delivery = queue.popleft()
             self.waiting_count -= 1
             if not queue:
                 del self.waiting[key]
+            if not delivery.lane and key not in self.parking.keys:
+                return delivery  # the key stays busy
+            self.busy.discard(key)
             if self.admit(delivery, now_ms):
                 return delivery
             if key in self.busy:  # a skipped record is on its way to the dead letters
                 return None
+        self.busy.discard(key)
         return None
 
     def failed(self, delivery: Delivery, failure: Failure, now_ms: int, draw: float) -> Delivery | None:

@@ -122,11 +122,9 @@ def test_escaped_groups_differ_when_groups_do(one: str, two: str) -> None:
 
 @given(clean_text.filter(bool), st.lists(st.integers(1, 10**9), unique=True, max_size=5).map(sorted))
 def test_lanes_of_a_subscription_are_legal_and_distinct(group: str, delays: list[int]) -> None:
-    try:
-        found = lane_topics("agent.run.events", group, tuple(delays))
-    except ConfigurationError as error:
-        assert "249" in str(error)
-        return
+    if len(f"agent.run.events.{escape(group)}.retry.1000000000ms") > MAX_TOPIC_LENGTH:
+        return  # its refusal is tested in unit/test_topics.py
+    found = lane_topics("agent.run.events", group, tuple(delays))
     every = [found.source, *found.lanes, found.dead_letters]
     assert len(set(every)) == len(every)
     assert all(re.fullmatch(r"[a-zA-Z0-9._-]+", name) and len(name) <= MAX_TOPIC_LENGTH for name in every)
@@ -145,6 +143,7 @@ def test_durations_come_back(ms: int) -> None:
 @given(st.one_of(any_text, st.floats(), st.integers()))
 def test_a_duration_is_milliseconds_or_a_sentence(text: str | float) -> None:
     try:
-        assert parse_duration_ms(text, "timeout") >= 0
+        found = parse_duration_ms(text, "timeout")
     except ConfigurationError as error:
-        assert "timeout=" in str(error)
+        found = str(error).index("timeout=")
+    assert found >= 0
