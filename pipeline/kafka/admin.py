@@ -9,6 +9,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
 from confluent_kafka import (
+    Consumer,
     ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
@@ -44,6 +45,7 @@ class KafkaAdmin:
         self._last_error = ""
         properties: dict[str, Any] = {**settings, "error_cb": self._client_error}
         self._admin = AdminClient(properties)
+        self._settings = properties
 
     def _client_error(self, error: KafkaError) -> None:
         self._last_error = f" ({error.str()} [{error.name()}])"
@@ -219,12 +221,23 @@ class KafkaAdmin:
         return GroupState(group, _STATES.get(found.state.name, "unknown"), found.type.name.lower(), members)
 
     def group_positions(self, group: str, timeout_s: float = 10.0) -> dict[TopicPartition, Position]:
-        request = [ConsumerGroupTopicPartitions(group)]
-        future = self._admin.list_consumer_group_offsets(request, request_timeout=timeout_s)[group]
-        found = self._wait(future, timeout_s, f"reading the offsets of group {group}")
+        """Through a consumer that never joins: the admin's own call dies with SIGSEGV while a coordinator moves or loads
+        (librdkafka issue 5040, seen with 2.16)."""
+        try:
+            known = self._admin.list_topics(timeout=timeout_s).topics
+        except KafkaException as exception:
+            raise raised(exception, f"reading the offsets of group {group}") from exception
+        places = [Named(name, p) for name, topic in known.items() for p in topic.partitions]
+        consumer = Consumer({**self._settings, "group.id": group, "enable.auto.commit": False})
+        try:
+            found = consumer.committed(places, timeout_s)
+        except KafkaException as exception:
+            raise raised(exception, f"reading the offsets of group {group}") from exception
+        finally:
+            consumer.close()
         return {
             TopicPartition(tp.topic, tp.partition): Position(tp.offset, tp.metadata or "")
-            for tp in found.topic_partitions
+            for tp in found
             if tp.offset >= 0
         }
 
