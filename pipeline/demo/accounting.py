@@ -21,6 +21,8 @@ from pipeline.core.progress import Progress
 EXPLAINED_SLACK_MS = 1_000
 """What the killed worker had handed to its socket may be appended so long after the kill."""
 
+EXAMPLES_MAX = 10
+
 
 @dataclass(frozen=True, slots=True)
 class SourceFact:
@@ -111,6 +113,12 @@ class GroupAccount:
     unsettled: int = 0
     retried: dict[str, int] = field(default_factory=dict)
     waited: dict[str, int] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+    """The first few records with which something is wrong."""
+
+    def note(self, text: str) -> None:
+        if len(self.examples) < EXAMPLES_MAX:
+            self.examples.append(text)
 
     @property
     def clean(self) -> bool:
@@ -171,6 +179,7 @@ def account_of_group(
         found = sorted(endings.get(spot, ()), key=lambda ending: (ending.at_ms, ending.place))
         if not found:
             account.lost += 1
+            account.note(f"{_name(record)} has no ending; {len(copies.get(spot, ()))} copies of it were in tiers")
             continue
         first[spot] = found[0]
         if found[0].dead:
@@ -179,12 +188,27 @@ def account_of_group(
             account.processed += 1
         explained = int(len(found) > 1 and _explained(record, found[0], copies.get(spot, ()), facts.group, kill))
         account.redelivered += explained
-        account.duplicates += len(found) - 1 - explained
+        unexplained = len(found) - 1 - explained
+        account.duplicates += unexplained
+        if unexplained:
+            account.note(f"{_name(record)} ended {len(found)} times: {', '.join(map(_how, found))}")
         account.altered += sum(_is_altered(record, e.key, e.digest) for e in found if e.digest is not None)
         account.altered += sum(_is_altered(record, c.key, c.digest) for c in copies.get(spot, ()))
-    account.out_of_order = _out_of_order(source, first, clock_tolerance_ms)
+    disorder = _out_of_order(source, first, clock_tolerance_ms)
+    account.out_of_order = len(disorder)
+    for record in disorder:
+        ending = first[record.partition, record.offset]
+        account.note(f"{_name(record)} ended before an earlier record of its key: {_how(ending)}")
     account.retried, account.waited = _hops(facts.tiers, copies)
     return account
+
+
+def _name(record: SourceFact) -> str:
+    return f"partition {record.partition} offset {record.offset} (key {record.key!r})"
+
+
+def _how(ending: EndingFact) -> str:
+    return f"{'dead letter' if ending.dead else 'done by ' + ending.worker} at {ending.at_ms}"
 
 
 def _is_altered(record: SourceFact, key: bytes | None, digest: int) -> bool:
@@ -212,9 +236,11 @@ def _settled(progress: Progress | None, offset: int) -> bool:
     return offset < progress.offset or (offset < progress.end and offset not in progress.open)
 
 
-def _out_of_order(source: Sequence[SourceFact], first: Mapping[tuple[int, int], EndingFact], tolerance_ms: int) -> int:
+def _out_of_order(
+    source: Sequence[SourceFact], first: Mapping[tuple[int, int], EndingFact], tolerance_ms: int
+) -> list[SourceFact]:
     """Within one topic offsets tell the order; between ledger and dead letters the append times do."""
-    count = 0
+    found: list[SourceFact] = []
     last: dict[tuple[bytes, bool], int] = {}
     last_ms: dict[bytes, int] = {}
     for record in source:
@@ -223,10 +249,11 @@ def _out_of_order(source: Sequence[SourceFact], first: Mapping[tuple[int, int], 
             continue
         lane = (record.key, ending.dead)
         late = ending.at_ms < last_ms.get(record.key, 0) - tolerance_ms
-        count += late or ending.place < last.get(lane, -1)
+        if late or ending.place < last.get(lane, -1):
+            found.append(record)
         last[lane] = max(ending.place, last.get(lane, -1))
         last_ms[record.key] = max(ending.at_ms, last_ms.get(record.key, 0))
-    return count
+    return found
 
 
 def _hops(

@@ -73,6 +73,10 @@ class Report:
             found.append("not everything was accounted for before the deadline")
         return found
 
+    def examples(self) -> list[str]:
+        """Some of the records that are meant."""
+        return [f"{group.group}: {text}" for group in self.groups for text in group.examples]
+
     def as_dict(self) -> dict[str, object]:
         """Totals over both groups, and each group by itself."""
         groups = self.groups
@@ -106,6 +110,7 @@ class Report:
             "killed": _kill_dict(self.kill),
             "groups": {group.group: _group_dict(group) for group in groups},
             "problems": self.problems(),
+            "examples": self.examples(),
         }
 
 

@@ -79,6 +79,7 @@ class Demo:
 
     def run(self, started: float) -> Report:
         """`started`: monotonic seconds when the command began. Nothing it started is left running, whatever happens."""
+        keep_logs = False
         try:
             self._make_topics()
             self._start_workers()
@@ -87,10 +88,15 @@ class Demo:
             for late in self._workers.stop():
                 self._screen.say(f"{late.name} did not stop in time and was killed")
             facts = read_back(self._app, self._topics, deadline_s=120)
-            return self._report(facts, timed_out, time.monotonic() - started)
+            report = self._report(facts, timed_out, time.monotonic() - started)
+            keep_logs = not report.ok
+            return report
         finally:
             self._workers.stop(grace_s=3.0)
-            shutil.rmtree(self._folder, ignore_errors=True)
+            if keep_logs:
+                self._screen.say(f"the workers' logs are in {self._folder}")
+            else:
+                shutil.rmtree(self._folder, ignore_errors=True)
 
     # -- before
 

@@ -111,11 +111,15 @@ class LiveScreen:
         self._live.update(_panel(view))
 
     def finish(self, report: Report) -> None:
+        from rich.text import Text
+
         self.close()
         if not self._quiet_end:
             self._console.print(_summary_table(report))
-            for text in verdict_lines(report):
+            *facts, verdict = verdict_lines(report)
+            for text in facts:
                 self.say(text)
+            self._console.print(Text(verdict, style="bold green" if report.ok else "bold red"))
 
     def close(self) -> None:
         if self._started:
@@ -207,7 +211,8 @@ def verdict_lines(report: Report) -> list[str]:
         lines.append(f"{report.skipped} things of the input were skipped")
     problems = report.problems()
     if problems:
-        lines += [f"NOT GOOD: {text}" for text in problems]
+        lines += [f"  {text}" for text in report.examples()]
+        lines.append(f"NOT GOOD: {'; '.join(problems)}.")
     else:
         lines.append(f"Every record is accounted for, by reading the topics back. {report.seconds:.1f} s in all.")
     return lines
