@@ -20,7 +20,7 @@ def leaf(words: Sequence[str]) -> tuple[Any, list[str]]:
     if not rest or rest[0] not in COMMANDS:
         raise NotACommand(f"{' '.join(words)}: there is no such command")
     command, rest = _load(rest[0]), rest[1:]
-    while getattr(command, "commands", None) and rest:
+    while getattr(command, "commands", None) and rest and rest[0] != "--help":
         if rest[0] not in command.commands:
             raise NotACommand(f"{' '.join(words)}: {command.name} has no command {rest[0]}")
         command, rest = command.commands[rest[0]], rest[1:]
@@ -32,10 +32,10 @@ def check(words: Sequence[str]) -> None:
     if list(words) in ([], ["--help"], ["--version"]):
         return
     command, rest = leaf(words)
-    if getattr(command, "commands", None):
-        raise NotACommand(f"{' '.join(words)}: a command of the group {command.name} is missing")
     if rest == ["--help"]:
         return
+    if getattr(command, "commands", None):
+        raise NotACommand(f"{' '.join(words)}: a command of the group {command.name} is missing")
     try:
         command.make_context(command.name, list(rest))
     except typer.TyperException as error:
