@@ -35,6 +35,7 @@ class Committer:
         self._lanes: dict[TopicPartition, _Lane] = {}
         self._sent: Mapping[TopicPartition, Position] | None = None
         self._sent_ms = 0
+        self._refused: dict[TopicPartition, Position] = {}
         self.loads: dict[Unit, float] = {}
         self.failures = 0
 
@@ -48,6 +49,10 @@ class Committer:
             if now_ms - self._sent_ms < ANSWER_TIMEOUT_MS:
                 return None
             self.failures += 1
+        if self._refused:
+            # The same again before anything newer: a lane's newer progress must not be durable before what fed it (e).
+            self._sent, self._refused, self._sent_ms = self._refused, {}, now_ms
+            return self._sent
         found: dict[TopicPartition, Position] = {}
         size = 0
         for unit in units:
@@ -89,7 +94,7 @@ class Committer:
     def answered(
         self, errors: Mapping[TopicPartition, ClusterError | None], now_ms: int
     ) -> dict[TopicPartition, ClusterError]:
-        """Every partition's own answer; returns the failed ones, which go out again with the next commit."""
+        """Every partition's own answer; returns the failed ones, which go out again unchanged, alone, next."""
         sent, self._sent = self._sent or {}, None
         bad: dict[TopicPartition, ClusterError] = {}
         for tp, position in sent.items():
@@ -101,10 +106,13 @@ class Committer:
                 lane.position, lane.at_ms, lane.seen = position, now_ms, lane.sent
             elif error is not None:
                 bad[tp] = error
+                self._refused[tp] = position
         self.failures += len(bad)
         return bad
 
     def forget(self, unit: Unit) -> None:
         self.loads.pop(unit, None)
         for lane in unit.lanes:
-            self._lanes.pop(TopicPartition(lane.spec.topic, unit.partition), None)
+            tp = TopicPartition(lane.spec.topic, unit.partition)
+            self._lanes.pop(tp, None)
+            self._refused.pop(tp, None)

@@ -1,10 +1,12 @@
 """Hand-offs, dead letters and outputs on their way to the brokers: nothing counts as settled before it is acknowledged.
 
-A write that fails is tried again with back-off for as long as the unit is ours; meanwhile its partition takes no new work.
+A write that fails is tried again with back-off for as long as the unit is ours; meanwhile its partition takes no new work,
+and later hand-offs to the same lane wait behind it: overtaking would break the key's order if the owner died in between.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -39,14 +41,21 @@ class Outputs:
     warning: str | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Sent:
-    """One record under way. `what` is the effect or the `Outputs` it belongs to."""
+    """One record under way. `what` is the effect or the `Outputs` it belongs to; `failed`: a try of it was refused."""
 
     what: HandOff | DeadLetter | Outputs
     record: OutRecord
     partition: int
+    number: int
     tries: int = 0
+    failed: bool = False
+
+    @property
+    def lane(self) -> tuple[Unit, int] | None:
+        """Where its order matters: the lane it is handed to."""
+        return (self.what.delivery.unit, self.what.lane) if isinstance(self.what, HandOff) else None
 
 
 class Sender:
@@ -66,13 +75,15 @@ class Sender:
         self._pending: Counter[Unit] = Counter()
         self._waiting: deque[tuple[int, _Sent]] = deque()
         self._troubled: Counter[Unit] = Counter()
+        self._stuck: dict[tuple[Unit, int], deque[_Sent]] = {}
+        self._numbers = itertools.count()
         self.last_error: ClusterError | None = None
 
     def hand_off(self, effect: HandOff, now_ms: int) -> None:
         delivery = effect.delivery
         headers = encode(producer_headers(delivery.message.headers()), effect.headers)
         topic = delivery.unit.lanes[effect.lane].spec.topic
-        self._start(_Sent(effect, self._copy(topic, delivery, headers), delivery.unit.partition), now_ms)
+        self._start(effect, self._copy(topic, delivery, headers), delivery.unit.partition, now_ms)
 
     def dead_letter(self, effect: DeadLetter, now_ms: int) -> None:
         delivery = effect.delivery
@@ -80,12 +91,12 @@ class Sender:
         schema = self._schema_of(delivery)
         if schema:
             headers.append((SCHEMA, schema.encode()))
-        self._start(_Sent(effect, self._copy(self._dead_letters, delivery, headers), delivery.unit.partition), now_ms)
+        self._start(effect, self._copy(self._dead_letters, delivery, headers), delivery.unit.partition, now_ms)
 
     def outputs(self, delivery: Delivery, records: Sequence[OutRecord], warning: str | None, now_ms: int) -> None:
         waiting = Outputs(delivery, len(records), warning)
         for record in records:
-            self._start(_Sent(waiting, record, -1), now_ms)
+            self._start(waiting, record, -1, now_ms)
 
     @staticmethod
     def _later_due(effect: HandOff, record: OutRecord) -> OutRecord:
@@ -99,21 +110,24 @@ class Sender:
     def _copy(topic: str, delivery: Delivery, headers: Headers) -> OutRecord:
         return OutRecord(topic, delivery.key, delivery.message.value(), headers)
 
-    def _start(self, sent: _Sent, now_ms: int) -> None:
-        self._pending[sent.what.delivery.unit] += 1
-        self._send(sent, now_ms)
+    def _start(self, what: HandOff | DeadLetter | Outputs, record: OutRecord, partition: int, now_ms: int) -> None:
+        self._pending[what.delivery.unit] += 1
+        self._send_in_order(_Sent(what, record, partition, next(self._numbers)), now_ms)
+
+    def _send_in_order(self, sent: _Sent, now_ms: int) -> None:
+        stuck = self._stuck.get(sent.lane) if sent.lane is not None else None
+        if stuck is None:
+            self._send(sent, now_ms)
+        else:
+            stuck.append(sent)
 
     def _send(self, sent: _Sent, now_ms: int) -> None:
-        if sent.tries and isinstance(sent.what, HandOff):
-            sent.record = self._later_due(sent.what, sent.record)
         record = sent.record
         try:
             self._producer.send(
                 record.topic, record.key, record.value, record.headers, sent.partition, 0, partial(self._answered, sent)
             )
-        except BufferFull as error:
-            self._later(sent, error, now_ms)
-        except ClusterError as error:
+        except (BufferFull, ClusterError) as error:
             self._later(sent, error, now_ms)
 
     def _answered(self, sent: _Sent, error: ClusterError | None, _offset: int) -> None:
@@ -137,8 +151,9 @@ class Sender:
         if error is not None:
             self._later(sent, error, now_ms)
             return None
-        if sent.tries:
+        if sent.failed:
             self._calm(unit)
+            self._unstick(sent, now_ms)
         self.let_go(unit)
         if isinstance(sent.what, Outputs):
             sent.what.left -= 1
@@ -146,12 +161,37 @@ class Sender:
         return sent.what
 
     def _later(self, sent: _Sent, error: Exception, now_ms: int) -> None:
-        if not sent.tries:
+        if not sent.failed:
+            sent.failed = True
             self._troubled[sent.what.delivery.unit] += 1
         self.last_error = error if isinstance(error, ClusterError) else ClusterError(str(error))
-        wait = RESEND_MS[min(sent.tries, len(RESEND_MS) - 1)]
+        wait_ms = RESEND_MS[min(sent.tries, len(RESEND_MS) - 1)]
         sent.tries += 1
-        self._waiting.append((now_ms + wait, sent))
+        if sent.lane is not None:
+            stuck = self._stuck.setdefault(sent.lane, deque())
+            if sent not in stuck:
+                self._insert(stuck, sent)
+        self._waiting.append((now_ms + wait_ms, sent))
+
+    @staticmethod
+    def _insert(stuck: deque[_Sent], sent: _Sent) -> None:
+        """Several were under way: they fail in any order and go out again in their own."""
+        at = next((i for i, other in enumerate(stuck) if other.number > sent.number), len(stuck))
+        stuck.insert(at, sent)
+
+    def _unstick(self, sent: _Sent, now_ms: int) -> None:
+        """The first of a lane is through: the others follow."""
+        stuck = self._stuck.pop(sent.lane, None) if sent.lane is not None else None
+        if stuck is None:
+            return
+        stuck.remove(sent)
+        for other in stuck:
+            self._resend(other, now_ms)
+
+    def _resend(self, sent: _Sent, now_ms: int) -> None:
+        if isinstance(sent.what, HandOff):
+            sent.record = self._later_due(sent.what, sent.record)
+        self._send_in_order(sent, now_ms)
 
     def _calm(self, unit: Unit) -> None:
         self._troubled[unit] -= 1
@@ -159,13 +199,18 @@ class Sender:
             del self._troubled[unit]
 
     def resend_due(self, now_ms: int) -> int | None:
-        """Send again what is due; returns when the next one is."""
+        """Send again what is due (of a lane only its first); returns when the next one is."""
         for _ in range(len(self._waiting)):
             at, sent = self._waiting.popleft()
-            if at <= now_ms:
-                self._send(sent, now_ms)
-            else:
+            if at > now_ms:
                 self._waiting.append((at, sent))
+                continue
+            stuck = self._stuck.get(sent.lane) if sent.lane is not None else None
+            if sent.lane is None:
+                self._send(sent, now_ms)
+            elif stuck and stuck[0] is sent and isinstance(sent.what, HandOff):
+                sent.record = self._later_due(sent.what, sent.record)
+                self._send(sent, now_ms)
         return min((at for at, _ in self._waiting), default=None)
 
     def pending(self, unit: Unit) -> int:
@@ -179,4 +224,5 @@ class Sender:
         """The unit is closed: answers to what is under way are of no interest."""
         self._pending.pop(unit, None)
         self._troubled.pop(unit, None)
+        self._stuck = {lane: stuck for lane, stuck in self._stuck.items() if lane[0] is not unit}
         self._waiting = deque((at, sent) for at, sent in self._waiting if sent.what.delivery.unit is not unit)
