@@ -383,6 +383,12 @@ class Unit:
         for lane in self.lanes:
             lane.look_ahead.clear()
 
+    def hand_back(self, delivery: Delivery, now_ms: int) -> None:
+        """A wait in memory that the drain cuts short: the first tier takes it, so that its attempts are not forgotten."""
+        if self._tier_lanes and delivery.attempt > (delivery.headers.attempt if delivery.headers else 0):
+            target = self._tier_lanes[0]
+            self._hand_off(delivery, target, self._due(target, now_ms), delivery.not_before_ms, "retry", now_ms)
+
     def close(self) -> None:
         self.drain()
         self.open = False

@@ -71,6 +71,14 @@ class Dispatch:
                 self.resumed.append(delivery)
         return again[0][0] if again else None
 
+    def withdraw(self, unit: Unit) -> list[Delivery]:
+        """What of this unit waits in memory after a failed attempt, or was about to run again: it is to be handed back."""
+        waiting = [delivery for _, _, delivery in self._again if delivery.unit is unit]
+        again = [delivery for delivery in self.resumed if delivery.unit is unit]
+        self._again = [entry for entry in self._again if entry[2].unit is not unit]
+        heapq.heapify(self._again)
+        return waiting + again
+
     def drop(self, unit: Unit) -> None:
         """The unit is let go: nothing of it runs any more. The queues stay the same objects: executors hold them."""
         for queue in (self.ready, self.resumed):

@@ -17,9 +17,10 @@ from functools import partial
 from typing import Any
 
 from pipeline.core.delivery import Delivery
+from pipeline.core.effects import DeadLetter, Effect, HandOff
 from pipeline.core.flow import FloodGuard
 from pipeline.core.parking import Identity
-from pipeline.core.unit import DeadLetter, HandOff, RunAgain, Unit, UnitPolicy
+from pipeline.core.unit import Unit, UnitPolicy
 from pipeline.model.control import Release
 from pipeline.model.errors import PipelineError
 from pipeline.worker.committing import Committer
@@ -170,20 +171,26 @@ class Engine:
 
     def perform(self, unit: Unit) -> None:
         """Effects of a unit, in order."""
-        effects, unit.effects = unit.effects, []
         now_ms = self._clock.read()
-        for effect in effects:
-            if isinstance(effect, HandOff):
-                self.stats.handed_off(unit.lanes[effect.lane].spec.name, effect.caused_by)
-                self._sender.hand_off(effect, now_ms)
-                if effect.caused_by == "wait":
-                    self._watch_amplification(unit, effect.delivery)
-            elif isinstance(effect, DeadLetter):
-                self._sender.dead_letter(effect, now_ms)
-            elif isinstance(effect, RunAgain):
-                self.stats.waited_in_memory += 1
-                self._dispatch.run_later(effect)
-                self._wake_at(effect.at_ms, now_ms)
+        while unit.effects:
+            effects, unit.effects = unit.effects, []
+            for effect in effects:
+                self._perform_one(unit, effect, now_ms)
+
+    def _perform_one(self, unit: Unit, effect: Effect, now_ms: int) -> None:
+        if isinstance(effect, HandOff):
+            self.stats.handed_off(unit.lanes[effect.lane].spec.name, effect.caused_by)
+            self._sender.hand_off(effect, now_ms)
+            if effect.caused_by == "wait":
+                self._watch_amplification(unit, effect.delivery)
+        elif isinstance(effect, DeadLetter):
+            self._sender.dead_letter(effect, now_ms)
+        elif unit.draining:
+            unit.hand_back(effect.delivery, now_ms)
+        else:
+            self.stats.waited_in_memory += 1
+            self._dispatch.run_later(effect)
+            self._wake_at(effect.at_ms, now_ms)
 
     def _watch_amplification(self, unit: Unit, delivery: Delivery) -> None:
         """Each hop of a head costs a hop of every successor: a long queue behind one key is worth an alarm."""
@@ -246,6 +253,12 @@ class Engine:
     def opened(self, unit: Unit) -> None:
         self._regulator.add(unit, len(self._ownership.units))
         self._apply_switches(unit)
+
+    def draining(self, unit: Unit) -> None:
+        now_ms = self._clock.read()
+        for delivery in self._dispatch.withdraw(unit):
+            unit.hand_back(delivery, now_ms)
+        self.perform(unit)
 
     def idle(self, unit: Unit) -> bool:
         return not self.executor.holds(unit) and not self._sender.pending(unit)
@@ -339,6 +352,13 @@ class Engine:
     def buffered(self) -> int:
         """Records received and not started."""
         return self.backlog(self._ownership.received)
+
+    @property
+    def stuck(self) -> Mapping[int, PipelineError]:
+        """Partitions that take no new work because a write of theirs does not get through, with the last refusal."""
+        error = self._sender.last_error
+        found = [unit.partition for unit in self._ownership.units if self._sender.troubled(unit)]
+        return dict.fromkeys(found, error) if error is not None else {}
 
     @property
     def last_write_error(self) -> PipelineError | None:

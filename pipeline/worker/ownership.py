@@ -41,6 +41,9 @@ class Keeper(Protocol):
     def opened(self, unit: Unit) -> None:
         """Processed from now on."""
 
+    def draining(self, unit: Unit) -> None:
+        """It takes no more work: hand back what waits in memory."""
+
     def idle(self, unit: Unit) -> bool:
         """Nothing of it runs, nothing of it is being written."""
         ...
@@ -188,6 +191,7 @@ class Ownership:
     def _drain(self, unit: Unit) -> None:
         if unit not in self._draining:
             unit.drain()
+            self._keeper.draining(unit)
             self._draining[unit] = self._loop.call_later(self._drain_s, self._force, unit)
             self._keeper.wake()
 
