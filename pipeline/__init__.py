@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.app import Pipeline, Retries
+    from pipeline.app import Pipeline
     from pipeline.model.errors import ConfigurationError, PipelineError
     from pipeline.model.events import (
         Approval,
@@ -34,17 +34,19 @@ if TYPE_CHECKING:
     from pipeline.model.policies import Backoff, BatchPolicy, FlowPolicy
     from pipeline.settings import Settings
     from pipeline.worker.context import Context
+    from pipeline.worker.declaring import Retries
     from pipeline.worker.routing import Router
 
 _EVENTS = "Approval Memory Message ModelCall RunCancelled RunCompleted RunEvent RunFailed RunStarted Step ToolCall ToolResult UnknownEvent"
 _WHERE = {
-    "pipeline.app": "Pipeline Retries",
+    "pipeline.app": "Pipeline",
     "pipeline.model.errors": "ConfigurationError PipelineError",
     "pipeline.model.events": _EVENTS,
     "pipeline.model.outcome": "Emit Reject Retry Warn",
     "pipeline.model.policies": "Backoff BatchPolicy FlowPolicy",
     "pipeline.settings": "Settings",
     "pipeline.worker.context": "Context",
+    "pipeline.worker.declaring": "Retries",
     "pipeline.worker.routing": "Router",
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names.split()}

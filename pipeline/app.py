@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.model.cluster import Cluster
-from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import ConfigurationError
-from pipeline.model.events import RunEvent
-from pipeline.model.policies import (
-    DEFAULT_TIERS,
-    Backoff,
-    BatchPolicy,
-    FlowPolicy,
-    HandlerKind,
-    Order,
-    RetryPolicy,
-    Start,
-    Subscription,
-    ValueKind,
-    check_flow,
-    check_retry,
-    parse_tiers,
-)
+from pipeline.model.policies import DEFAULT_TIERS, BatchPolicy, FlowPolicy, Order, Subscription, ValueKind
 from pipeline.model.topics import SCHEMAS_TOPIC
 from pipeline.settings import Settings
 from pipeline.topology import Layout, layouts
+from pipeline.worker.declaring import Declaration, Retries
 
 if TYPE_CHECKING:
     from pipeline.codec import AvroCodec
@@ -44,15 +26,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _memory_logs: dict[str, MemorySchemaLog] = {}
 """Schema ids of memory clusters: shared by everything in this process that uses the same address, like the cluster itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Retries:
-    """How failed records are tried again, where the plain arguments of `subscribe` do not say enough."""
-
-    backoff: Backoff | None = None
-    jitter: float = 0.2
-    terminal: tuple[type[BaseException], ...] = ()
 
 
 class Pipeline:
@@ -115,42 +88,30 @@ class Pipeline:
         `dict` for plain fields, an event class (or a union of some) for those events only, else every event.
         Raises `ConfigurationError` naming the argument.
         """
-        more = retries or Retries()
-        policy = check_retry(RetryPolicy(attempts, parse_tiers(tuple(tiers)), more.backoff, more.jitter, more.terminal))
-        base = flow or FlowPolicy()
-        bounds = check_flow(FlowPolicy(**{**_fields(base), "concurrency": concurrency}))
-        timeout_ms = parse_duration_ms(timeout, "timeout")
-        if timeout_ms <= 0:
-            raise ConfigurationError("timeout must be longer than zero: it is the deadline of one attempt")
+        declaration = Declaration(
+            topic=topic,
+            group=group,
+            order=order,
+            tiers=tiers,
+            attempts=attempts,
+            concurrency=concurrency,
+            timeout=timeout,
+            value=value,
+            batch=batch,
+            start=start,
+            retries=retries,
+            flow=flow,
+            dead_letter_topic=dead_letter_topic,
+            unknown_event=unknown_event,
+        )
+        declaration.check()
 
         def declare(handler: F) -> F:
-            typed, event_types = _wanted(handler)
-            batches = BatchPolicy(size=batch) if isinstance(batch, int) else batch
-            subscription = Subscription(
-                topic=topic,
-                group=group,
-                handler=handler,
-                kind=HandlerKind.BATCH if batches else HandlerKind.ASYNC if is_async(handler) else HandlerKind.PLAIN,
-                order=order,
-                value=value,
-                typed=typed,
-                retry=policy,
-                flow=bounds,
-                batch=batches or BatchPolicy(),
-                start=_start(start),
-                timeout_ms=timeout_ms,
-                dead_letter_topic=dead_letter_topic,
-                unknown_event=unknown_event,
-                event_types=event_types,
-            )
+            subscription = declaration.subscription(handler)
             layouts([*self._subscriptions, subscription], self.settings.prefix)
             self._subscriptions.append(subscription)
             return handler
 
-        if order not in typing.get_args(Order):
-            raise ConfigurationError(f"order={order!r} is not one of {', '.join(typing.get_args(Order))}")
-        if value not in typing.get_args(ValueKind):
-            raise ConfigurationError(f"value={value!r} is not one of {', '.join(typing.get_args(ValueKind))}")
         return declare
 
     # -- clients
@@ -237,52 +198,3 @@ class Pipeline:
     @property
     def worker(self) -> Worker | None:
         return self._worker
-
-
-def is_async(handler: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
-
-
-def _fields(policy: FlowPolicy) -> dict[str, Any]:
-    return {name: getattr(policy, name) for name in policy.__dataclass_fields__}
-
-
-def _wanted(handler: Callable[..., Any]) -> tuple[bool, frozenset[type] | None]:
-    """(typed?, the only event classes it is for) from the annotation of the first parameter."""
-    target = handler if inspect.isroutine(handler) else type(handler).__call__
-    try:
-        hints = typing.get_type_hints(target)
-        parameters = list(inspect.signature(handler).parameters)
-    except (NameError, TypeError, ValueError):
-        return True, None
-    hint = hints.get(parameters[0]) if parameters else None
-    if typing.get_origin(hint) in (list, Sequence) or getattr(typing.get_origin(hint), "__name__", "") in (
-        "list",
-        "Sequence",
-    ):
-        hint = typing.get_args(hint)[0]
-    if hint is dict or typing.get_origin(hint) is dict:
-        return False, None
-    members = typing.get_args(hint) or (hint,)
-    classes = [m for m in members if isinstance(m, type) and issubclass(m, RunEvent)]
-    if classes and len(classes) == len(members) and RunEvent not in classes:
-        return True, frozenset(classes)
-    return True, None
-
-
-def _start(start: str | int) -> Start:
-    if isinstance(start, int) and not isinstance(start, bool):
-        return Start(start)
-    if start in ("earliest", "latest"):
-        return Start(start)  # type: ignore[arg-type]
-    from pipeline.model.events import epoch_ms
-
-    try:
-        at = epoch_ms(start)
-    except ValueError:
-        at = None
-    if not isinstance(at, int):
-        raise ConfigurationError(
-            f"start={start!r} must be 'earliest', 'latest', a time such as 2026-01-31T12:00:00Z, or milliseconds"
-        )
-    return Start(at)

@@ -14,8 +14,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+from pipeline.core.copies import Hop, copy_headers
 from pipeline.core.delivery import SOURCE, Delivery
 from pipeline.core.effects import DeadLetter, Effect, HandOff, LaneSpec, RunAgain, UnitPolicy
 from pipeline.core.offsets import OffsetTracker
@@ -24,15 +25,7 @@ from pipeline.core.progress import Progress
 from pipeline.core.rebuild import Rebuild
 from pipeline.core.retry import GiveUp, WaitInMemory, after_failure, next_hop, tier_for
 from pipeline.model.cluster import Message
-from pipeline.model.headers import (
-    DeliveryHeaders,
-    ErrorInfo,
-    HeaderError,
-    clip_error,
-    decode,
-    event_id_of,
-    replay_count_of,
-)
+from pipeline.model.headers import HeaderError, decode
 from pipeline.model.outcome import Failure, FailureKind
 
 __all__ = [
@@ -44,7 +37,6 @@ __all__ = [
     "RunAgain",
     "Unit",
     "UnitPolicy",
-    "event_id",
 ]
 
 SKIPPED = Failure(FailureKind.TERMINAL, "Skipped", "Skipped", "an operator skipped this record")
@@ -126,7 +118,7 @@ class Unit:
                 failure = Failure(
                     FailureKind.UNDECODABLE, "ForeignRecord", "HeaderError", f"{lane.spec.topic}: {error}"
                 )
-                self.effects.append(DeadLetter(delivery, self._headers(delivery, 1, 0, 0, 0, failure), failure))
+                self.effects.append(DeadLetter(delivery, copy_headers(delivery, 0, failure), failure))
                 continue
             if offset >= lane.fence and headers.epoch < self.epoch and headers.hop:
                 lane.tracker.settle(offset)  # (g); a replay tool's own records have hop 0 and no epoch
@@ -203,7 +195,7 @@ class Unit:
         tail = parking.tail_before(key, identity) if self._waits and key is not None else None
         if tail is not None and identity > self.released.get(key, Identity(-1)):
             target = self._lane_behind(tail)
-            self._hand_off(delivery, target, max(delivery.due_ms, now_ms), delivery.not_before_ms, "wait", now_ms)
+            self._hand_off(delivery, Hop(target, max(delivery.due_ms, now_ms), delivery.not_before_ms, "wait"), now_ms)
             return False
         if delivery.not_before_ms > now_ms:
             self._not_yet(delivery, now_ms)
@@ -219,7 +211,7 @@ class Unit:
             self.effects.append(RunAgain(delivery, delivery.not_before_ms))
         else:
             target = self._tier_lanes[hop]
-            self._hand_off(delivery, target, self._due(target, now_ms), delivery.not_before_ms, "hop", now_ms)
+            self._hand_off(delivery, Hop(target, self._due(target, now_ms), delivery.not_before_ms, "hop"), now_ms)
 
     def _lane_behind(self, tail: Identity) -> int:
         """The lane that holds the key's tail (a); for a retired tier the declared one nearest to it, so that it can run dry."""
@@ -281,7 +273,8 @@ class Unit:
             self._dead_letter(delivery, failure, now_ms)
             return None
         target = self._tier_lanes[decision.tier]
-        self._hand_off(delivery, target, self._due(target, now_ms), decision.not_before_ms, "retry", now_ms, failure)
+        hop = Hop(target, self._due(target, now_ms), decision.not_before_ms, "retry")
+        self._hand_off(delivery, hop, now_ms, failure)
         return self.free(delivery.key, now_ms)
 
     def handed_off(self, delivery: Delivery) -> None:
@@ -292,9 +285,8 @@ class Unit:
 
     def dead_lettered(self, delivery: Delivery, now_ms: int) -> Delivery | None:
         """Acknowledged: the record has its ending. Returns the key's next record."""
-        if (
-            delivery.lane and delivery.headers is None
-        ):  # a foreign record in a lane: it never took part in its key's order
+        if delivery.lane and delivery.headers is None:
+            # A foreign record in a lane: it never took part in its key's order.
             self.lanes[delivery.lane].tracker.settle(delivery.offset)
             return None
         self.skipped.discard(delivery.identity)
@@ -302,60 +294,17 @@ class Unit:
 
     def _dead_letter(self, delivery: Delivery, failure: Failure, now_ms: int) -> None:
         if delivery.key is not None and self._by_key:
-            self.busy.add(
-                delivery.key
-            )  # until it is written: a crash now runs it again, and its successors must not be ahead
-        headers = self._headers(delivery, delivery.hop + 1, 0, 0, now_ms, failure)
-        self.effects.append(DeadLetter(delivery, headers, failure))
+            # Until it is written: a crash now runs it again, and its successors must not be ahead.
+            self.busy.add(delivery.key)
+        self.effects.append(DeadLetter(delivery, copy_headers(delivery, now_ms, failure), failure))
 
-    def _hand_off(
-        self,
-        delivery: Delivery,
-        lane: int,
-        due_ms: int,
-        not_before_ms: int,
-        cause: str,
-        now_ms: int,
-        failure: Failure | None = None,
-    ) -> None:
-        target = self.lanes[lane]
-        target.last_due_ms = due_ms = max(due_ms, target.last_due_ms)  # (b)
-        hop = delivery.hop + 1
-        self.parking.hand_off(delivery.key, delivery.identity, hop, lane)
-        self._sending[delivery.identity, hop] = delivery
-        headers = self._headers(delivery, hop, due_ms, not_before_ms, now_ms, failure)
-        self.effects.append(HandOff(delivery, lane, headers, cause))
-
-    def _headers(
-        self, delivery: Delivery, hop: int, due_ms: int, not_before_ms: int, now_ms: int, failure: Failure | None
-    ) -> DeliveryHeaders:
-        before = delivery.headers or self._first_headers(delivery)
-        error = before.error
-        if failure is not None:
-            error = clip_error(ErrorInfo(failure.error_class, failure.error_type, failure.message, failure.stack))
-        return replace(
-            before,
-            attempt=delivery.attempt,
-            hop=hop,
-            epoch=self.epoch,
-            due_ms=due_ms,
-            not_before_ms=not_before_ms,
-            first_failed_ms=before.first_failed_ms or (now_ms if failure else 0),
-            error=error,
-        )
-
-    def _first_headers(self, delivery: Delivery) -> DeliveryHeaders:
-        return DeliveryHeaders(
-            attempt=0,
-            hop=0,
-            epoch=self.epoch,
-            origin_topic=self.lanes[delivery.lane].spec.topic,
-            origin_partition=self.partition,
-            origin_offset=delivery.offset,
-            origin_timestamp_ms=max(0, delivery.message.timestamp()[1]),
-            group=self.policy.group,
-            replay_count=replay_count_of(delivery.message.headers()),
-        )
+    def _hand_off(self, delivery: Delivery, hop: Hop, now_ms: int, failure: Failure | None = None) -> None:
+        lane = self.lanes[hop.lane]
+        lane.last_due_ms = due_ms = max(hop.due_ms, lane.last_due_ms)  # (b)
+        self.parking.hand_off(delivery.key, delivery.identity, delivery.hop + 1, hop.lane)
+        self._sending[delivery.identity, delivery.hop + 1] = delivery
+        headers = copy_headers(delivery, now_ms, failure, due_ms, hop.not_before_ms)
+        self.effects.append(HandOff(delivery, hop.lane, headers, hop.cause))
 
     # -- operators, and letting go
 
@@ -387,7 +336,7 @@ class Unit:
         """A wait in memory that the drain cuts short: the first tier takes it, so that its attempts are not forgotten."""
         if self._tier_lanes and delivery.attempt > (delivery.headers.attempt if delivery.headers else 0):
             target = self._tier_lanes[0]
-            self._hand_off(delivery, target, self._due(target, now_ms), delivery.not_before_ms, "retry", now_ms)
+            self._hand_off(delivery, Hop(target, self._due(target, now_ms), delivery.not_before_ms, "retry"), now_ms)
 
     def close(self) -> None:
         self.drain()
@@ -396,9 +345,3 @@ class Unit:
 
 def _identity(delivery: Delivery) -> Identity:
     return delivery.identity
-
-
-def event_id(delivery: Delivery, source: str) -> str:
-    """The producer's event id, or a stable one made of the origin."""
-    given = event_id_of(delivery.message.headers())
-    return given or f"{source}/{delivery.unit.partition}/{delivery.identity.origin}"

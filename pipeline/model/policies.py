@@ -144,7 +144,7 @@ def check_flow(policy: FlowPolicy) -> FlowPolicy:
     return policy
 
 
-def parse_tiers(tiers: tuple[str | float, ...]) -> tuple[int, ...]:
+def parse_tiers(tiers: tuple[str | float, ...] | str) -> tuple[int, ...]:
     """("10s", "2m") -> (10_000, 120_000)."""
     if isinstance(tiers, str):
         raise ConfigurationError(f"tiers={tiers!r} must be a sequence such as ('10s', '2m'), not one text")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.copies import event_id
 from pipeline.core.delivery import Delivery
-from pipeline.core.unit import event_id
 from pipeline.model.cluster import Headers
 from pipeline.model.headers import DeliveryHeaders
 from pipeline.model.outcome import Emit

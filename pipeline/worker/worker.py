@@ -25,6 +25,7 @@ from pipeline.model.topics import CONTROL_TOPIC
 from pipeline.topology import Layout, layout, retired_of
 from pipeline.worker.batches import BatchRunners
 from pipeline.worker.control import ControlFollower
+from pipeline.worker.declaring import is_async
 from pipeline.worker.drivers import Driver, LoopDriver, ThreadDriver
 from pipeline.worker.engine import Engine
 from pipeline.worker.execution import Execution, decoder
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 60.0
 START_RETRY_S = 1.0
 REPLAY = "replay"
+POLL_RECORDS = 2_000
 
 
 @dataclass(slots=True)
@@ -187,14 +189,15 @@ class Worker:
             instance_id=f"{settings.instance_id}-{self._index}" if settings.instance_id else None,
             drain_timeout_ms=min(subscription.flow.drain_timeout_ms, round(settings.max_poll_interval_s * 800)),
         )
-        admin = cluster.admin()
+        admin, buffered = cluster.admin(), subscription.flow.buffered
         fetcher = Fetcher(
             cluster.consumer(policy),
-            FetchPolicy(source, place.group, subscription.start, subscription.flow.buffered),
+            FetchPolicy(source, place.group, subscription.start, buffered, min(POLL_RECORDS, buffered)),
             lambda: lane_specs(place, subscription, admin.topic_names()),
             engine.post,
             engine.backlog,
             loop.time if self.in_memory else time.monotonic,
+            _no_wait if self.in_memory else time.sleep,
         )
         executor = _executor(engine, subscription, place.group, loop)
         engine.connect(fetcher, executor)
@@ -274,6 +277,10 @@ class Worker:
         return {running.layout.group: _health(running) for running in self.running}
 
 
+def _no_wait(_seconds: float) -> None:
+    """On the memory cluster, whose answers do not change by waiting."""
+
+
 def _wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
@@ -289,8 +296,6 @@ def _schema_of(subscription: Subscription, source: str, codec: Any) -> Callable[
 
 
 def _executor(engine: Engine, subscription: Subscription, group: str, loop: asyncio.AbstractEventLoop) -> Executor:
-    from pipeline.app import is_async
-
     handler: Any = subscription.handler
     if subscription.kind is HandlerKind.BATCH:
         return BatchRunners(engine, handler, is_async(handler), loop)
@@ -323,8 +328,8 @@ def _health(running: Running) -> dict[str, Any]:
         why = "the poll thread has ended"
     elif engine.paused:
         why = "paused: too many dead letters" if engine.flood.tripped else "paused by an operator"
-    elif engine.refused:
-        partition, error = next(iter(engine.refused.items()))
+    elif engine.refused or engine.stuck:
+        partition, error = next(iter((engine.refused or engine.stuck).items()))
         why = f"partition {partition}: {error}"
     elif not running.driver.recent:
         why = "the poll thread does not answer"

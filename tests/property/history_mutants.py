@@ -49,9 +49,9 @@ def _wait_behind_any(broken: Broken) -> None:
 def _due_not_monotone(broken: Broken) -> None:
     hand_off = Unit._hand_off
 
-    def wrong(self: Unit, delivery: Any, lane: int, *rest: Any) -> None:
-        self.lanes[lane].last_due_ms = 0
-        hand_off(self, delivery, lane, *rest)
+    def wrong(self: Unit, delivery: Any, hop: Any, *rest: Any) -> None:
+        self.lanes[hop.lane].last_due_ms = 0
+        hand_off(self, delivery, hop, *rest)
 
     broken.set(Unit, "_hand_off", wrong)
 

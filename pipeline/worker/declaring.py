@@ -1,0 +1,143 @@
+"""From the arguments of `@app.subscribe` and the handler's signature to a checked `Subscription`."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pipeline.model.durations import parse_duration_ms
+from pipeline.model.errors import ConfigurationError
+from pipeline.model.events import RunEvent, epoch_ms
+from pipeline.model.policies import (
+    DEFAULT_TIERS,
+    Backoff,
+    BatchPolicy,
+    FlowPolicy,
+    HandlerKind,
+    Order,
+    RetryPolicy,
+    Start,
+    Subscription,
+    ValueKind,
+    check_flow,
+    check_retry,
+    parse_tiers,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How failed records are tried again, where the plain arguments of `subscribe` do not say enough."""
+
+    backoff: Backoff | None = None
+    jitter: float = 0.2
+    terminal: tuple[type[BaseException], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """The arguments of `subscribe` as they were given."""
+
+    topic: str
+    group: str
+    order: Order = "key"
+    tiers: Sequence[str | float] = DEFAULT_TIERS
+    attempts: int = 5
+    concurrency: int = 1_000
+    timeout: str | float = "5m"
+    value: ValueKind = "avro"
+    batch: int | BatchPolicy | None = None
+    start: str | int = "earliest"
+    retries: Retries | None = None
+    flow: FlowPolicy | None = None
+    dead_letter_topic: str | None = None
+    unknown_event: Literal["skip", "dead_letter"] = "skip"
+
+    def check(self) -> None:
+        """Raises ConfigurationError naming the argument, before there is a handler."""
+        for name, allowed in (("order", Order), ("value", ValueKind)):
+            if getattr(self, name) not in typing.get_args(allowed):
+                choices = ", ".join(typing.get_args(allowed))
+                raise ConfigurationError(f"{name}={getattr(self, name)!r} is not one of {choices}")
+        if parse_duration_ms(self.timeout, "timeout") <= 0:
+            raise ConfigurationError("timeout must be longer than zero: it is the deadline of one attempt")
+        self._retry()
+        self._flow()
+        start_of(self.start)
+
+    def _retry(self) -> RetryPolicy:
+        more = self.retries or Retries()
+        tiers_ms = parse_tiers(tuple(self.tiers) if not isinstance(self.tiers, str) else self.tiers)
+        return check_retry(RetryPolicy(self.attempts, tiers_ms, more.backoff, more.jitter, more.terminal))
+
+    def _flow(self) -> FlowPolicy:
+        return check_flow(replace(self.flow or FlowPolicy(), concurrency=self.concurrency))
+
+    def subscription(self, handler: Callable[..., Any]) -> Subscription:
+        """The subscription of `handler`: its kind from how it is defined, its events from its first parameter."""
+        typed, event_types = _wanted(handler)
+        batch = BatchPolicy(size=self.batch) if isinstance(self.batch, int) else self.batch
+        return Subscription(
+            topic=self.topic,
+            group=self.group,
+            handler=handler,
+            kind=HandlerKind.BATCH if batch else HandlerKind.ASYNC if is_async(handler) else HandlerKind.PLAIN,
+            order=self.order,
+            value=self.value,
+            typed=typed,
+            retry=self._retry(),
+            flow=self._flow(),
+            batch=batch or BatchPolicy(),
+            start=start_of(self.start),
+            timeout_ms=parse_duration_ms(self.timeout, "timeout"),
+            dead_letter_topic=self.dead_letter_topic,
+            unknown_event=self.unknown_event,
+            event_types=event_types,
+        )
+
+
+def is_async(handler: Callable[..., Any]) -> bool:
+    """`async def`, also as an object that is called, such as a Router."""
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
+
+
+def _wanted(handler: Callable[..., Any]) -> tuple[bool, frozenset[type] | None]:
+    """(typed?, the only event classes it is for) from the annotation of the first parameter."""
+    target = handler if inspect.isroutine(handler) else type(handler).__call__
+    try:
+        hints = typing.get_type_hints(target)
+        parameters = list(inspect.signature(handler).parameters)
+    except (NameError, TypeError, ValueError):
+        return True, None
+    hint = hints.get(parameters[0]) if parameters else None
+    if typing.get_origin(hint) in (list, Sequence):
+        hint = typing.get_args(hint)[0]
+    if hint is dict or typing.get_origin(hint) is dict:
+        return False, None
+    members = typing.get_args(hint) or (hint,)
+    classes = [member for member in members if isinstance(member, type) and issubclass(member, RunEvent)]
+    if classes and len(classes) == len(members) and RunEvent not in classes:
+        return True, frozenset(classes)
+    return True, None
+
+
+def start_of(start: str | int) -> Start:
+    """Where a new group begins. Raises ConfigurationError."""
+    if isinstance(start, int) and not isinstance(start, bool):
+        return Start(start)
+    if start == "earliest":
+        return Start("earliest")
+    if start == "latest":
+        return Start("latest")
+    at: object = None
+    with contextlib.suppress(ValueError):
+        at = epoch_ms(start)
+    if not isinstance(at, int):
+        raise ConfigurationError(
+            f"start={start!r} must be 'earliest', 'latest', a time such as 2026-01-31T12:00:00Z, or milliseconds"
+        )
+    return Start(at)
