@@ -135,7 +135,8 @@ def verdict(
                 if waiting:
                     found.disorder.append(f"{mark.key}: {origin} started at attempt {mark.attempt} before {waiting[:5]}")
             before = failed_at.get(origin)
-            if before is not None and mark.attempt > before.attempt and mark.at - before.at < tier_s:
+            # Due times are whole milliseconds, rounded down.
+            if before is not None and mark.attempt > before.attempt and mark.at - before.at < tier_s - 0.001:
                 found.early.append(f"{origin} #{mark.attempt} after {mark.at - before.at:.3f} s")
         elif mark.what == "fail":
             failed_at[origin] = mark
