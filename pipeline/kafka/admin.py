@@ -302,17 +302,25 @@ class KafkaAdmin:
 
     def broker_version(self, timeout_s: float = 10.0) -> str:
         """Best effort, as text: confluent-kafka does not show what a broker calls itself."""
+        settings = self._broker_settings(timeout_s)
+        return _version_of(set(settings), settings) if settings else "unknown"
+
+    def broker_setting(self, name: str, timeout_s: float = 10.0) -> str | None:
+        entry = self._broker_settings(timeout_s).get(name)
+        return None if entry is None or entry.value is None else str(entry.value)
+
+    def _broker_settings(self, timeout_s: float) -> Mapping[str, ConfigEntry]:
+        """Of one broker; empty without the right to see them."""
         cluster = self._wait(
             self._admin.describe_cluster(request_timeout=timeout_s), timeout_s, "describing the cluster"
         )
         node = min(cluster.nodes, key=lambda each: each.id)
+        resource = ConfigResource(ResourceType.BROKER, str(node.id))
         try:
-            resource = ConfigResource(ResourceType.BROKER, str(node.id))
             answers = self._admin.describe_configs([resource], request_timeout=timeout_s)
-            settings = self._wait(answers[resource], timeout_s, f"reading the settings of broker {node.id}")
+            return self._wait(answers[resource], timeout_s, f"reading the settings of broker {node.id}")
         except ClusterError:
-            return "unknown"
-        return _version_of(set(settings), settings)
+            return {}
 
     def close(self) -> None:
         """Nothing is held but the client itself."""

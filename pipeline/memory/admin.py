@@ -139,5 +139,8 @@ class MemoryAdmin:
     def broker_version(self, timeout_s: float = 10.0) -> str:
         return "memory"
 
+    def broker_setting(self, name: str, timeout_s: float = 10.0) -> str | None:
+        return None
+
     def close(self) -> None:
         """Nothing is held."""

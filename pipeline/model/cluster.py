@@ -254,6 +254,10 @@ class ClusterAdmin(Protocol):
 
     def broker_version(self, timeout_s: float = 10.0) -> str: ...
 
+    def broker_setting(self, name: str, timeout_s: float = 10.0) -> str | None:
+        """A setting of a broker; None when it has none by that name, or we may not see it."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.delivery import Delivery
 from pipeline.core.unit import LaneSpec
-from pipeline.model.cluster import Cluster, ConsumerPolicy, RecordProducer
+from pipeline.model.cluster import Cluster, ClusterAdmin, ConsumerPolicy, RecordProducer
 from pipeline.model.control import Switches
 from pipeline.model.durations import format_duration
 from pipeline.model.errors import ClusterUnavailable, ConfigurationError, SchemaUnavailable, TopologyError
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 60.0
 START_RETRY_S = 1.0
 REPLAY = "replay"
+BROKER_SESSION_TIMEOUT = "group.consumer.session.timeout.ms"
 POLL_RECORDS = 2_000
 
 
@@ -126,9 +127,22 @@ class Worker:
             if finding.level == "error":
                 raise TopologyError(finding.sentence)
             self._log.warning("topology", finding=finding.sentence)
+        self._warn_of_slow_takeover(admin)
         if any(s.value == "avro" for s in self._subscriptions):
             for topic in {s.topic for s in self._subscriptions if s.value == "avro"}:
                 self._app.codec.prepare(self._app.topic_name(topic))
+
+    def _warn_of_slow_takeover(self, admin: ClusterAdmin) -> None:
+        """With KIP-848 the broker sets the session timeout, 45 s by default: that long a dead worker's keys stand still."""
+        if self._app.settings.group_protocol != "consumer":
+            return
+        timeout = admin.broker_setting(BROKER_SESSION_TIMEOUT)
+        if timeout is None or int(timeout) > self._app.settings.session_timeout_s * 1000:
+            self._log.warning(
+                "a killed worker's partitions stand still for as long as the broker's session timeout: lower it there",
+                setting=BROKER_SESSION_TIMEOUT,
+                value_ms=timeout or "not visible; 45000 by default",
+            )
 
     def _follow_control(self, cluster: Cluster, loop: asyncio.AbstractEventLoop) -> None:
         topic = self._app.topic_name(CONTROL_TOPIC)
