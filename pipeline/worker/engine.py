@@ -114,9 +114,11 @@ class Engine:
             self._loop.call_soon_threadsafe(self._step)
 
     def backlog(self, fetched: int) -> int:
-        """Records fetched and not started, given how many the poll thread has fetched in all. From any thread."""
-        waiting = sum(unit.waiting_count for unit in self._ownership.units)
-        return fetched - self._ownership.received + len(self._dispatch) + waiting
+        """Records fetched that nothing has looked at yet, given how many the poll thread has fetched in all. From any thread.
+
+        What waits behind its own key is bounded per partition (`Regulator`): counted here, one stalled key would stop them all.
+        """
+        return fetched - self._ownership.received + len(self._dispatch)
 
     # -- the step
 
@@ -350,8 +352,8 @@ class Engine:
 
     @property
     def buffered(self) -> int:
-        """Records received and not started."""
-        return self.backlog(self._ownership.received)
+        """Records received and not started, those that wait behind their key included."""
+        return self.backlog(self._ownership.received) + sum(unit.waiting_count for unit in self._ownership.units)
 
     @property
     def stuck(self) -> Mapping[int, PipelineError]:

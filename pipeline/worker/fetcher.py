@@ -7,7 +7,6 @@ Driven by a thread of its own on Kafka and by the event loop on the memory clust
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,6 +22,7 @@ from pipeline.worker.inputs import Claimed, Committed, Faulted, Fetched, Input, 
 REQUEST_TIMEOUT_S = 10.0
 OPEN_RETRY_S = (0.1, 0.3, 1.0, 3.0, 10.0)
 FULL_BEFORE_PAUSE_S = 0.5
+LAST_COMMIT_TRIES, LAST_COMMIT_PAUSE_S, LAST_COMMIT_GAP_S = 30, 0.1, 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class Fetcher:
         post: Callable[[Input], None],
         backlog: Callable[[int], int],
         monotonic: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self._consumer = consumer
         self._policy = policy
@@ -64,6 +65,7 @@ class Fetcher:
         self._post = post
         self._backlog = backlog
         self._monotonic = monotonic
+        self._wait = wait
         self._commands: deque[Callable[[], None]] = deque()
         self._opening: dict[int, _Opening] = {}
         self._owned: dict[int, tuple[TopicPartition, ...]] = {}
@@ -218,9 +220,7 @@ class Fetcher:
         last = {
             tp: position for number in self._owned for tp, position in self._released.setdefault(number, {}).items()
         }
-        with contextlib.suppress(PipelineError):
-            if last:
-                self._consumer.commit_now(last, REQUEST_TIMEOUT_S)
+        self._commit_last(last)
         self._released = {key: {} for key in self._owned}
         self._consumer.close()
 
@@ -337,12 +337,31 @@ class Fetcher:
         if any(number not in self._released for number in owned):
             return False
         last = {tp: position for number in owned for tp, position in self._released[number].items()}
-        if last:
-            with contextlib.suppress(PipelineError):  # what is not committed runs again elsewhere: nothing is lost
-                self._consumer.commit_now(last, REQUEST_TIMEOUT_S)
+        self._commit_last(last)
         self._forget(owned)
         self._revoking = ()
         return True
+
+    def _commit_last(self, positions: Mapping[TopicPartition, Position]) -> None:
+        """The last word on partitions that are let go; what is not stored runs again elsewhere: nothing is lost.
+
+        In the moment between two generations the coordinator refuses even a member that it knows, so a refusal is answered by
+        trying again, but only while tries follow each other closely: after a gap (a process that was stopped) this
+        could be a member that was replaced and has joined again, whose commit would be taken (rule h).
+        """
+        left = dict(positions)
+        for _ in range(LAST_COMMIT_TRIES):
+            began = self._monotonic()
+            try:
+                errors = self._consumer.commit_now(left, REQUEST_TIMEOUT_S) if left else {}
+            except PipelineError:
+                return
+            left = {tp: position for tp, position in left.items() if errors.get(tp) is not None}
+            if not left:
+                return
+            self._wait(LAST_COMMIT_PAUSE_S)
+            if self._monotonic() - began > LAST_COMMIT_GAP_S:
+                return
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         numbers = [tp.partition for tp in partitions]
