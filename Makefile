@@ -22,10 +22,8 @@ test: $(VENV)/.ready-dev  ## all tests, on a real Kafka
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.ready-dev  ## ruff, its formatter, mypy --strict, and the schemas against their history
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict
-	$(BIN)/pipeline schemas check
+	code=0; for check in "ruff check --quiet ." "ruff format --check --quiet ." "mypy --strict --no-error-summary" "pipeline schemas check"; do \
+		$(BIN)/$$check || { echo "lint: $$check says no"; code=1; }; done; exit $$code
 
 bench: $(VENV)/.ready-bench  ## speed and memory beside bare loops and other libraries; ARGS="--json"
 	$(BIN)/python -m bench $(ARGS)
