@@ -36,8 +36,11 @@ def main(folder: Path) -> None:
     with recorder as recording, ThreadPoolExecutor(4) as pool:
         for run_id in pool.map(lambda task: work(recording, task), range(4)):
             print(run_id)
-    if not recorder.left.complete:
-        print(f"{recorder.left.spool_bytes} bytes wait in {folder} for the next start", file=sys.stderr)
+    left = recorder.left
+    if left.undelivered:
+        print(f"{left.undelivered} events are lost", file=sys.stderr)
+    if left.spool_bytes:
+        print(f"{left.spool_bytes} bytes wait in {folder} for the next start", file=sys.stderr)
 
 
 if __name__ == "__main__":
