@@ -23,6 +23,8 @@ from pipeline.model.events import RunEvent
 
 RECORD_OVERHEAD_BYTES = 256
 """What one record costs in memory beside its own bytes, roughly."""
+BATCH = 256
+"""Records handled under one hold of the lock: bounds how long an agent may wait for it."""
 
 
 class Outgoing:

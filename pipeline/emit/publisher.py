@@ -81,7 +81,7 @@ class Publisher:
         self._counters = Counters()
         self._sender = Sender(producer, self._buffer, self._lock, self._counters, _open_spool(self.policy))
         self._sender.on_room = self._call_async_waiters
-        self._sender.encode_late = self._encode_late
+        self._sender.send_route.encode_late = self._encode_late
         self._async_waiters: deque[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = deque()
         self._prepared = self.options.prepare is None
         self._wake = threading.Event()

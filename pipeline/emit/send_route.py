@@ -1,0 +1,98 @@
+"""The way from memory to Kafka: records go to the client in their order, and those that failed go again before
+anything newer."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from pipeline.emit.buffer import BATCH, Buffer, Link, Outgoing
+from pipeline.emit.stats import Counters
+from pipeline.model.cluster import RecordProducer
+from pipeline.model.errors import BufferFull, ClusterError, PipelineError
+
+
+class SendRoute:
+    """Owner of the producer. `reports`: what the client answered and nobody has looked at yet; `failed`: records in
+    flight whose answer was a refusal that may heal."""
+
+    def __init__(
+        self, producer: RecordProducer, buffer: Buffer, lock: threading.Condition, counters: Counters, link: Link
+    ) -> None:
+        self.reports: deque[Outgoing] = deque()
+        self.failed: dict[int, Outgoing] = {}
+        self.encode_late: Callable[[Outgoing], None] | None = None
+        self._producer = producer
+        self._buffer = buffer
+        self._lock = lock
+        self._counters = counters
+        self._link = link
+        self._turn = threading.Lock()  # held from numbering to handing over: who sends next sends newer records
+
+    @property
+    def unanswered(self) -> bool:
+        """Something from memory is in flight whose answer is still to come."""
+        return len(self._buffer.in_flight) > len(self.failed)
+
+    def send(self, now_ms: int) -> bool:
+        """The next batch of what waits; nothing while something older has failed."""
+        if self.failed or not self._link.may_send(now_ms):
+            return False
+        with self._turn:
+            with self._lock:
+                batch = self._buffer.take(BATCH)
+            return self._hand_over_all(batch) > 0
+
+    def send_direct(self, records: Sequence[Outgoing]) -> int:
+        """New records straight to the client, in the caller's thread; returns how many were taken.
+
+        Only while nothing older waits or has failed, and one thread at a time, so that nothing is overtaken.
+        """
+        if not self._turn.acquire(blocking=False):
+            return 0
+        try:
+            with self._lock:
+                if self._buffer.waiting or self.failed or self._link.away:
+                    return 0
+                taken = self._buffer.launch(records)
+                self._counters.published += taken
+            self._hand_over_all(records[:taken])
+        finally:
+            self._turn.release()
+        return taken
+
+    def retry_failed(self) -> None:
+        """Once nothing else is in flight, failed records go back to the front."""
+        with self._lock:
+            if len(self.failed) == len(self._buffer.in_flight):
+                self._buffer.put_back(self.failed.values())
+                self.failed.clear()
+
+    def hand_over(self, record: Outgoing) -> bool:
+        """Give it to the Kafka client; False when the client is full."""
+        record.reports = self.reports
+        try:
+            if record.event is not None and self.encode_late is not None:
+                self.encode_late(record)
+            self._producer.send(record.topic, record.key, record.value, record.headers, delivered=record)
+        except BufferFull:
+            return False
+        except ClusterError as error:
+            record(error, -1)
+        except PipelineError as error:
+            record(ClusterError(str(error)), -1)
+        return True
+
+    def close(self, timeout_s: float) -> None:
+        """Close the producer; what it still held is reported."""
+        self._producer.close(timeout_s)
+
+    def _hand_over_all(self, batch: Sequence[Outgoing]) -> int:
+        """How many the client took; the rest waits again."""
+        for index, record in enumerate(batch):
+            if not self.hand_over(record):
+                with self._lock:
+                    self._buffer.put_back(batch[index:])
+                return index
+        return len(batch)
