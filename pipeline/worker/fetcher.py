@@ -22,7 +22,9 @@ from pipeline.worker.inputs import Claimed, Committed, Faulted, Fetched, Input, 
 REQUEST_TIMEOUT_S = 10.0
 OPEN_RETRY_S = (0.1, 0.3, 1.0, 3.0, 10.0)
 FULL_BEFORE_PAUSE_S = 0.5
-LAST_COMMIT_TRIES, LAST_COMMIT_PAUSE_S, LAST_COMMIT_GAP_S = 30, 0.1, 0.9
+LAST_COMMIT_TRIES, LAST_COMMIT_PAUSE_S = 30, 0.1
+LAST_COMMIT_GAP_S = 2.5
+"""Below any session timeout in use, above the second that a coordinator in a rebalance may take to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,11 @@ class Fetcher:
         self.wake_driver()
 
     def release(self, partition: int, positions: Mapping[TopicPartition, Position]) -> None:
-        """The partition is drained: commit these last positions and let it go."""
-        self._released[partition] = positions
+        """The partition is drained: commit these last positions and let it go. The first word counts.
+
+        A rebalance may ask for a partition that a stop has just released: the answer to that one has no positions.
+        """
+        self._released.setdefault(partition, positions)
 
     def driven_by(self, soon: Callable[[], None]) -> None:
         """On the memory cluster: `soon` is called when a step has something to do, so that nobody has to poll for it."""
