@@ -142,7 +142,9 @@ class Engine:
             times.append(unit.release_due(now_ms, self.ready))
             if unit.effects:
                 self.perform(unit)
-        self._regulator.regulate(units, self.fetcher, self.paused, bool(self._schema_waits))
+        # Known ids keep working while the registry is away, until what waits for it fills the buffer.
+        full_of_waits = len(self._schema_waits) >= self._flow.buffered
+        self._regulator.regulate(units, self.fetcher, self.paused, full_of_waits)
         self.executor.pump()
         if self._ownership.is_draining:
             self._ownership.let_go_drained()
@@ -238,7 +240,7 @@ class Engine:
         fault, (topic, partition) = item.fault, item.fault.partition
         self.stats.fetch_faults += 1
         self._log.error("fetch error", topic=topic, partition=partition, kind=fault.kind, text=fault.text)
-        if fault.kind == "out_of_range":
+        if fault.kind == "out_of_range" or partition < 0:  # below zero: the subscription as a whole, such as a deleted topic
             self._ownership.refused[partition] = PipelineError(fault.text)
 
     def _schema_known(self, waited: list[Delivery]) -> None:

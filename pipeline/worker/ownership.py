@@ -23,6 +23,9 @@ from pipeline.worker.fetcher import Fetcher
 from pipeline.worker.inputs import Claimed, Fetched, Lost, Opened, Refused, Revoking
 from pipeline.worker.parts import Clock
 
+NO_PARTITION = -1
+"""In `refused`: the subscription as a whole, for example because its topic was deleted."""
+
 
 @dataclass(slots=True)
 class _Opening:
@@ -110,6 +113,7 @@ class Ownership:
 
     def open(self, item: Opened) -> None:
         self.refused.pop(item.partition, None)
+        self.refused.pop(NO_PARTITION, None)
         rebuild = Rebuild(item.source, [lane.name for lane in item.lanes], item.progress, item.ends)
         opening = _Opening(rebuild, item.lanes)
         self._openings[item.partition] = opening

@@ -37,11 +37,11 @@ class Regulator:
         self._gates.pop(unit, None)
         self._held = {tp for tp in self._held if tp.partition != unit.partition}
 
-    def regulate(self, units: Iterable[Unit], fetcher: Fetcher, paused: bool, awaiting_schema: bool) -> None:
+    def regulate(self, units: Iterable[Unit], fetcher: Fetcher, paused: bool, full_of_waits: bool) -> None:
         hold: list[TopicPartition] = []
         free: list[TopicPartition] = []
         for unit in units:
-            stop_source = paused or awaiting_schema or self._crowded(unit)
+            stop_source = paused or full_of_waits or self._crowded(unit)
             for index, lane in enumerate(unit.lanes):
                 tp = TopicPartition(lane.spec.topic, unit.partition)
                 held = tp in self._held

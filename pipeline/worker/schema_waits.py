@@ -24,8 +24,9 @@ class SchemaWaits:
         self._log = log
         self._waits: dict[int, list[Delivery]] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._waits)
+    def __len__(self) -> int:
+        """Deliveries that wait."""
+        return sum(map(len, self._waits.values()))
 
     def add(self, delivery: Delivery, schema_id: int) -> None:
         """The delivery waits, with its key; the first one for an id asks the registry."""

@@ -344,7 +344,7 @@ def _health(running: Running) -> dict[str, Any]:
         why = "paused: too many dead letters" if engine.flood.tripped else "paused by an operator"
     elif engine.refused or engine.stuck:
         partition, error = next(iter((engine.refused or engine.stuck).items()))
-        why = f"partition {partition}: {error}"
+        why = f"partition {partition}: {error}" if partition >= 0 else str(error)
     elif not running.driver.recent:
         why = "the poll thread does not answer"
     return {
