@@ -18,6 +18,8 @@ LANE_OVERHEAD_BYTES = 16_384
 """Headers that a lane copy carries beyond its source record."""
 KAFKA_MAX_MESSAGE_BYTES = 1_048_588
 DECOMPRESSED_BYTES = 16_777_216
+KAFKA_MAX_DECOMPRESSED_BYTES = 2_147_483_639
+"""The default, and the most that a broker takes."""
 SEGMENT_BYTES = 134_217_728
 DECOMPRESSED = "max.decompressed.message.bytes"
 """Kafka 4.4 and patch releases of that time have it; brokers report it only where it is set on the topic itself."""
@@ -110,7 +112,7 @@ def lane_rules(kind: LaneKind, delay_ms: int, source: TopicSpec, defaults: Defau
     ]
     bound = source.configs.get(DECOMPRESSED)
     if bound is not None:
-        value = str(int(bound) + LANE_OVERHEAD_BYTES)
+        value = str(min(int(bound) + LANE_OVERHEAD_BYTES, KAFKA_MAX_DECOMPRESSED_BYTES))
         rules.append(
             Rule(
                 DECOMPRESSED,
