@@ -13,6 +13,8 @@ import sys
 
 import structlog
 
+from pipeline.worker.collector import relax
+
 
 def main() -> None:
     where, arguments = sys.argv[1], json.loads(sys.argv[2])
@@ -22,7 +24,9 @@ def main() -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    result = getattr(importlib.import_module(module), name)(**arguments)
+    measure = getattr(importlib.import_module(module), name)
+    relax()  # as `pipeline run` does; for every side
+    result = measure(**arguments)
     print(json.dumps(result), flush=True)
     sys.stderr.flush()
     os._exit(0)  # some peers leave threads behind that do not end

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.model.errors import ClusterUnavailable, ConfigurationError, PipelineError
+from pipeline.worker.collector import relax
 from pipeline.worker.logs import configure, logger
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ async def _serve(app: Pipeline, spec: ProcessSpec) -> int:
         loop.add_signal_handler(number, stopping.set)
     worker = Worker(app, spec.groups, spec.index)
     await worker.start()
+    relax()
     status = None
     if spec.metrics_port is not None:
         status = StatusServer(worker, spec.metrics_port + spec.index if spec.metrics_port else 0, spec.metrics_host)
