@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.access import BrokerOption, codec, now_ms, open_admin, open_cluster
+from pipeline.cli.access import BrokerOption, codec, now_ms, open_admin, open_cluster, real
 from pipeline.cli.output import clean, emit_json, key_json, line, text_of
 from pipeline.cli.why import clock
 from pipeline.model.cluster import TopicPartition
@@ -30,7 +30,7 @@ _PLACE = re.compile(r"^(\d+):(\d+)$")
 @app.command()
 def tail(
     topic: Annotated[
-        str, typer.Argument(help="The topic, by its real name: a source, a lane or dead letters.", metavar="TOPIC")
+        str, typer.Argument(help="A source topic, a lane or dead letters.", metavar="TOPIC")
     ],
     key: Annotated[str | None, typer.Option("--key", help="Only records with this key.")] = None,
     kind: Annotated[str | None, typer.Option("--type", help="Only this event type, for example ToolCall.")] = None,
@@ -57,7 +57,7 @@ def tail(
     left = limit
     with open_cluster(broker) as cluster:
         with open_admin(cluster) as admin:
-            starts, ends = _positions(cluster, admin, topic, start, last)
+            starts, ends = _positions(cluster, admin, _known(admin, topic), start, last)
         decoder = codec(broker)
         for message in _records(cluster, starts, None if follow else ends):
             if key is not None and message.key() != key.encode():
@@ -70,6 +70,11 @@ def tail(
                 left -= 1
                 if left == 0:
                     break
+
+
+def _known(admin: ClusterAdmin, topic: str) -> str:
+    """The topic's real name: as given, or else with the environment prefix."""
+    return next((name for name in (topic, real(topic)) if admin.topics([name])), topic)
 
 
 def _positions(

@@ -140,6 +140,7 @@ def check_flow(policy: FlowPolicy) -> FlowPolicy:
     _between("look_ahead", policy.look_ahead, 1, 100_000)
     _between("commit_interval_ms", policy.commit_interval_ms, 10, 60_000)
     _between("drain_timeout_ms", policy.drain_timeout_ms, 100, 3_600_000)
+    _between("amplification_alarm", policy.amplification_alarm, 1, 1_000_000_000)
     _between("dead_letter_flood", policy.dead_letter_flood, 0, 1_000_000_000)
     return policy
 

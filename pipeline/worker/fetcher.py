@@ -312,7 +312,7 @@ class Fetcher:
                 return TopologyError(
                     f"{tp.topic}-{tp.partition} now begins at offset {beginnings[tp]}, but group {self._policy.group} had "
                     f"records waiting from {position.offset}: they were deleted; raise retention.ms of the topic, "
-                    f"then `pipeline groups reset {self._policy.group}` to go on without them"
+                    "then, with the workers stopped, set the group's offset to that place (kafka-consumer-groups --reset-offsets)"
                 )
         return None
 
@@ -320,7 +320,7 @@ class Fetcher:
         group = self._policy.group
         return TopologyError(
             f"group {group} stands at offset {offset} of {source.topic}-{source.partition}, which holds {beginning}..{end}: "
-            f"records were deleted before they were processed; choose with `pipeline groups reset {group}` where to go on"
+            f"records were deleted before they were processed; set its offset where it shall go on, with the workers stopped (kafka-consumer-groups --reset-offsets)"
         )
 
     # -- RebalanceListener

@@ -216,10 +216,8 @@ class Ownership:
     def _let_go(self, unit: Unit) -> None:
         self._draining.pop(unit).cancel()
         positions: dict[TopicPartition, Position] = self._committer.positions(unit, self._clock.now_ms)
-        self._drop(unit)
         self._keeper.fetcher.release(unit.partition, positions)
-        if self._emptied is not None and not self.by_partition and not self._emptied.done():
-            self._emptied.set_result(None)
+        self._drop(unit)
 
     def _drop(self, unit: Unit) -> None:
         unit.close()
@@ -228,6 +226,8 @@ class Ownership:
         self._committer.forget(unit)
         self._unroute(unit.partition)
         self._keeper.dropped(unit)
+        if self._emptied is not None and not self.by_partition and not self._emptied.done():
+            self._emptied.set_result(None)  # also when the last one was lost while it drained
 
     def _unroute(self, partition: int) -> None:
         self._routes = {tp: target for tp, target in self._routes.items() if tp[1] != partition}

@@ -107,7 +107,9 @@ def test_a_new_group_starts_where_it_says_and_an_old_one_where_it_was(scene: Sce
         async with running(app, 2):
             await until_async("a start is committed", lambda: len(scene.committed()) >= 2)
             await asyncio.to_thread(scene.publish_many, [(f"last-{n}", {}) for n in range(10)])
-            await until_async("the last are done", lambda: sum(m.key.startswith("last") for m in scene.ledger.marks("done")) == 10)
+            await until_async(
+                "the last are done", lambda: sum(m.key.startswith("last") for m in scene.ledger.marks("done")) == 10
+            )
             await until_async("committed", scene.settled)
 
     asyncio.run(go())
@@ -166,7 +168,7 @@ def test_a_committed_offset_that_was_deleted_stops_with_a_sentence(scene: Scene)
             await until_async("partition 0 is refused", lambda: 0 in engine.refused)
             await until_async("the other one works", lambda: len(scene.ledger.done()) == 13)
             sentence = str(engine.refused[0])
-            for word in (scene.topic(), "offset 5", "9..15", "pipeline groups reset"):
+            for word in (scene.topic(), "offset 5", "9..15", "kafka-consumer-groups --reset-offsets"):
                 assert word in sentence, sentence
             health = again.worker.health()[scene.prefix + GROUP]
             assert not health["consuming"]
@@ -183,9 +185,7 @@ def test_a_stalled_key_stops_nobody_else_and_memory_stays_bounded(scene: Scene) 
     stalled = asyncio.Event()
     seen: list[str] = []
 
-    @app.subscribe(
-        SOURCE, group="g", tiers=TIERS, value="json", concurrency=10, flow=FlowPolicy(buffered=400)
-    )
+    @app.subscribe(SOURCE, group="g", tiers=TIERS, value="json", concurrency=10, flow=FlowPolicy(buffered=400))
     async def handle(value: int, ctx: Context) -> None:
         if ctx.run_id == "stalled" and value == 0:
             await stalled.wait()
@@ -216,7 +216,9 @@ def test_a_stalled_key_stops_nobody_else_and_memory_stays_bounded(scene: Scene) 
     asyncio.run(go())
 
 
-def test_a_partition_whose_commit_metadata_fills_up_takes_no_new_work(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partition_whose_commit_metadata_fills_up_takes_no_new_work(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the broker's 4,095 characters cut to 300: a slow neighbour covers some 1,500 offsets, then its partition waits."""
     from pipeline.worker import committing
     from pipeline.worker import engine as engine_module
@@ -282,7 +284,11 @@ def test_control_records_that_are_not_readable_are_passed_over(scene: Scene) -> 
     scene.make_topics(app)
     control = "_pipeline.control"
     scene.publish("pause/x", b"\xff", topic=control)
-    scene.publish("pause/" + scene.prefix + "h", json.dumps({"kind": "pause", "group": scene.prefix + GROUP}).encode(), topic=control)
+    scene.publish(
+        "pause/" + scene.prefix + "h",
+        json.dumps({"kind": "pause", "group": scene.prefix + GROUP}).encode(),
+        topic=control,
+    )
     scene.publish("k", {})
 
     async def go() -> None:
@@ -293,5 +299,3 @@ def test_control_records_that_are_not_readable_are_passed_over(scene: Scene) -> 
             await until_async("it listens still", lambda: not app.worker.health()[scene.prefix + GROUP]["consuming"])
 
     asyncio.run(go())
-
-
