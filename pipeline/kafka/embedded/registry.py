@@ -75,6 +75,9 @@ class EmbeddedRegistry:
                 f"-Djava.io.tmpdir={home}",
                 f"-Dquarkus.http.host={HOST}",
                 f"-Dquarkus.http.port={self.port}",
+                # Its management interface would take port 9000 on every address, so a second registry could not start.
+                f"-Dquarkus.management.host={HOST}",
+                "-Dquarkus.management.port=0",
                 "-Dquarkus.log.level=WARN",
                 "-Dapicurio.storage.kind=sql",
                 "-Dapicurio.storage.sql.kind=h2",
