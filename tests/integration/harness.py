@@ -112,7 +112,10 @@ class Verdict:
 
 
 def verdict(
-    marks: Sequence[Mark], published: Iterable[tuple[int, int]], dead: Iterable[tuple[int, int]] = (), tier_s: float = 0.0
+    marks: Sequence[Mark],
+    published: Iterable[tuple[int, int]],
+    dead: Iterable[tuple[int, int]] = (),
+    tier_s: float = 0.0,
 ) -> Verdict:
     """Judge a history: I1 (nothing lost), I2 (done once), I3 (a key's records start only when all lower ones have ended,
     in first effects), I8 (no retry earlier than `tier_s` after the failure before it)."""
@@ -133,7 +136,9 @@ def verdict(
                 below = [o for o in by_key[mark.partition, mark.key] if o < mark.offset]
                 waiting = [o for o in below if (mark.partition, o) not in ended]
                 if waiting:
-                    found.disorder.append(f"{mark.key}: {origin} started at attempt {mark.attempt} before {waiting[:5]}")
+                    found.disorder.append(
+                        f"{mark.key}: {origin} started at attempt {mark.attempt} before {waiting[:5]}"
+                    )
             before = failed_at.get(origin)
             # Due times are whole milliseconds, rounded down.
             if before is not None and mark.attempt > before.attempt and mark.at - before.at < tier_s - 0.001:
@@ -307,7 +312,7 @@ class Scene:
         return self.prefix + name
 
     def lane(self, name: str, group: str = GROUP) -> str:
-        """"dlq", "replay", "retry.200ms"."""
+        """ "dlq", "replay", "retry.200ms"."""
         return f"{self.prefix}{SOURCE}.{self.prefix}{group}.{name}"
 
     def make_topics(self, app: Pipeline, *plain: str) -> None:
@@ -337,7 +342,12 @@ class Scene:
 
         if self._producer is None:
             self._producer = Producer(
-                {"bootstrap.servers": self.bootstrap, "partitioner": "murmur2_random", "linger.ms": 2, "enable.idempotence": True}
+                {
+                    "bootstrap.servers": self.bootstrap,
+                    "partitioner": "murmur2_random",
+                    "linger.ms": 2,
+                    "enable.idempotence": True,
+                }
             )
         made: list[tuple[int, int]] = []
         problems: list[str] = []
@@ -445,7 +455,9 @@ class Scene:
         """For failures: the ledger's end and the last lines of every log."""
         parts = [str(self.ledger)]
         for process in self.processes:
-            tail = [line.replace(self.prefix, "") for line in process.log.read_text(errors="replace").splitlines()[-12:]]
+            tail = [
+                line.replace(self.prefix, "") for line in process.log.read_text(errors="replace").splitlines()[-12:]
+            ]
             parts.append(f"-- pid {process.pid}, exit code {process.popen.poll()}\n" + "\n".join(t[:400] for t in tail))
         return "\n".join(parts)
 

@@ -73,7 +73,9 @@ def test_killed_under_load_with_retries_keeps_order_and_repeats_only_the_last_mo
     scene.until("they share the partitions", lambda: (len(one.partitions()), len(two.partitions())) == (2, 2), 40)
     records = [(f"k{n % 60}", {"sleep": 0.005, "fails": 1 + n % 3 if n % 37 == 0 else 0}) for n in range(3000)]
     scene.publish_many(records[:1500])
-    scene.until("the load runs in both", lambda: {m.pid for m in scene.ledger.marks("done")[-100:]} >= {one.pid, two.pid})
+    scene.until(
+        "the load runs in both", lambda: {m.pid for m in scene.ledger.marks("done")[-100:]} >= {one.pid, two.pid}
+    )
     one.kill()
     killed_at = max(m.at for m in scene.ledger.marks() if m.pid == one.pid)
     three = scene.start(spec)
@@ -90,7 +92,9 @@ def test_killed_under_load_with_retries_keeps_order_and_repeats_only_the_last_mo
         if before is not mark:
             assert before.pid == one.pid, f"{mark} ran twice in workers that lived"
             assert before.at > killed_at - 2.5, f"{mark} was done {killed_at - before.at:.1f} s before the kill"
-    took_over = min(m.at for m in marks if m.at > killed_at and m.partition in {x.partition for x in marks if x.pid == one.pid})
+    took_over = min(
+        m.at for m in marks if m.at > killed_at and m.partition in {x.partition for x in marks if x.pid == one.pid}
+    )
     assert took_over - killed_at < 15, "the killed worker's work goes on within 15 s"
     assert scene.dead() == []
     assert two.stop() == 0
@@ -119,7 +123,12 @@ def test_a_parked_key_survives_a_crash_in_each_tier(scene: Scene, tier: int) -> 
     marks = scene.ledger.marks()
     verdict(marks, scene.published, tier_s=TIERS_S[0]).check()
     head = [m for m in marks if (m.partition, m.offset) == head_at]
-    assert [(m.what, m.attempt) for m in head if m.what != "start"] == [("fail", 1), ("fail", 2), ("fail", 3), ("done", 4)]
+    assert [(m.what, m.attempt) for m in head if m.what != "start"] == [
+        ("fail", 1),
+        ("fail", 2),
+        ("fail", 3),
+        ("done", 4),
+    ]
     waits = [b.at - a.at for a, b in zip(head[1::2], head[2::2], strict=False)]
     assert all(wait >= least for wait, least in zip(waits, (*TIERS_S, TIERS_S[1]), strict=True)), waits
     assert {m.pid for m in marks if m.key == "k" and m.offset > head_at[1]} == {second.pid}
@@ -147,7 +156,9 @@ def test_two_crashes_in_a_row_while_keys_are_parked(scene: Scene) -> None:
     """A later owner rebuilds from what the one before it left, which had not finished rebuilding or working."""
     spec = scene.spec(tiers=("500ms", "1s"), attempts=6, concurrency=100)
     topics_for(scene, spec)
-    scene.publish_many([(f"k{n % 20}", {"fails": 4 if n < 20 and n % 4 == 0 else 0, "sleep": 0.002}) for n in range(400)])
+    scene.publish_many(
+        [(f"k{n % 20}", {"fails": 4 if n < 20 and n % 4 == 0 else 0, "sleep": 0.002}) for n in range(400)]
+    )
     for _ in range(2):
         process = scene.start(spec)
         fails = len(scene.ledger.marks("fail"))
@@ -185,7 +196,9 @@ def test_a_zombie_that_wakes_changes_nothing(scene: Scene, protocol: str) -> Non
     before = scene.committed()
     ended = {p: scene.progress(p).epoch for p in range(4)}
     zombie.send(signal.SIGCONT)
-    scene.until("the zombie's handlers ended", lambda: zombie.said("partition lost") or len(zombie.partitions()) < 4, 30)
+    scene.until(
+        "the zombie's handlers ended", lambda: zombie.said("partition lost") or len(zombie.partitions()) < 4, 30
+    )
     more = scene.publish_many([(f"k{n}", {"after": n}) for n in range(200)])
     scene.until("records after it are done", lambda: set(more) <= set(scene.ledger.done()), 60)
     scene.until("all are committed", scene.settled)

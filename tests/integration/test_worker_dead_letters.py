@@ -68,7 +68,11 @@ def test_a_dead_letter_is_the_original_and_decodes_without_a_registry(scene: Sce
     found = dict(headers)
     assert found["pl.origin.topic"] == scene.topic().encode()
     assert (int(found["pl.origin.partition"]), int(found["pl.origin.offset"])) == origin
-    assert (found["pl.attempt"], found["pl.error.type"], found["pl.error.class"]) == (b"2", b"RuntimeError", b"RuntimeError")
+    assert (found["pl.attempt"], found["pl.error.type"], found["pl.error.class"]) == (
+        b"2",
+        b"RuntimeError",
+        b"RuntimeError",
+    )
     assert found["pl.group"] == (scene.prefix + GROUP).encode()
     assert int(found["pl.first_failed"]) > 0
     assert b"in handle" in found["pl.error.stack"]

@@ -83,6 +83,44 @@ def test_a_rolling_restart_under_load_has_no_duplicates_and_loses_nothing(scene:
     assert not [line for process in scene.processes for line in process.lines() if line.get("level") == "error"]
 
 
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_a_stop_in_the_middle_of_a_rebalance_repeats_nothing(scene: Scene, protocol: str) -> None:
+    """The last commit is the only one (they are made each minute), and comes while the group moves partitions to a joiner."""
+    spec = scene.spec(
+        settings={"group_protocol": protocol}, tiers=("300ms",), attempts=3, concurrency=50,
+        flow={"commit_interval_ms": 60_000},
+    )  # fmt: skip
+    scene.make_topics(make_app(spec))
+    stop = threading.Event()
+
+    def load() -> None:
+        for n in range(0, 20_000, 20):
+            if stop.wait(0.02):
+                return
+            scene.publish_many([(f"k{i % 40}", {"sleep": 0.01}) for i in range(n, n + 20)])
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        old = scene.start_and_wait(spec)
+        for _ in range(5):
+            done = len(scene.ledger.marks("done"))
+            scene.until("it works", lambda done=done: len(scene.ledger.marks("done")) > done + 50)
+            new = scene.start(spec)
+            scene.until("it asks for its share", lambda new=new: new.said("status") or len(new.partitions()))
+            assert old.stop() == 0
+            scene.until("the new one has all", lambda new=new: len(new.partitions()) == 4, 40)
+            old = new
+    finally:
+        stop.set()
+        thread.join(20)
+    expected = len(scene.published)
+    scene.until("all are done", lambda: len(set(scene.ledger.done())) == expected, 60)
+    verdict(scene.ledger.marks(), scene.published).check()
+    assert old.stop() == 0
+    assert scene.settled()
+
+
 @pytest.mark.parametrize("kind", ["def", "batch"])
 def test_threads_and_batches_stop_without_duplicates(scene: Scene, kind: str) -> None:
     spec = scene.spec(kind=kind, tiers=("300ms",), attempts=3, concurrency=20, flow={"commit_interval_ms": 5_000})
@@ -196,5 +234,3 @@ def test_a_handler_longer_than_max_poll_interval_runs_once_without_a_rebalance(s
         assert not process.said("partition lost")
     assert [first.stop(), second.stop()] == [0, 0]
     assert scene.settled()
-
-

@@ -122,7 +122,12 @@ def test_short_backoff_waits_in_memory_with_its_key_blocked(scene: Scene) -> Non
     seen: list[tuple[str, int, int, float]] = []
 
     @app.subscribe(
-        SOURCE, group="g", tiers=("5s",), attempts=4, value="json", retries=Retries(backoff=Backoff(100, 2.0), jitter=0.5)
+        SOURCE,
+        group="g",
+        tiers=("5s",),
+        attempts=4,
+        value="json",
+        retries=Retries(backoff=Backoff(100, 2.0), jitter=0.5),
     )
     async def handle(value: int, ctx: Context) -> None:
         seen.append((ctx.run_id, value, ctx.attempt, time.monotonic()))
