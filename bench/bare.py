@@ -41,7 +41,7 @@ def consume(bootstrap: str, topic: str, records: int, kind: str) -> dict[str, An
                 raise RuntimeError(f"{topic}: {message.error()}")
             value = message.value()
             if kind != "raw":
-                body = BytesIO(value)
+                body = BytesIO(value or b"")
                 body.seek(FRAME_BYTES)
                 fields = schemaless_reader(body, node)
                 if kind == "typed":

@@ -13,10 +13,10 @@ WARM_PART = 10
 class Meter:
     """Counts records up to `records`; the first tenth is warm-up. `finished` is called once, in the counting thread."""
 
-    def __init__(self, records: int, finished: Callable[[], None]) -> None:
+    def __init__(self, records: int, finished: Callable[[], object]) -> None:
         self.count = 0
         self.records = records
-        self.finished = finished
+        self.finished: Callable[[], object] = finished
         self._ticks = itertools.count(1)  # safe between the threads of `def` handlers, as an addition is not
         self._warm = max(1, records // WARM_PART)
         self._from = self._to = (0, 0.0, 0.0)

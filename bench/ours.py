@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import uvloop
@@ -35,8 +36,8 @@ async def until_set(app: Pipeline, done: asyncio.Event, timeout_s: float = 120.0
     """Wait for `done`, or raise what broke the worker."""
     assert app.worker is not None
     assert app.worker.broken is not None
-    waiter = asyncio.ensure_future(done.wait())
-    await asyncio.wait({waiter, app.worker.broken}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    either: set[asyncio.Future[Any]] = {asyncio.ensure_future(done.wait()), app.worker.broken}
+    await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     if app.worker.broken.done():
         raise app.worker.broken.result()
     if not done.is_set():
@@ -48,7 +49,7 @@ def run(app: Pipeline, meter: Meter) -> dict[str, Any]:
 
     async def main() -> dict[str, Any]:
         loop, done = asyncio.get_running_loop(), asyncio.Event()
-        meter.finished = lambda: loop.call_soon_threadsafe(done.set) and None
+        meter.finished = partial(loop.call_soon_threadsafe, done.set)
         await loop.run_in_executor(None, ready, app)
         gc.collect()
         await app.start()

@@ -27,7 +27,7 @@ _node = schema()
 def fields_of(value: bytes) -> Fields:
     body = BytesIO(value)
     body.seek(FRAME_BYTES)
-    found: Fields = schemaless_reader(body, _node)
+    found: Fields = schemaless_reader(body, _node)  # type: ignore[assignment]
     return found
 
 
@@ -43,7 +43,7 @@ def faststream(bootstrap: str, topic: str, records: int, kind: str, batch: bool 
 
     async def main() -> dict[str, Any]:
         loop, done = asyncio.get_running_loop(), asyncio.Event()
-        meter = Meter(records, lambda: loop.call_soon_threadsafe(done.set) and None)
+        meter = Meter(records, lambda: loop.call_soon_threadsafe(done.set))
         broker = KafkaBroker(bootstrap, logger=None)
         options: dict[str, Any] = {
             "group_id": _group(),
@@ -60,12 +60,11 @@ def faststream(bootstrap: str, topic: str, records: int, kind: str, batch: bool 
             return [fields_of(body) for body in message.body]
 
         if batch:
-            item = ToolResult if kind == "typed" else Fields
 
-            async def handle_many(events: list[item]) -> None:  # type: ignore[valid-type]
+            async def handle_many(events: list[Any]) -> None:
                 meter.add(len(events))
 
-            handle_many.__annotations__["events"] = list[item]
+            handle_many.__annotations__["events"] = list[ToolResult] if kind == "typed" else list[Fields]
             broker.subscriber(topic, batch=True, max_records=500, decoder=decode_many, **options)(handle_many)
         else:
 
@@ -145,7 +144,7 @@ def arroyo(bootstrap: str, topic: str, records: int, kind: str) -> dict[str, Any
         if meter.count == records:
             processor.signal_shutdown()
 
-    class Factory(ProcessingStrategyFactory):  # type: ignore[misc, type-arg]
+    class Factory(ProcessingStrategyFactory):  # type: ignore[type-arg]
         def create_with_partitions(self, commit: Any, partitions: Any) -> Any:
             return RunTask(handle, CommitOffsets(commit))
 

@@ -19,7 +19,7 @@ from bench.meter import Meter
 
 
 def main() -> None:
-    from quixstreams import Application
+    from quixstreams import Application  # type: ignore[import-not-found]
 
     job = json.loads(sys.argv[1])
     records, node = job["records"], fastavro.parse_schema(json.loads(job["schema"]))
