@@ -52,7 +52,7 @@ class ThreadRunners:
         self._out: dict[Delivery, None] = {}
         self._threads: list[threading.Thread] = []
         self._name = name
-        self._seconds_each = 0.001
+        self._seconds_each = CHUNK_S  # one at a time until more is known: slow ones must not queue in one thread
         self._busy = 0
         self._timeout_s = engine.execution.subscription.timeout_ms / 1000
 
