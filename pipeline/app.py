@@ -157,7 +157,7 @@ class Pipeline:
         from pipeline.emit.publisher import Publisher, PublishOptions
 
         real = self.topic_name(topic or self.settings.events_topic)
-        options = PublishOptions(topic=real, prepare=lambda: self.codec.prepare(real))
+        options = PublishOptions(topic=real, ce_source=self.settings.ce_source or None, prepare=self.codec.prepare)
         return Publisher(self.cluster.producer(self.name), self.codec, policy or self._buffer_policy(), options)
 
     def _buffer_policy(self) -> BufferPolicy:

@@ -15,13 +15,16 @@ class Settings(BaseSettings):
 
     `registry`: URL of a Confluent-compatible schema registry; empty: ids are kept in the cluster itself.
     `buffer_*`, `spool_dir`: what publishing may cost an agent while the broker is away (see `BufferPolicy`).
+    `ce_source`: the CloudEvents source (a URI) of published events; empty: no `ce_*` headers.
     `client`: further librdkafka properties as JSON, such as `{"security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512"}`.
     """
 
     model_config = SettingsConfigDict(env_prefix="PIPELINE_", extra="ignore")
 
     broker: str = Field(default="127.0.0.1:9092", min_length=1)
-    prefix: str = Field(default="", pattern=r"^[a-zA-Z0-9._-]*$", description="stands before topics, groups and subjects")
+    prefix: str = Field(
+        default="", pattern=r"^[a-zA-Z0-9._-]*$", description="stands before topics, groups and subjects"
+    )
     registry: str = ""
     registry_user_info: SecretStr = SecretStr("")
     registry_ca: str = ""
@@ -37,6 +40,7 @@ class Settings(BaseSettings):
     buffer_records: int = Field(default=20_000, ge=2)
     buffer_timeout_s: float = Field(default=1.0, ge=0)
     spool_dir: str = ""
+    ce_source: str = ""
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     maven_mirror: str = ""

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Sequence
 from pipeline.emit.policy import BufferPolicy
 from pipeline.model.cluster import Headers
 from pipeline.model.errors import ClusterError
-from pipeline.model.events import RunEvent
 
 RECORD_OVERHEAD_BYTES = 256
 """What one record costs in memory beside its own bytes, roughly."""
@@ -32,13 +31,12 @@ class Outgoing:
 
     `number` counts a publisher's records, `place` those of one batch read from the spool; `copied` = the
     spool holds it too; `resent` = it came from there;
-    `event` = not encoded yet, since the schema ids were not known when it was published.
+    `unencoded` = the record name of an event whose value is still JSON, since its schema id is not known (`schema_wait`).
     """
 
     __slots__ = (
         "copied",
         "error",
-        "event",
         "headers",
         "key",
         "number",
@@ -47,6 +45,7 @@ class Outgoing:
         "resent",
         "size_bytes",
         "topic",
+        "unencoded",
         "value",
     )
 
@@ -67,7 +66,7 @@ class Outgoing:
         self.place = 0
         self.copied = False
         self.resent = False
-        self.event: RunEvent | None = None
+        self.unencoded: str | None = None
         self.error: ClusterError | None = None
         self.reports: deque[Outgoing] | None = None
 

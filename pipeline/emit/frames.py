@@ -2,7 +2,8 @@
 
 frame    4 bytes mark, u32 length of the payload, u32 CRC-32 of the payload, payload
 payload  u64 number, then topic, key, value (i32 length or -1 for null, bytes), u32 count of headers,
-         per header the name and the value in the same form
+         per header the name and the value in the same form,
+         and, only where the value is an event's JSON still to be encoded, its record name
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def pack(record: Outgoing) -> bytes:
     for name, value in record.headers:
         _put(parts, name.encode())
         _put(parts, value)
+    if record.unencoded is not None:
+        _put(parts, record.unencoded.encode())
     payload = b"".join(parts)
     return _HEAD.pack(MARK, len(payload), zlib.crc32(payload)) + payload
 
@@ -63,9 +66,13 @@ def unpack(payload: bytes) -> Outgoing:
             name, at = _get(payload, at)
             content, at = _get(payload, at)
             headers.append(((name or b"").decode(), content))
+        unencoded = None
+        if at < len(payload):
+            unencoded, at = _get(payload, at)
         if at != len(payload) or topic is None:
             raise BadFrame("the payload does not end where its last field ends")
         record = Outgoing(topic.decode(), key, value, headers)
+        record.unencoded = None if unencoded is None else unencoded.decode()
     except (struct.error, UnicodeDecodeError) as error:
         raise BadFrame(f"the payload can't be read: {error}") from None
     record.number = number

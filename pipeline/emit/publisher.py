@@ -13,17 +13,18 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from pipeline.emit.buffer import Buffer, Outgoing
 from pipeline.emit.envelope import event_headers
 from pipeline.emit.policy import BufferPolicy
+from pipeline.emit.schema_wait import EventEncoder, Prepare, SchemaWait
 from pipeline.emit.sender import Sender, leftover
 from pipeline.emit.stats import Counters, Leftover, PublisherStats
 from pipeline.model.cluster import Headers, RecordProducer
-from pipeline.model.errors import BufferFull, ClusterError, CodecError, PublishError, SchemaUnavailable
+from pipeline.model.errors import BufferFull, PublishError
 from pipeline.model.events import RunEvent
 
 if TYPE_CHECKING:
@@ -34,27 +35,21 @@ log = logging.getLogger("pipeline.emit")
 EVENTS_TOPIC = "agent.run.events"
 CLOSE_TIMEOUT_S = 10.0
 _CHUNK = 128
-_IDLE_MIN_S, _IDLE_MAX_S, _ASLEEP_S, _PREPARE_AGAIN_S = 0.001, 0.05, 1.0, 1.0
-
-
-class EventEncoder(Protocol):
-    """What turns an event into bytes: `pipeline.codec.AvroCodec`. Never blocks; raises EncodeError."""
-
-    def encode(self, value: RunEvent, *, topic: str) -> bytes: ...
+_IDLE_MIN_S, _IDLE_MAX_S, _ASLEEP_S = 0.001, 0.05, 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class PublishOptions:
     """`topic`: where events go that name none. `ce_source`: the CloudEvents source; set, it adds the `ce_*` headers.
 
-    `prepare` finds the schema ids and may wait and raise a ClusterError or CodecError: it is called in the
-    publisher's thread until it
-    succeeds, so that an agent starts while broker and registry are away. None: the encoder is ready.
+    `prepare(topic)` finds the schema ids and may wait and raise a ClusterError or CodecError: it is called in a thread
+    of its own until it succeeds, so that an agent works while broker and registry are away (events are encoded when
+    they are sent). None: the encoder is ready.
     """
 
     topic: str = EVENTS_TOPIC
     ce_source: str | None = None
-    prepare: Callable[[], object] | None = None
+    prepare: Prepare | None = None
 
 
 class Publisher:
@@ -75,15 +70,15 @@ class Publisher:
     ) -> None:
         self.policy = policy or BufferPolicy()
         self.options = options or PublishOptions()
-        self._encoder = encoder
+        self._schemas = SchemaWait(encoder, self.options.prepare)
         self._lock = threading.Condition(threading.Lock())
         self._buffer = Buffer(self.policy)
         self._counters = Counters()
         self._sender = Sender(producer, self._buffer, self._lock, self._counters, _open_spool(self.policy))
         self._sender.on_room = self._call_async_waiters
-        self._sender.send_route.encode_late = self._encode_late
+        self._sender.send_route.encode = self._schemas.encode
+        self._sender.why_cold = lambda: self._schemas.trouble
         self._async_waiters: deque[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = deque()
-        self._prepared = self.options.prepare is None
         self._wake = threading.Event()
         self._sleeping = False
         self._closing = False
@@ -143,6 +138,7 @@ class Publisher:
                 buffered_bytes=buffer.held_bytes,
                 spool_bytes=sender.spool_bytes,
                 away=sender.link.away,
+                trouble=sender.trouble,
             )
 
     def flush(self, timeout_s: float = CLOSE_TIMEOUT_S) -> Leftover:
@@ -162,6 +158,7 @@ class Publisher:
                 return self._left
             self._closing = True
             self._lock.notify_all()
+        self._schemas.close()
         self._call_async_waiters()
         self._wake.set()
         self._thread.join(max(1.0, deadline - time.monotonic()))
@@ -186,24 +183,12 @@ class Publisher:
             if self._left is not None:
                 return self._left
             records = (*self._buffer.in_flight.values(), *self._buffer.waiting)
-            return leftover([record for record in records if not record.copied], self._sender.spool_bytes)
+            undelivered = [record for record in records if not record.copied]
+            return leftover(undelivered, self._sender.spool_bytes, self._sender.trouble)
 
     def _record(self, event: RunEvent, topic: str, traceparent: str | None) -> Outgoing:
         headers = event_headers(event, traceparent, self.options.ce_source)
-        if self._prepared:
-            return Outgoing(topic, event.run_id.encode(), self._encoder.encode(event, topic=topic), headers)
-        record = Outgoing(topic, event.run_id.encode(), None, headers)
-        record.event = event
-        record.size_bytes += len(event.model_dump_json())
-        return record
-
-    def _encode_late(self, record: Outgoing) -> None:
-        assert record.event is not None
-        try:
-            record.value = self._encoder.encode(record.event, topic=record.topic)
-        except CodecError as error:
-            raise ClusterError(str(error)) from error
-        record.event = None
+        return self._schemas.record(event, topic, headers)
 
     def _offer(self, record: Outgoing) -> bool:
         with self._lock:
@@ -232,7 +217,7 @@ class Publisher:
     def _put_many(self, records: list[Outgoing]) -> int:
         if self._closing:
             raise PublishError("The publisher is closed: publish before close().")
-        taken = self._sender.send_direct(records) if self._prepared else 0
+        taken = self._sender.send_direct(records)
         if taken:
             self._nudge()
         for record in records[taken:]:
@@ -280,13 +265,12 @@ class Publisher:
             self._wake.set()
 
     def _run(self) -> None:
-        idle_s, prepare_at = _IDLE_MIN_S, 0.0
+        idle_s = _IDLE_MIN_S
+        self._schemas.look_up(self.options.topic)
         while not self._closing:
             seen = self._buffer.next_number
             try:
-                if not self._prepared and time.monotonic() >= prepare_at and not self._prepare():
-                    prepare_at = time.monotonic() + _PREPARE_AGAIN_S
-                worked = self._prepared and self._sender.step(_now_ms())
+                worked = self._sender.step(_now_ms())
             except Exception:  # the thread must live: nothing would be sent any more, and nobody would know
                 log.exception("publishing failed unexpectedly; going on")
                 worked, idle_s = False, _IDLE_MAX_S
@@ -314,16 +298,6 @@ class Publisher:
         elif not eager:
             self._wake.wait(_IDLE_MIN_S)
         self._sleeping = False
-
-    def _prepare(self) -> bool:
-        assert self.options.prepare is not None
-        try:
-            self.options.prepare()
-        except (ClusterError, SchemaUnavailable) as error:
-            log.warning("schemas can't be looked up yet, events wait in the buffer: %s", error)
-            return False
-        self._prepared = True
-        return True
 
 
 def _open_spool(policy: BufferPolicy) -> Spool | None:

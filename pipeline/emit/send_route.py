@@ -15,14 +15,16 @@ from pipeline.model.errors import BufferFull, ClusterError, PipelineError
 
 class SendRoute:
     """Owner of the producer. `reports`: what the client answered and nobody has looked at yet; `failed`: records in
-    flight whose answer was a refusal that may heal."""
+    flight whose answer was a refusal that may heal. `encode` makes bytes of an event still to be encoded, or says "not
+    yet"; `cold`: it did since somebody last cleared the flag."""
 
     def __init__(
         self, producer: RecordProducer, buffer: Buffer, lock: threading.Condition, counters: Counters, link: Link
     ) -> None:
         self.reports: deque[Outgoing] = deque()
         self.failed: dict[int, Outgoing] = {}
-        self.encode_late: Callable[[Outgoing], None] | None = None
+        self.encode: Callable[[Outgoing], bool] = _not_yet
+        self.cold = False
         self._producer = producer
         self._buffer = buffer
         self._lock = lock
@@ -70,11 +72,12 @@ class SendRoute:
                 self.failed.clear()
 
     def hand_over(self, record: Outgoing) -> bool:
-        """Give it to the Kafka client; False when the client is full."""
+        """Give it to the Kafka client; False when the client is full, or its schema id not known yet."""
         record.reports = self.reports
         try:
-            if record.event is not None and self.encode_late is not None:
-                self.encode_late(record)
+            if record.unencoded is not None and not self.encode(record):
+                self.cold = True
+                return False
             self._producer.send(record.topic, record.key, record.value, record.headers, delivered=record)
         except BufferFull:
             return False
@@ -96,3 +99,8 @@ class SendRoute:
                     self._buffer.put_back(batch[index:])
                 return index
         return len(batch)
+
+
+def _not_yet(record: Outgoing) -> bool:
+    """Nobody knows any schema ids."""
+    return False

@@ -43,18 +43,25 @@ log = logging.getLogger("pipeline.emit")
 
 EVENT_IDS_MAX = 100
 
+_MISSING = ("UNKNOWN_TOPIC", "is unknown: create the topic")
+"""Kafka's code, and how the memory cluster says it."""
 _HEALING = (ClusterUnavailable, NotAuthorized, FencedError)
+
+
+def topic_missing(error: ClusterError) -> bool:
+    """Whether it says that the topic does not exist."""
+    return any(mark in str(error) for mark in _MISSING)
 
 
 def may_heal(error: ClusterError) -> bool:
     """By itself or by an operator (an ACL, a topic that is missing); every other refusal concerns the record
     and is final."""
-    return isinstance(error, _HEALING) or "UNKNOWN_TOPIC" in str(error)
+    return isinstance(error, _HEALING) or topic_missing(error)
 
 
 class Sender:
     """Owner of both routes: reads the reports and decides which route the waiting records take. One thread calls it;
-    the buffer is shared with publishers, under `lock`."""
+    the buffer is shared with publishers, under `lock`. `trouble`: while nothing gets through, why, in one sentence."""
 
     def __init__(
         self,
@@ -68,18 +75,23 @@ class Sender:
         self.send_route = SendRoute(producer, buffer, lock, counters, self.link)
         self.reports = self.send_route.reports
         self.on_room: Callable[[], None] = _nothing
+        self.why_cold: Callable[[], str] = str
+        self.trouble = ""
         self._buffer = buffer
         self._lock = lock
         self._counters = counters
         self._spool_route = SpoolRoute(spool, buffer, lock, counters, self.send_route) if spool is not None else None
         self._dropped_logged = 0
-        self._was_away = False
+        self._refused: tuple[str, ClusterError] | None = None
+        self._told = ""
 
     def step(self, now_ms: int) -> bool:
         """Do what can be done now without waiting. False: nothing to do until a report or a record comes."""
         spool_route = self._spool_route
         worked = self._take_reports(now_ms)
-        self.link.watch(now_ms, len(self._buffer.in_flight) + (spool_route.resend_open if spool_route else 0))
+        resending = spool_route.resend_open if spool_route is not None else 0
+        cold, self.send_route.cold = self.send_route.cold, False
+        self.link.watch(now_ms, len(self._buffer.in_flight) + resending + cold)
         self._retry_failed(now_ms)
         match self._route(now_ms):
             case Route.SPOOL:
@@ -94,7 +106,7 @@ class Sender:
                 worked |= spool_route.resend()
             spool_route.commit()
             spool_route.keep(now_ms)
-        self._tell()
+        self._tell(cold)
         return worked
 
     def send_direct(self, records: Sequence[Outgoing]) -> int:
@@ -137,9 +149,12 @@ class Sender:
         with self._lock:
             lost = [record for record in (*self._buffer.in_flight.values(), *self._buffer.waiting) if not record.copied]
         spool_bytes = self._spool_route.close() if self._spool_route is not None else 0
+        why = f": {self.trouble}" if self.trouble else ""
         if lost:
-            log.error("%d records were not delivered when the publisher closed", len(lost))
-        return leftover(lost, spool_bytes)
+            log.error("%d records were not delivered when the publisher closed, and are lost%s", len(lost), why)
+        if spool_bytes:
+            log.warning("%d bytes of records are left in the spool for the next publisher%s", spool_bytes, why)
+        return leftover(lost, spool_bytes, self.trouble)
 
     @property
     def _spool_empty(self) -> bool:
@@ -186,7 +201,7 @@ class Sender:
                         counters.delivered += 1
                         buffer.held_bytes -= record.size_bytes
                 elif may_heal(last):
-                    failed = True
+                    failed, self._refused = True, (record.topic, last)
                     self._failed_for_now(record)
                 else:
                     self._given_up(record)
@@ -196,6 +211,7 @@ class Sender:
             self.link.failed(now_ms)
         if last is None or not may_heal(last):  # an answer after a failure means that the broker is back
             self.link.delivered(now_ms)
+            self._refused = None
         return True
 
     def _delivered(self, record: Outgoing) -> None:
@@ -223,14 +239,14 @@ class Sender:
         if self._spool_route is not None:
             self._spool_route.settled(record)
 
-    def _tell(self) -> None:
+    def _tell(self, cold: bool) -> None:
         """Log what an operator should know, once."""
-        if self.link.away != self._was_away:
-            self._was_away = self.link.away
-            if self._was_away:
-                log.warning("the broker does not answer; buffer mode is %s", self._buffer.policy.mode)
-            else:
-                log.warning("the broker answers again; %d bytes are spooled", self.spool_bytes)
+        self.trouble = "" if not self.link.away else self._why_away(cold)
+        if self.trouble and self.trouble != self._told:
+            log.warning("%s; buffer mode is %s", self.trouble, self._buffer.policy.mode)
+        elif self._told and not self.trouble:
+            log.warning("Kafka takes records again; %d bytes are spooled", self.spool_bytes)
+        self._told = self.trouble
         dropped = self._buffer.dropped
         if dropped >= 2 * self._dropped_logged + 1 or (dropped > self._dropped_logged and not self._buffer.waiting):
             log.warning(
@@ -238,11 +254,21 @@ class Sender:
             )
             self._dropped_logged = dropped
 
+    def _why_away(self, cold: bool) -> str:
+        if self._refused is not None and topic_missing(self._refused[1]):
+            topic = self._refused[0]
+            return f"topic {topic} does not exist: make it with `pipeline topics apply --topic {topic}`"
+        if self._refused is not None and isinstance(self._refused[1], NotAuthorized):
+            return str(self._refused[1])
+        if cold:
+            return self.why_cold() or "the schema ids are not known yet: neither broker nor registry has answered"
+        return "the broker does not answer"
 
-def leftover(records: Sequence[Outgoing], spool_bytes: int) -> Leftover:
+
+def leftover(records: Sequence[Outgoing], spool_bytes: int, trouble: str) -> Leftover:
     """What these records amount to."""
     ids = (event_id_of(record.headers) for record in records[:EVENT_IDS_MAX])
-    return Leftover(len(records), tuple(name for name in ids if name), spool_bytes)
+    return Leftover(len(records), tuple(name for name in ids if name), spool_bytes, trouble)
 
 
 def _nothing() -> None:

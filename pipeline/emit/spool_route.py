@@ -76,7 +76,6 @@ class SpoolRoute:
             from_flight = bool(chunk)
             if not from_flight:
                 chunk = self._buffer.peek(BATCH)
-        chunk = list(_encoded(chunk))
         if not chunk:
             return False
         written = self._write(chunk)
@@ -178,11 +177,3 @@ class SpoolRoute:
 
 def _place(record: Outgoing) -> int:
     return record.place
-
-
-def _encoded(records: Sequence[Outgoing]) -> Sequence[Outgoing]:
-    """The leading records that have their bytes: one without can't go to disk, nor what is behind it."""
-    for index, record in enumerate(records):
-        if record.event is not None:
-            return records[:index]
-    return records

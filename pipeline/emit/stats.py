@@ -26,7 +26,7 @@ class PublisherStats:
     `dropped` by "drop_oldest"; `failed` refused by Kafka for good; `spooled` written to disk, `resent`
     acknowledged from there;
     `full` times BufferFull was raised. `waiting` and `in_flight` are in memory now, `buffered_bytes` their size,
-    `spool_bytes` on disk. `away` = the broker does not answer.
+    `spool_bytes` on disk. `away` = the broker does not answer, or does not take them; `trouble` says which, and what to do.
     """
 
     published: int
@@ -41,6 +41,7 @@ class PublisherStats:
     buffered_bytes: int
     spool_bytes: int
     away: bool
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +50,13 @@ class Leftover:
     event ids, and bytes on disk.
 
     What is on disk is sent later, by this publisher or by the next one with the same spool_dir. It counts as
-    undelivered only
-    in `complete`.
+    undelivered only in `complete`. `trouble`: why something is left, where that is known.
     """
 
     undelivered: int = 0
     event_ids: tuple[str, ...] = ()
     spool_bytes: int = 0
+    trouble: str = ""
 
     @property
     def complete(self) -> bool:

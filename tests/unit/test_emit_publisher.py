@@ -6,15 +6,21 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from pipeline import Pipeline, Settings
 from pipeline.emit.policy import BufferPolicy
 from pipeline.emit.publisher import EVENTS_TOPIC, Publisher, PublishOptions
-from pipeline.model.cluster import DeliveryCallback, Headers
+from pipeline.emit.schema_wait import as_json, from_json
+from pipeline.memory import connect
+from pipeline.model.cluster import DeliveryCallback, Headers, TopicPartition
 from pipeline.model.errors import BufferFull, ClusterUnavailable, EncodeError, PublishError, SchemaUnavailable
-from pipeline.model.events import Message, RunEvent
+from pipeline.model.events import EVENT_TYPES, Message, RunEvent
 
 
 class FakeProducer:
@@ -301,7 +307,7 @@ def test_events_wait_for_a_registry_that_is_away(producer: FakeProducer) -> None
     ready = threading.Event()
     asked = threading.Event()
 
-    def prepare() -> None:
+    def prepare(topic: str) -> None:
         asked.set()
         if not ready.is_set():
             raise SchemaUnavailable("the registry does not answer")
@@ -319,8 +325,137 @@ def test_events_wait_for_a_registry_that_is_away(producer: FakeProducer) -> None
         publisher.close(1)
 
 
+class Registry:
+    """`prepare`: answers once `answers` is set; until then it waits for `patience_s`, as a real one does, and fails."""
+
+    def __init__(self, patience_s: float = 0.0) -> None:
+        self.answers = threading.Event()
+        self.asked: list[str] = []
+        self._patience_s = patience_s
+
+    def prepare(self, topic: str) -> list[str]:
+        self.asked.append(topic)
+        if not self.answers.wait(self._patience_s):
+            raise SchemaUnavailable("the registry does not answer")
+        return []
+
+
+def test_a_cold_process_spools_what_it_can_not_encode_and_the_next_sends_it_first(
+    make: Make, producer: FakeProducer, tmp_path: Path
+) -> None:
+    registry = Registry(patience_s=20.0)
+    cold = make(PublishOptions(prepare=registry.prepare), mode="spool", spool_dir=tmp_path, away_after="100ms")
+    for number in range(300):
+        cold.publish(message(number), topic="other" if number % 3 == 0 else None)
+    began = time.monotonic()
+    left = cold.close(10)
+    assert time.monotonic() - began < 5, "it waited for the registry"
+    assert (left.undelivered, left.event_ids) == (0, ())
+    assert left.spool_bytes > 0
+    assert "schema ids" in left.trouble
+    assert producer.sent == []
+
+    registry.answers.set()
+    warm = Registry()
+    warm.answers.set()
+    second = make(PublishOptions(prepare=warm.prepare), mode="spool", spool_dir=tmp_path)
+    second.publish(message(300))
+    assert second.flush(10).complete
+    assert ids(producer) == [f"r-{n}" for n in range(301)]
+    assert {record[0] for record in producer.sent} == {"other", "agent.run.events"}
+    assert set(warm.asked) == {"other", "agent.run.events"}, "a topic known from the spool alone was not prepared"
+    expected = [Names().encode(message(n), topic="") for n in range(301)]
+    assert [record[2] for record in producer.sent] == expected
+    assert second.close(5).complete
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_sent_before_the_registry_has_answered_and_a_killed_process_finds_it_on_disk(
+    make: Make, producer: FakeProducer, tmp_path: Path
+) -> None:
+    registry = Registry()
+    publisher = make(PublishOptions(prepare=registry.prepare), mode="spool", spool_dir=tmp_path, away_after="100ms")
+    for number in range(1_000):
+        publisher.publish(message(number))
+    until(lambda: publisher.stats().spooled == 1_000, "all is on disk")
+    assert publisher.stats().trouble == "the registry does not answer"
+    assert producer.sent == []
+    registry.answers.set()
+    assert publisher.flush(10).complete
+    assert ids(producer) == [f"r-{n}" for n in range(1_000)]
+
+
+def test_an_event_whose_record_is_not_registered_waits_for_it(make: Make, producer: FakeProducer) -> None:
+    missing = [Message.record_name]
+    hold = threading.Event()
+
+    def prepare(topic: str) -> list[str]:
+        hold.wait(10)
+        return list(missing)
+
+    publisher = make(PublishOptions(prepare=prepare))
+    publisher.publish(message(0))
+    hold.set()
+    until(lambda: "schemas register" in publisher._schemas.trouble, "it says what to do")
+    assert producer.sent == []
+    missing.clear()
+    assert publisher.flush(10).complete
+    assert ids(producer) == ["r-0"]
+
+
+def test_text_that_no_event_can_hold_is_refused_at_once_also_by_a_cold_publisher(
+    make: Make, producer: FakeProducer
+) -> None:
+    publisher = make(PublishOptions(prepare=Registry().prepare))
+    with pytest.raises(EncodeError, match="r-1"):
+        publisher.publish(message(1).model_copy(update={"content": "\ud800"}))
+    assert publisher.pending == 0
+
+
+CANDIDATES: list[object] = [7, 'ü "\u2028\n', float("inf"), {"ä": "b"}, "UNKNOWN"]
+
+
+def filled(kind: type[RunEvent]) -> RunEvent:
+    """An event with every field set, to the last candidate that its contract takes."""
+    fields: dict[str, object] = {"event_id": "e", "run_id": "r", "sequence": 1, "occurred_at": 1_700_000_000_000}
+    required = {name: field for name, field in kind.model_fields.items() if field.is_required() and name not in fields}
+    for choice in product(CANDIDATES, repeat=len(required)):
+        with suppress(ValidationError):
+            made = kind(**fields, **dict(zip(required, choice, strict=True)))  # type: ignore[arg-type]
+            break
+    fields = made.model_dump()
+    for name in kind.model_fields:
+        for value in CANDIDATES:
+            with suppress(ValidationError):
+                fields = kind(**{**fields, name: value}).model_dump()
+    return kind(**fields)
+
+
+@pytest.mark.parametrize("kind", EVENT_TYPES.values(), ids=lambda kind: kind.__name__)
+def test_an_event_comes_back_from_json_as_it_was(kind: type[RunEvent]) -> None:
+    event = filled(kind)
+    assert all(value is not None for value in event.model_dump().values())
+    assert from_json(kind.record_name, as_json(event)) == event
+    newer = as_json(event)[:-1] + b',"a_field_of_a_newer_version":1}'
+    assert from_json(kind.record_name, newer) == event
+
+
 def test_raw_records_go_as_they_are(make: Make, producer: FakeProducer) -> None:
     publisher = make()
     publisher.publish_record("other", None, b"\xff", [("h", b"1")])
     publisher.flush(5)
     assert producer.sent == [("other", None, b"\xff", [("h", b"1")])]
+
+
+def test_the_application_takes_the_cloud_events_source_from_its_settings() -> None:
+    cluster = connect("memory://ce-source")
+    cluster.create("agent.run.events", partitions=1)
+    app = Pipeline("support", settings=Settings(broker="memory://ce-source", ce_source="//agents/support"))
+    publisher = app.publisher()
+    publisher.publish(message(1))
+    assert publisher.close(10).complete
+    reader = app.cluster.reader()
+    reader.assign({TopicPartition("agent.run.events", 0): 0})
+    (record,) = reader.poll(10, 5.0)
+    assert dict(record.headers() or ())["ce_source"] == b"//agents/support"
+    reader.close()

@@ -155,7 +155,7 @@ def test_a_refused_record_is_given_up_and_the_rest_goes_on(caplog: pytest.LogCap
     assert "big" in caplog.text
 
 
-def test_a_missing_topic_is_waited_for() -> None:
+def test_a_missing_topic_is_waited_for_and_named(caplog: pytest.LogCaptureFixture) -> None:
     class NoTopic(ScriptedBroker):
         def send(self, *args: object, **kwargs: object) -> None:
             if self.mode == "no topic":
@@ -167,9 +167,35 @@ def test_a_missing_topic_is_waited_for() -> None:
     bench.publish("k", 1)
     bench.run(50)
     assert bench.counters.failed == 0
+    assert bench.sender.trouble == "topic t does not exist: make it with `pipeline topics apply --topic t`"
+    assert [record.message for record in caplog.records] == [f"{bench.sender.trouble}; buffer mode is block"]
     bench.broker.mode = "up"
     bench.run(200)
     assert bench.numbers() == [1]
+    assert bench.sender.trouble == ""
+
+
+@pytest.mark.parametrize("mode", ["block", "spool"])
+def test_what_a_missing_topic_leaves_is_counted_at_the_end(
+    mode: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = ScriptedBroker()
+    broker.send = no_such_topic  # type: ignore[method-assign]
+    bench = Bench(spooling(tmp_path) if mode == "spool" else BufferPolicy(), broker)
+    for number in range(7):
+        bench.publish("k", number)
+    bench.run(30)
+    left = bench.sender.finish(bench.now_ms, 0.1)
+    assert left.undelivered == (7 if mode == "block" else 0)
+    assert (left.spool_bytes > 0) == (mode == "spool")
+    assert "pipeline topics apply --topic t" in left.trouble
+    said = caplog.records[-1].message
+    assert ("7 records were not delivered" if mode == "block" else "in the spool") in said
+    assert left.trouble in said
+
+
+def no_such_topic(*args: object, **kwargs: object) -> None:
+    raise ClusterError("sending failed: [UNKNOWN_TOPIC_OR_PART]")
 
 
 def test_drop_oldest_drops_the_oldest_not_yet_sent() -> None:

@@ -52,17 +52,19 @@ def only_segment(spool: Spool) -> Path:
 
 
 def test_a_frame_holds_everything_of_a_record() -> None:
-    for key, value in ((b"k", b"v"), (None, b""), (b"", None)):
+    for key, value, unencoded in ((b"k", b"v", None), (None, b"", "agent.run.Message"), (b"", None, None)):
         original = Outgoing("tópic", key, value, [("ä", b"\x00"), ("n", None)])
+        original.unencoded = unencoded
         original.number = 2**40
         (payload,) = frames.scan(frames.pack(original), final=True, limit=9).payloads
         back = frames.unpack(payload)
-        assert (back.topic, back.key, back.value, back.headers, back.number) == (
+        assert (back.topic, back.key, back.value, back.headers, back.number, back.unencoded) == (
             "tópic",
             key,
             value,
             original.headers,
             2**40,
+            unencoded,
         )
 
 
