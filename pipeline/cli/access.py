@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import pwd
 import re
@@ -40,11 +41,17 @@ def settings() -> Settings:
     return Settings.load()
 
 
+def quiet_clients() -> None:
+    """A command says in one sentence of its own what went wrong: what Kafka's clients say beside it is left out."""
+    logging.getLogger("pipeline.kafka.client").setLevel(logging.CRITICAL + 1)
+
+
 @contextlib.contextmanager
 def open_cluster(broker: str | None) -> Iterator[Cluster]:
     """The cluster at `--broker`, else of the settings."""
     from pipeline.app import Pipeline
 
+    quiet_clients()
     yield Pipeline("pipeline-cli", settings=settings(), broker=broker).cluster
 
 

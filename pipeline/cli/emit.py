@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli.access import quiet_clients
 from pipeline.cli.output import clean, emit_json, line, note
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def open_publisher(topic: str | None) -> Iterator[Publisher]:
     from pipeline.app import Pipeline
     from pipeline.emit.policy import BufferPolicy
 
+    quiet_clients()
     publisher: Publisher = Pipeline.from_settings().publisher(BufferPolicy(mode="block"), topic)
     try:
         yield publisher

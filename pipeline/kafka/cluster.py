@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from pipeline.kafka.admin import KafkaAdmin
+from pipeline.kafka.client_log import ClientLog
 from pipeline.kafka.consumer import KafkaConsumer
 from pipeline.kafka.producer import KafkaProducer
 from pipeline.kafka.reader import KafkaReader
@@ -19,30 +20,37 @@ from pipeline.model.cluster import (
     RecordProducer,
 )
 
-_log = logging.getLogger("pipeline.kafka")
+CLIENT_LOG = "pipeline.kafka.client"
+"""Name of the logger that hears what the clients say of themselves."""
 
 
 class KafkaCluster:
-    """See `Cluster`. `on_error(text)` hears of client trouble that heals by itself, in any thread."""
+    """See `Cluster`. `on_error(text)` hears of client trouble that heals by itself, in any thread; without one it is
+    logged, as are the clients' own log lines: one line per kind of trouble and 10 seconds."""
 
-    def __init__(self, address: str, client_settings: Mapping[str, str], on_error: Callable[[str], None]) -> None:
+    def __init__(
+        self, address: str, client_settings: Mapping[str, str], on_error: Callable[[str], None] | None = None
+    ) -> None:
         self.address = address
         self._client_settings = client_settings
-        self._on_error = on_error
+        self._client_log = ClientLog(logging.getLogger(CLIENT_LOG))
+        self._on_error = on_error or self._client_log.error
         self._admin: KafkaAdmin | None = None
         self._lock = threading.Lock()
 
     def consumer(self, policy: ConsumerPolicy) -> GroupConsumer:
         settings = consumer_settings(self.address, policy, self._client_settings)
-        return KafkaConsumer(settings | {"logger": _log}, policy.drain_timeout_ms, self._shared_admin(), self._on_error)
+        return KafkaConsumer(
+            settings | {"logger": self._client_log}, policy.drain_timeout_ms, self._shared_admin(), self._on_error
+        )
 
     def producer(self, client_id: str = "pipeline") -> RecordProducer:
         settings = producer_settings(self.address, client_id, self._client_settings)
-        return KafkaProducer(settings | {"logger": _log}, self._on_error)
+        return KafkaProducer(settings | {"logger": self._client_log}, self._on_error)
 
     def reader(self, client_id: str = "pipeline") -> PartitionReader:
         settings = reader_settings(self.address, client_id, self._client_settings)
-        return KafkaReader(settings | {"logger": _log}, self._on_error)
+        return KafkaReader(settings | {"logger": self._client_log}, self._on_error)
 
     def admin(self) -> ClusterAdmin:
         return self._shared_admin()
@@ -64,8 +72,4 @@ def connect(
 
     `client_settings` are librdkafka properties, for security and tuning: see `pipeline.kafka.settings`.
     """
-    return KafkaCluster(
-        address,
-        dict(client_settings or {}),
-        on_error or (lambda text: _log.warning("kafka client: %s", text)),
-    )
+    return KafkaCluster(address, dict(client_settings or {}), on_error)
