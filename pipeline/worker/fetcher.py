@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pipeline.core.progress import Progress, decode
 from pipeline.core.unit import LaneSpec
 from pipeline.model.cluster import FetchFault, GroupConsumer, Position, TopicPartition
-from pipeline.model.errors import ClusterError, FencedError, PipelineError, TopologyError
+from pipeline.model.errors import ClusterError, ClusterUnavailable, PipelineError, TopologyError
 from pipeline.model.policies import Start
 from pipeline.worker.inputs import Claimed, Committed, Faulted, Fetched, Input, Lost, Opened, Refused, Revoking
 
@@ -113,6 +113,8 @@ class Fetcher:
         if fresh:
             self._consumer.add(fresh)
             self._added.update(fresh)
+            # What was added anew is not paused: a pause that is still in the books was meant for an earlier ownership.
+            self._paused.difference_update(fresh)
             if self._held:
                 self._consumer.pause(fresh)
 
@@ -167,8 +169,8 @@ class Fetcher:
             bad = next(((tp, error) for tp, error in errors.items() if error is not None), None)
             if bad is None:
                 continue
-            if isinstance(bad[1], FencedError) or partition not in self._owned:
-                return  # no longer ours: the rebalance says so next
+            # Also when it says "fenced": between two generations that passes, and the partition stays ours without another
+            # callback; if it is not ours any more, the rebalance takes it out of the openings.
             self._again(partition, bad[1])
             return
         self.add({tp: position.offset for positions in (lanes, source) for tp, position in positions.items()})
@@ -236,15 +238,23 @@ class Fetcher:
         due = [partition for partition, opening in self._opening.items() if opening.at_s <= now]
         if not due:
             return
+        self._try_open(due)
+
+    def _try_open(self, partitions: Sequence[int]) -> None:
         try:
-            self._open(due)
-        except TopologyError as error:
-            for partition in due:
-                self._post(Refused(partition, error))
-                del self._opening[partition]
-        except ClusterError as error:
-            for partition in due:
-                self._again(partition, error)
+            self._open(partitions)
+        except (TopologyError, ClusterError) as error:
+            if len(partitions) > 1 and not isinstance(error, ClusterUnavailable):
+                # It may be the fault of one (a lane that has fewer partitions than the source): the others go on.
+                for partition in partitions:
+                    self._try_open([partition])
+                return
+            for partition in partitions:
+                if isinstance(error, ClusterError):
+                    self._again(partition, error)
+                else:
+                    self._post(Refused(partition, error))
+                    del self._opening[partition]
 
     def _again(self, partition: int, error: PipelineError) -> None:
         opening = self._opening.setdefault(partition, _Opening())
@@ -253,6 +263,9 @@ class Fetcher:
         self._post(Refused(partition, error))
 
     def _open(self, partitions: Sequence[int]) -> None:
+        for partition in partitions:
+            # Opened before, and its claim failed: a record fetched past the fence must not reach the next rebuild first.
+            self._stop_fetching(self._owned.get(partition, ()))
         lanes = tuple(self._lanes())
         sources = [TopicPartition(self._policy.source, partition) for partition in partitions]
         lane_partitions = [TopicPartition(lane.topic, partition) for partition in partitions for lane in lanes]
@@ -320,7 +333,8 @@ class Fetcher:
         group = self._policy.group
         return TopologyError(
             f"group {group} stands at offset {offset} of {source.topic}-{source.partition}, which holds {beginning}..{end}: "
-            f"records were deleted before they were processed; set its offset where it shall go on, with the workers stopped (kafka-consumer-groups --reset-offsets)"
+            "records were deleted before they were processed; set its offset where it shall go on, with the workers stopped "
+            "(kafka-consumer-groups --reset-offsets)"
         )
 
     # -- RebalanceListener
@@ -339,6 +353,9 @@ class Fetcher:
             self._revoking = numbers
             if owned:
                 self._post(Revoking(tuple(owned)))
+            for number in numbers:
+                if number not in owned:
+                    self._post(Refused(number, None))
         if any(number not in self._released for number in owned):
             return False
         last = {tp: position for number in owned for tp, position in self._released[number].items()}
@@ -372,6 +389,7 @@ class Fetcher:
         numbers = [tp.partition for tp in partitions]
         for number in numbers:
             self._opening.pop(number, None)
+        self._revoking = ()
         self._post(Lost(tuple(numbers)))
         self._forget([number for number in numbers if number in self._owned])
 
@@ -382,9 +400,13 @@ class Fetcher:
         for number in partitions:
             gone = self._owned.pop(number)
             self._released.pop(number, None)
-            self._consumer.remove(gone)
-            self._added.difference_update(gone)
-            self._paused.difference_update(gone)
+            self._stop_fetching(gone)
+
+    def _stop_fetching(self, partitions: Collection[TopicPartition]) -> None:
+        if partitions:
+            self._consumer.remove(partitions)
+            self._added.difference_update(partitions)
+            self._paused.difference_update(partitions)
 
 
 def _lane_progress(position: Position | None, beginning: int, end: int) -> Progress:

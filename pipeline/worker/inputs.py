@@ -32,10 +32,10 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The partition can't be processed; `error` says why and what to do."""
+    """The partition can't be processed; `error` says why and what to do (None: it is not ours any more)."""
 
     partition: int
-    error: PipelineError
+    error: PipelineError | None
 
 
 @dataclass(frozen=True, slots=True)

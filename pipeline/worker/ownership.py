@@ -77,6 +77,7 @@ class Ownership:
         self._routes: dict[tuple[str, int], tuple[Unit | _Opening, int]] = {}
         self._draining: dict[Unit, asyncio.TimerHandle] = {}
         self._emptied: asyncio.Future[None] | None = None
+        self._stopping = False
         self._keeper: Keeper
         self._loop: asyncio.AbstractEventLoop
 
@@ -112,6 +113,9 @@ class Ownership:
     # -- becoming the owner
 
     def open(self, item: Opened) -> None:
+        self._close_opening(item.partition)
+        if self._stopping:
+            return
         self.refused.pop(item.partition, None)
         self.refused.pop(NO_PARTITION, None)
         rebuild = Rebuild(item.source, [lane.name for lane in item.lanes], item.progress, item.ends)
@@ -152,6 +156,9 @@ class Ownership:
         self._log.info("partition open", partition=item.partition, epoch=unit.epoch, parked=len(unit.parking))
 
     def refuse(self, item: Refused) -> None:
+        if item.error is None:
+            self.refused.pop(item.partition, None)
+            return
         self.refused[item.partition] = item.error
         self._log.error("partition can't be opened", partition=item.partition, error=str(item.error))
 
@@ -163,20 +170,22 @@ class Ownership:
             if unit is not None:
                 self._drain(unit)
                 continue
-            opening = self._openings.pop(partition, None)
-            if opening is not None and opening.unit is not None:
-                opening.unit.close()
-                self._committer.forget(opening.unit)
-            self._unroute(partition)
+            self._close_opening(partition)
             self._keeper.fetcher.release(partition, {})
+
+    def _close_opening(self, partition: int) -> None:
+        opening = self._openings.pop(partition, None)
+        if opening is not None and opening.unit is not None:
+            opening.unit.close()
+            self._committer.forget(opening.unit)
+        self._unroute(partition)
 
     def lost(self, item: Lost) -> None:
         for partition in item.partitions:
             self._log.warning("partition lost", partition=partition)
-            self._openings.pop(partition, None)
+            self._close_opening(partition)
             unit = self.by_partition.get(partition)
             if unit is None:
-                self._unroute(partition)
                 continue
             handle = self._draining.pop(unit, None)
             if handle is not None:
@@ -186,6 +195,9 @@ class Ownership:
 
     async def drain_all(self) -> None:
         """Drain every partition; returns when the last one is released."""
+        self._stopping = True
+        for partition in tuple(self._openings):
+            self._close_opening(partition)  # claimed now, it would begin to work, and never be drained
         if self.by_partition:
             self._emptied = self._loop.create_future()
             for unit in self.units:
