@@ -216,6 +216,12 @@ class Link:
         self.away = False
         self.resume_at_ms = 0
 
+    def heard(self, now_ms: int) -> None:
+        """The registry has answered, so what was silence until now need not mean that the broker is away."""
+        self._quiet_since_ms = now_ms
+        if not self.resume_at_ms:
+            self.away = False
+
     def failed(self, now_ms: int) -> None:
         """A delivery failed that may heal: wait before the next, each time longer."""
         if now_ms >= self.resume_at_ms:

@@ -78,6 +78,7 @@ class Publisher:
         self._sender.on_room = self._call_async_waiters
         self._sender.send_route.encode = self._schemas.encode
         self._sender.why_cold = lambda: self._schemas.trouble
+        self._sender.first_look_up = self._schemas.first_look_up
         self._async_waiters: deque[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = deque()
         self._wake = threading.Event()
         self._sleeping = False

@@ -19,7 +19,7 @@ from pipeline.model.events import EVENT_TYPES, RunEvent
 
 log = logging.getLogger("pipeline.emit")
 
-AGAIN_S = 1.0
+AGAIN_S, FIRST_LOOK_UP_S = 1.0, 5.0
 
 Prepare = Callable[[str], object]
 """Topic -> the record names that the registry lacks (or nothing). May wait; raises a ClusterError or CodecError."""
@@ -41,6 +41,7 @@ class SchemaWait:
         self._known: dict[str, frozenset[str]] = {}  # topic -> record names that are not registered
         self._again_at: dict[str, float] = {}
         self._thread: threading.Thread | None = None
+        self._began = 0.0
         self._closed = False
 
     def record(self, event: RunEvent, topic: str, headers: Headers) -> Outgoing:
@@ -75,8 +76,13 @@ class SchemaWait:
             return
         if time.monotonic() < self._again_at.get(topic, 0.0):
             return
+        self._began = time.monotonic()
         self._thread = threading.Thread(target=self._run, args=(topic,), name="pipeline-schema-ids", daemon=True)
         self._thread.start()
+
+    def first_look_up(self) -> bool:
+        """Whether one that may well succeed is under way, or has just succeeded: it is young, and none has failed."""
+        return self._thread is not None and not self.trouble and time.monotonic() - self._began < FIRST_LOOK_UP_S
 
     def close(self) -> None:
         """Start no look-up any more. One under way ends by its own deadline; what it finds is of no use."""

@@ -16,7 +16,7 @@ from pipeline.model.errors import BufferFull, ClusterError, PipelineError
 class SendRoute:
     """Owner of the producer. `reports`: what the client answered and nobody has looked at yet; `failed`: records in
     flight whose answer was a refusal that may heal. `encode` makes bytes of an event still to be encoded, or says "not
-    yet"; `cold`: it did since somebody last cleared the flag."""
+    yet"; `cold`, `warmed`: it did the one or the other since somebody last cleared the flags."""
 
     def __init__(
         self, producer: RecordProducer, buffer: Buffer, lock: threading.Condition, counters: Counters, link: Link
@@ -24,7 +24,7 @@ class SendRoute:
         self.reports: deque[Outgoing] = deque()
         self.failed: dict[int, Outgoing] = {}
         self.encode: Callable[[Outgoing], bool] = _not_yet
-        self.cold = False
+        self.cold = self.warmed = False
         self._producer = producer
         self._buffer = buffer
         self._lock = lock
@@ -75,9 +75,11 @@ class SendRoute:
         """Give it to the Kafka client; False when the client is full, or its schema id not known yet."""
         record.reports = self.reports
         try:
-            if record.unencoded is not None and not self.encode(record):
-                self.cold = True
-                return False
+            if record.unencoded is not None:
+                if not self.encode(record):
+                    self.cold = True
+                    return False
+                self.warmed = True
             self._producer.send(record.topic, record.key, record.value, record.headers, delivered=record)
         except BufferFull:
             return False

@@ -76,6 +76,7 @@ class Sender:
         self.reports = self.send_route.reports
         self.on_room: Callable[[], None] = _nothing
         self.why_cold: Callable[[], str] = str
+        self.first_look_up: Callable[[], bool] = bool
         self.trouble = ""
         self._buffer = buffer
         self._lock = lock
@@ -90,7 +91,10 @@ class Sender:
         spool_route = self._spool_route
         worked = self._take_reports(now_ms)
         resending = spool_route.resend_open if spool_route is not None else 0
-        cold, self.send_route.cold = self.send_route.cold, False
+        cold, warmed = self.send_route.cold, self.send_route.warmed
+        self.send_route.cold = self.send_route.warmed = False
+        if warmed:
+            self.link.heard(now_ms)
         self.link.watch(now_ms, len(self._buffer.in_flight) + resending + cold)
         self._retry_failed(now_ms)
         match self._route(now_ms):
@@ -133,8 +137,9 @@ class Sender:
 
     @property
     def safe(self) -> bool:
-        """What is left is better kept on disk than waited for: the broker is away and there is a spool."""
-        return self._spool_route is not None and self.link.away
+        """What is left is better kept on disk than waited for: there is a spool, the broker is away, and no first look-up
+        of schema ids is under way (which may take longer than `away_after` allows an acknowledgement)."""
+        return self._spool_route is not None and self.link.away and not self.first_look_up()
 
     def finish(self, now_ms: int, timeout_s: float) -> Leftover:
         """The last call: what can't be sent is spooled where there is a spool; the producer is closed (it
@@ -173,7 +178,8 @@ class Sender:
         """Failed records go again, unless the spool is to take them."""
         if not self.send_route.failed or not self.link.may_send(now_ms):
             return
-        if self._spool_empty and not (self.safe and self._disk_works(now_ms)):
+        spooling = self._spool_route is not None and self.link.away
+        if self._spool_empty and not (spooling and self._disk_works(now_ms)):
             self.send_route.retry_failed()
 
     def _spill(self, now_ms: int) -> bool:

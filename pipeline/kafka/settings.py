@@ -49,7 +49,7 @@ _PRODUCING = {
     "queue.buffering.max.kbytes": 65_536,
     # A topic that does not exist is told this soon after its first record (30,000 is the default), so that the sender can
     # say so; one that was just made and is not known to every broker yet is tried again by the sender.
-    "topic.metadata.propagation.max.ms": 1_500,
+    "topic.metadata.propagation.max.ms": 1_000,
     # The broker's and the topic's limits decide: a hand-off is a little larger than the record that came in.
     "message.max.bytes": 100_000_000,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import Pipeline, Settings
 from pipeline.codec import AvroCodec, product_catalogue
 from pipeline.codec.registry_local import LocalRegistry, MemorySchemaLog
 from pipeline.emit.feed import Feeder
@@ -265,3 +267,81 @@ def test_the_examples_run(kafka: str, topic_name: str, example: str) -> None:
     records = read_all(kafka, topic_name)
     assert {record.key() for record in records} == {done.stdout.strip().encode()}
     assert len(records) == 6
+
+
+COLD = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from test_emit_on_kafka import message
+from pipeline import Pipeline, Settings
+from pipeline.emit.policy import BufferPolicy
+broker, prefix, spool, first, last, away_after = sys.argv[2:]
+app = Pipeline("agent", settings=Settings(broker=broker, prefix=prefix))
+publisher = app.publisher(BufferPolicy(mode="spool", spool_dir=spool, away_after=away_after), "events")
+for number in range(int(first), int(last)):
+    publisher.publish(message(number))
+left = publisher.close(30)
+print(json.dumps([left.undelivered, left.spool_bytes, left.trouble]))
+"""
+
+
+def agent(
+    broker: EmbeddedBroker, prefix: str, spool: Path, first: int, last: int, away_after: str = "300ms"
+) -> tuple[int, int, str, str, float]:
+    """An agent's process from start to end: undelivered, bytes spooled, why, what it printed, and how long it took."""
+    arguments = [str(Path(__file__).parent), broker.bootstrap, prefix, str(spool), str(first), str(last), away_after]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    began = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-c", COLD, *arguments],
+        timeout=60,
+        check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    undelivered, spooled, why = json.loads(ran.stdout)
+    return undelivered, spooled, why, ran.stderr, time.monotonic() - began
+
+
+def test_an_agent_whose_broker_was_never_there_loses_nothing(
+    broker: EmbeddedBroker, topic_name: str, tmp_path: Path
+) -> None:
+    prefix = f"{topic_name}."
+    create(broker.bootstrap, f"{prefix}events")
+    node = kill(broker)
+    undelivered, spooled, why, printed, took_s = agent(broker, prefix, tmp_path, 0, 300)
+    assert undelivered == 0
+    assert spooled > 0
+    assert why
+    assert took_s < 9, f"it waited for the broker: {printed}"
+    assert printed.count("kafka client:") <= 1, printed
+    assert agent(broker, prefix, tmp_path, 300, 400)[0] == 0
+    broker.start_node(node)
+    undelivered, spooled, why, printed, _ = agent(broker, prefix, tmp_path, 400, 500)
+    assert (undelivered, spooled, why) == (0, 0, ""), printed
+    records = read_all(broker.bootstrap, f"{prefix}events")
+    assert check_arrivals(records, 500) == 0
+    app = Pipeline("reader", settings=Settings(broker=broker.bootstrap, prefix=prefix))
+    assert app.codec.prepare(f"{prefix}events") == []
+    for record in records:
+        event = app.codec.decode(f"{prefix}events", record.value())
+        assert isinstance(event, Message)
+        assert event == message(event.sequence)
+
+
+def test_a_missing_topic_is_named_and_what_was_for_it_is_kept(
+    broker: EmbeddedBroker, topic_name: str, tmp_path: Path
+) -> None:
+    prefix = f"{topic_name}."
+    undelivered, spooled, why, printed, took_s = agent(broker, prefix, tmp_path, 0, 100, "2s")
+    assert undelivered == 0
+    assert spooled > 0
+    assert why == f"topic {prefix}events does not exist: make it with `pipeline topics apply --topic {prefix}events`"
+    assert why in printed
+    assert "does not answer" not in printed
+    assert took_s < 9, printed
+    create(broker.bootstrap, f"{prefix}events")
+    assert agent(broker, prefix, tmp_path, 100, 200)[:3] == (0, 0, "")
+    assert check_arrivals(read_all(broker.bootstrap, f"{prefix}events"), 200) == 0

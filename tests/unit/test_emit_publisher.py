@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pipeline import Pipeline, Settings
 from pipeline.emit.policy import BufferPolicy
 from pipeline.emit.publisher import EVENTS_TOPIC, Publisher, PublishOptions
-from pipeline.emit.schema_wait import as_json, from_json
+from pipeline.emit.schema_wait import FIRST_LOOK_UP_S, as_json, from_json
 from pipeline.memory import connect
 from pipeline.model.cluster import DeliveryCallback, Headers, TopicPartition
 from pipeline.model.errors import BufferFull, ClusterUnavailable, EncodeError, PublishError, SchemaUnavailable
@@ -348,8 +348,8 @@ def test_a_cold_process_spools_what_it_can_not_encode_and_the_next_sends_it_firs
     for number in range(300):
         cold.publish(message(number), topic="other" if number % 3 == 0 else None)
     began = time.monotonic()
-    left = cold.close(10)
-    assert time.monotonic() - began < 5, "it waited for the registry"
+    left = cold.close(20)
+    assert time.monotonic() - began < FIRST_LOOK_UP_S + 3, "it waited for the registry"
     assert (left.undelivered, left.event_ids) == (0, ())
     assert left.spool_bytes > 0
     assert "schema ids" in left.trouble
@@ -383,6 +383,21 @@ def test_nothing_is_sent_before_the_registry_has_answered_and_a_killed_process_f
     registry.answers.set()
     assert publisher.flush(10).complete
     assert ids(producer) == [f"r-{n}" for n in range(1_000)]
+
+
+def test_a_short_process_waits_for_a_registry_that_is_only_slow(
+    make: Make, producer: FakeProducer, tmp_path: Path
+) -> None:
+    registry = Registry(patience_s=20.0)
+    publisher = make(PublishOptions(prepare=registry.prepare), mode="spool", spool_dir=tmp_path, away_after="10ms")
+    publisher.publish_many(message(n) for n in range(50))
+    until(lambda: publisher.stats().spooled == 50, "the broker counts as away")
+    closing = threading.Thread(target=publisher.close, args=(10,))
+    closing.start()
+    registry.answers.set()
+    closing.join(10)
+    assert publisher.close().complete
+    assert ids(producer) == [f"r-{n}" for n in range(50)]
 
 
 def test_an_event_whose_record_is_not_registered_waits_for_it(make: Make, producer: FakeProducer) -> None:
