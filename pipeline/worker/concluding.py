@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.core.delivery import Delivery
 from pipeline.core.flow import FloodGuard
 from pipeline.core.unit import DeadLetter, HandOff, Unit
-from pipeline.model.errors import ClusterError, PipelineError, SchemaUnavailable
+from pipeline.model.errors import ClusterError, EncodeError, PipelineError, SchemaUnavailable
 from pipeline.model.headers import EVENT_ID
 from pipeline.model.outcome import Done, Emit, Failure
 from pipeline.worker.dispatch import Dispatch
@@ -24,17 +24,30 @@ REGISTRY_RETRY_S = 0.2
 REGISTRY_RETRY_MAX_S = 5.0
 
 
-class Background:
-    """Tasks that go on beside the steps; all end with the engine."""
+def registry_pause_s(tries: int) -> float:
+    """Before the next question to a registry that did not answer, for any number of tries."""
+    return min(REGISTRY_RETRY_MAX_S, REGISTRY_RETRY_S * 2 ** min(tries, 10))
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+
+class Background:
+    """Tasks that go on beside the steps; all end with the engine. `failed` hears of one that died: records wait for it."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, failed: Callable[[BaseException], None] = lambda _error: None
+    ) -> None:
         self._loop = loop
+        self._failed = failed
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(error)
 
     def cancel(self) -> None:
         for task in tuple(self._tasks):
@@ -108,8 +121,8 @@ class Conclusions:
             error=failure.error_type,
             message=failure.message[:300],
         )
-        # The clock is asked anew: counted from the start of a long step, a delay would end early.
-        following = unit.failed(delivery, failure, self._clock.read(), self._parts.rng.random())
+        # The clock is asked anew and its part of a millisecond counted as a whole one: a delay never ends early (I8).
+        following = unit.failed(delivery, failure, self._clock.read() + 1, self._parts.rng.random())
         self.perform(unit)
         return self._dispatch.unless_paused(following)
 
@@ -123,6 +136,8 @@ class Conclusions:
             self._background.start(self._prepare_outputs(delivery, outcome, emitted))
         except PipelineError as error:
             return self._failed(delivery, failure_of(error, ()))
+        except Exception as error:  # a value that has no JSON form, a key that is a number: no attempt will change it
+            return self._failed(delivery, failure_of(error, (Exception,)))
         else:
             self._sender.outputs(delivery, records, outcome.warning, self._clock.now_ms)
         return None
@@ -137,8 +152,8 @@ class Conclusions:
                 break
             except (SchemaUnavailable, ClusterError) as error:
                 self._log.warning("schema registry does not answer: an output waits", error=str(error))
-                await asyncio.sleep(min(REGISTRY_RETRY_MAX_S, REGISTRY_RETRY_S * 2**tries))
-            except PipelineError as error:
+                await asyncio.sleep(registry_pause_s(tries))
+            except Exception as error:
                 ending = failure_of(error, ())
                 break
         self._sender.let_go(delivery.unit)
@@ -149,6 +164,8 @@ class Conclusions:
 
     def _encoded(self, delivery: Delivery, index: int, item: Emit) -> OutRecord:
         topic, key, value = self._parts.encode(item)
+        if not (key is None or isinstance(key, bytes)):
+            raise EncodeError(f"an output for {topic} has a key of type {type(key).__name__}: use text, bytes or None")
         headers = list(item.headers or ())
         if not any(name == EVENT_ID for name, _ in headers):
             place = f"{self._parts.topics.source}/{delivery.unit.partition}/{delivery.identity.origin}"
