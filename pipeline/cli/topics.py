@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.access import BrokerOption, JsonOption, load_app, open_admin, open_cluster, prefix
+from pipeline.cli.access import BrokerOption, JsonOption, load_app, open_admin, open_cluster, prefix, real, settings
 from pipeline.cli.output import Column, clean, emit_json, line, note, table
-from pipeline.model.durations import format_duration, parse_duration_ms
+from pipeline.model.durations import parse_duration_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pipeline.model.cluster import TopicSpec
-    from pipeline.topology import Action, Defaults, Finding, Plan
+    from pipeline.model.policies import Subscription
+    from pipeline.topology import Action, Beside, Defaults, Finding, Plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,9 +24,22 @@ app = typer.Typer(
     help="Plan, make and list the topics of an application.",
 )
 
-AppArgument = Annotated[str, typer.Argument(help="The application, for example mymodule:app.", metavar="MODULE:APP")]
+_UNITS_MS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))
+_PARTS_MAX = 2
+
+AppArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help="The application, for example mymodule:app. Without one: the topic of run events, and the pipeline's own.",
+        metavar="MODULE:APP",
+    ),
+]
+TopicsOption = Annotated[
+    list[str] | None,
+    typer.Option("--topic", help="Also this topic, for example one a handler emits to; repeatable.", metavar="NAME"),
+]
 PartitionsOption = Annotated[
-    int, typer.Option("--partitions", min=1, max=10_000, help="Partitions of a source topic that has to be made.")
+    int, typer.Option("--partitions", min=1, max=10_000, help="Partitions of a source or --topic that has to be made.")
 ]
 ReplicationOption = Annotated[
     int, typer.Option("--replication", min=-1, help="Replicas of new topics; -1 = the cluster's default.")
@@ -36,6 +50,20 @@ SourcesOption = Annotated[
 RetentionOption = Annotated[
     str, typer.Option("--dead-letter-retention", help="How long dead letters are kept at least.")
 ]
+
+
+def _wanted(target: str | None, topics: Sequence[str] | None) -> tuple[tuple[Subscription, ...], Beside]:
+    """What the topics are for: an application's subscriptions, and what is published to beside them."""
+    from pipeline.model.topics import SCHEMAS_TOPIC
+    from pipeline.topology import Beside
+
+    named = tuple(dict.fromkeys(real(name) for name in topics or ()))
+    if target is not None:
+        return load_app(target).subscriptions, Beside(named)
+    chosen = settings()
+    events = chosen.prefix + chosen.events_topic
+    ours = not chosen.registry and not chosen.broker.startswith("memory://")
+    return (), Beside(tuple(dict.fromkeys((events, *named))), chosen.prefix + SCHEMAS_TOPIC if ours else "")
 
 
 def _defaults(partitions: int, replication: int, sources: bool, retention: str) -> Defaults:
@@ -111,7 +139,8 @@ def _show_findings(findings: tuple[Finding, ...]) -> None:
 
 @app.command("plan")
 def plan_command(
-    target: AppArgument,
+    target: AppArgument = None,
+    topic: TopicsOption = None,
     partitions: PartitionsOption = 12,
     replication: ReplicationOption = -1,
     create_sources: SourcesOption = True,
@@ -128,11 +157,11 @@ def plan_command(
     from pipeline.inspect.positions import unsettled_in_retired_tiers
     from pipeline.topology import plan_for
 
-    application = load_app(target)
+    subscriptions, beside = _wanted(target, topic)
     defaults = _defaults(partitions, replication, create_sources, dead_letter_retention)
     with open_cluster(broker) as cluster, open_admin(cluster) as admin:
-        waiting = unsettled_in_retired_tiers(cluster, application.subscriptions, prefix())
-        plan = plan_for(admin, application.subscriptions, defaults, prefix(), waiting)
+        waiting = unsettled_in_retired_tiers(cluster, subscriptions, prefix())
+        plan = plan_for(admin, subscriptions, defaults, prefix(), waiting, beside)
     if as_json:
         emit_json(
             {"actions": [_action_json(a) for a in plan.actions], "findings": [_finding_json(f) for f in plan.findings]}
@@ -146,7 +175,8 @@ def plan_command(
 
 @app.command("apply")
 def apply_command(
-    target: AppArgument,
+    target: AppArgument = None,
+    topic: TopicsOption = None,
     partitions: PartitionsOption = 12,
     replication: ReplicationOption = -1,
     create_sources: SourcesOption = True,
@@ -156,6 +186,8 @@ def apply_command(
 ) -> None:
     """Make the topics and settings that are missing. Nothing is deleted, and source topics that exist are not touched.
 
+    Without MODULE:APP for those who only publish: the topic of run events and the pipeline's own topics.
+
     Exit code 0: workers can start. 1: errors are left that only you can put right.
 
     Example: pipeline topics apply mymodule:app --partitions 12
@@ -163,7 +195,7 @@ def apply_command(
     from pipeline.inspect.positions import unsettled_in_retired_tiers
     from pipeline.topology import apply
 
-    application = load_app(target)
+    subscriptions, beside = _wanted(target, topic)
     defaults = _defaults(partitions, replication, create_sources, dead_letter_retention)
     taken: list[Action] = []
 
@@ -173,8 +205,8 @@ def apply_command(
             line(f"{clean(action.topic)}: {clean(describe(action))}", "green")
 
     with open_cluster(broker) as cluster, open_admin(cluster) as admin:
-        waiting = unsettled_in_retired_tiers(cluster, application.subscriptions, prefix())
-        plan = apply(admin, application.subscriptions, defaults, prefix(), done, waiting)
+        waiting = unsettled_in_retired_tiers(cluster, subscriptions, prefix())
+        plan = apply(admin, subscriptions, defaults, prefix(), done, waiting, beside)
     if as_json:
         emit_json({"actions": [_action_json(a) for a in taken], "findings": [_finding_json(f) for f in plan.findings]})
     else:
@@ -196,6 +228,7 @@ def _kinds(topics: Mapping[str, TopicSpec], groups: list[str]) -> dict[str, tupl
             found.setdefault(entry.topics.source, ("source", ""))
             found |= dict.fromkeys(entry.topics.tiers, ("tier", group))
             found |= {entry.topics.replay: ("replay", group), entry.topics.dead_letters: ("dead letters", group)}
+    found.setdefault(prefix() + settings().events_topic, ("source", ""))
     return found
 
 
@@ -257,7 +290,7 @@ def list_command(
             (s.name, kind, group, s.partitions, s.replication_factor, records, _kept(s, kept))
             for s, kind, group, records, kept in rows
         ],
-        "no topics yet: `pipeline topics apply MODULE:APP` makes them",
+        "no topics yet: `pipeline topics apply` makes them",
     )
 
 
@@ -266,4 +299,16 @@ def _kept(spec: TopicSpec, retention: str) -> str:
         return "newest per key"
     if not retention:
         return ""
-    return "for ever" if retention == "-1" else format_duration(int(retention))
+    return "for ever" if retention == "-1" else in_words(int(retention))
+
+
+def in_words(ms: int) -> str:
+    """A duration in the two largest units that matter: 691_210_000 -> "8d 10s"."""
+    parts: list[str] = []
+    for unit, size in _UNITS_MS:
+        count, ms = divmod(ms, size)
+        if count:
+            parts.append(f"{count}{unit}")
+        if len(parts) == _PARTS_MAX:
+            break
+    return " ".join(parts) or "0s"

@@ -4,11 +4,12 @@ from pipeline.topology.actions import Action, AddPartitions, CreateTopic, Findin
 from pipeline.topology.applier import apply, execute, existing_topics, plan_for
 from pipeline.topology.naming import Layout, RetiredTier, discover, layout, layouts, retired_of, retired_tiers
 from pipeline.topology.planner import check, plan
-from pipeline.topology.rules import Defaults, Rule
+from pipeline.topology.rules import Beside, Defaults, Rule
 
 __all__ = [
     "Action",
     "AddPartitions",
+    "Beside",
     "CreateTopic",
     "Defaults",
     "Finding",

@@ -13,7 +13,7 @@ from pipeline.model.topics import CONTROL_TOPIC
 from pipeline.topology.actions import Action, AddPartitions, CreateTopic, Plan, SetConfig
 from pipeline.topology.naming import layouts, retired_of
 from pipeline.topology.planner import plan
-from pipeline.topology.rules import OPTIONAL, Defaults
+from pipeline.topology.rules import OPTIONAL, Beside, Defaults
 
 VISIBLE_S = 10.0
 ROUNDS_MAX = 3
@@ -21,11 +21,12 @@ ROUNDS_MAX = 3
 
 
 def existing_topics(
-    admin: ClusterAdmin, subscriptions: Sequence[Subscription], prefix: str = ""
+    admin: ClusterAdmin, subscriptions: Sequence[Subscription], prefix: str = "", beside: Beside | None = None
 ) -> dict[str, TopicSpec]:
-    """Those topics of the subscriptions that exist, old tiers and the control topic included: no other topic is looked at."""
+    """Those topics of the subscriptions and `beside` them that exist, old tiers and the control topic included: no other
+    topic is looked at."""
     names = admin.topic_names()
-    wanted = {prefix + CONTROL_TOPIC}
+    wanted = {prefix + CONTROL_TOPIC, *(beside.names if beside is not None else ())}
     for entry in layouts(subscriptions, prefix):
         topics = entry.topics
         wanted |= {topics.source, *topics.lanes, topics.dead_letters, *(t.topic for t in retired_of(entry, names))}
@@ -38,10 +39,11 @@ def plan_for(
     defaults: Defaults | None = None,
     prefix: str = "",
     unsettled: Mapping[str, int] | None = None,
+    beside: Beside | None = None,
 ) -> Plan:
     """The plan for what the cluster has now."""
-    existing = existing_topics(admin, subscriptions, prefix)
-    return plan(subscriptions, existing, defaults, prefix=prefix, unsettled=unsettled)
+    existing = existing_topics(admin, subscriptions, prefix, beside)
+    return plan(subscriptions, existing, defaults, prefix=prefix, unsettled=unsettled, beside=beside)
 
 
 def _create(admin: ClusterAdmin, spec: TopicSpec) -> None:
@@ -87,19 +89,20 @@ def apply(
     prefix: str = "",
     done: Callable[[Action], None] = lambda action: None,
     unsettled: Mapping[str, int] | None = None,
+    beside: Beside | None = None,
 ) -> Plan:
     """Plan and act until no action is left; returns the last plan (its findings are what remains). `done` hears of each action.
 
     Raises `TopologyError` when the cluster does not keep what it was told, for example because a policy overrides it.
     """
     for _ in range(ROUNDS_MAX):
-        now = plan_for(admin, subscriptions, defaults, prefix, unsettled)
+        now = plan_for(admin, subscriptions, defaults, prefix, unsettled, beside)
         if not now.actions:
             return now
         for action in now.actions:
             execute(admin, action)
             done(action)
-    last = plan_for(admin, subscriptions, defaults, prefix, unsettled)
+    last = plan_for(admin, subscriptions, defaults, prefix, unsettled, beside)
     if last.actions:
         raise TopologyError(f"topic {last.actions[0].topic} changed while the plan was carried out: run it again")
     return last

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 
 from pipeline.model.cluster import TopicSpec
 from pipeline.model.policies import Subscription
-from pipeline.model.topics import CONTROL_TOPIC
+from pipeline.model.topics import CONTROL_TOPIC, check_topic
 from pipeline.topology.actions import APPLY, Action, AddPartitions, CreateTopic, Finding, Plan, SetConfig
 from pipeline.topology.naming import Layout, RetiredTier, layouts, retired_of
 from pipeline.topology.rules import (
     DECOMPRESSED,
+    Beside,
     Defaults,
     LaneKind,
     Level,
@@ -23,8 +24,11 @@ from pipeline.topology.rules import (
     control_rules,
     lane_rules,
     minimum_retention_ms,
+    schema_rules,
     source_rules,
 )
+
+_CONTROL_WHY = "switches of operators travel on it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ class _Planner:
                 name, total, before.was if isinstance(before, AddPartitions) else was, why
             )
 
-    def source(self, name: str) -> TopicSpec | None:
+    def source(self, name: str, what: str = "source topic") -> TopicSpec | None:
         if name in self.known:
             return self.known[name]
         if not self.defaults.create_sources:
@@ -98,7 +102,7 @@ class _Planner:
                 "error",
                 name,
                 "topic",
-                "the source topic does not exist",
+                f"the {what} does not exist",
                 f"create it, or {APPLY} with --partitions",
             )
             return None
@@ -107,7 +111,7 @@ class _Planner:
             self.defaults.partitions,
             self.defaults.replication_factor,
             source_rules(),
-            "the source topic is missing",
+            f"the {what} is missing",
         )
         return self.known[name]
 
@@ -175,8 +179,10 @@ def plan(
     *,
     prefix: str = "",
     unsettled: Mapping[str, int] | None = None,
+    beside: Beside | None = None,
 ) -> Plan:
-    """What has to be done to `existing` (topics with their values in force) so that the subscriptions can run.
+    """What has to be done to `existing` (topics with their values in force) so that the subscriptions can run, and so
+    that the topics `beside` them are there.
 
     `unsettled` (topic -> records beyond the committed offset) makes the findings about old tiers exact.
     Raises `ConfigurationError` for declarations that can't work together or names that Kafka refuses.
@@ -199,27 +205,33 @@ def plan(
                 "one small batch may unpack to any size",
                 f"set {DECOMPRESSED}",
             )
-    _control(planner, prefix + CONTROL_TOPIC)
+    beside = beside or Beside()
+    for name in beside.plain:
+        planner.source(check_topic(name), "topic to publish to")
+    if beside.schemas:
+        _single(planner, beside.schemas, schema_rules(), "ids of schemas are kept on it", "schemas have one order")
+    _single(planner, prefix + CONTROL_TOPIC, control_rules(), _CONTROL_WHY, "switches have one order")
     return Plan(tuple(planner.actions.values()), tuple(planner.findings.values()))
 
 
-def _control(planner: _Planner, name: str) -> None:
+def _single(planner: _Planner, name: str, rules: Sequence[Rule], why: str, order: str) -> None:
+    """A topic of our own with one partition."""
     if name not in planner.known:
         planner.create(
             name,
             1,
             planner.defaults.replication_factor,
-            control_rules(),
-            "switches of operators travel on it",
+            rules,
+            why,
         )
         return
-    planner.settle(name, control_rules())
+    planner.settle(name, rules)
     if planner.known[name].partitions != 1:
         planner.find(
             "error",
             name,
             "partitions",
-            "it must have exactly one partition, so that switches have one order",
+            f"it must have exactly one partition, so that {order}",
             f"delete it and {APPLY}",
         )
 

@@ -76,6 +76,22 @@ class Defaults:
     dead_letter_retention_ms: int = 30 * DAY_MS
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Topics beside those of the subscriptions, by their real names.
+
+    `plain`: topics that something is published to; one that is missing is made like a source topic. `schemas`: where
+    the registry inside the cluster keeps its ids; empty: not ours to make.
+    """
+
+    plain: tuple[str, ...] = ()
+    schemas: str = ""
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset({*self.plain, self.schemas} - {""})
+
+
 def source_rules() -> tuple[Rule, ...]:
     """What a source topic gets when we make it; settings of one that exists are its owner's."""
     return (
@@ -134,7 +150,7 @@ def _retention(kind: LaneKind, delay_ms: int, defaults: Defaults) -> Rule:
             "dead letters would expire sooner than the application says",
             "at_least",
         )
-    wanted = str(delay_ms + MARGIN_MS + DAY_MS)
+    wanted = str(_whole_days_beyond(minimum_retention_ms(kind, delay_ms)))
     if kind == "replay":
         return Rule(
             "retention.ms",
@@ -150,9 +166,19 @@ def _retention(kind: LaneKind, delay_ms: int, defaults: Defaults) -> Rule:
     )
 
 
+def _whole_days_beyond(floor_ms: int) -> int:
+    """More than the floor, in whole days: what people set and read."""
+    return (floor_ms // DAY_MS + 1) * DAY_MS
+
+
 def minimum_retention_ms(kind: LaneKind, delay_ms: int) -> int:
     """A worker refuses to start unless the lane keeps records longer than this."""
     return 1 if kind == "dead letters" else delay_ms + MARGIN_MS
+
+
+def schema_rules() -> tuple[Rule, ...]:
+    """The topic of the registry that lives in the cluster keeps every schema for ever."""
+    return (Rule("cleanup.policy", "compact", "schemas would be forgotten after a while"),)
 
 
 def control_rules() -> tuple[Rule, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from pipeline import Pipeline, Settings
 from pipeline.cli.main import app
 from pipeline.core import progress
 from pipeline.inspect.control import read_switches
@@ -141,6 +142,39 @@ def test_plan_apply_list(place: Place) -> None:
     listed = {row["topic"]: row for row in place.json("topics", "list", "--all")}
     assert listed[place.topic]["partitions"] == 3
     assert listed["_pipeline.control"]["kind"] == "control"
+
+
+def test_topics_of_those_who_only_publish(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix = f"{place.topic}."
+    monkeypatch.setenv("PIPELINE_PREFIX", prefix)
+    more = ("--topic", "invoices", "--topic", f"{prefix}receipts", "--partitions", "2")
+    planned = place.json("topics", "plan", *more, code=1)
+    sizes = {action["topic"].removeprefix(prefix): action["partitions"] for action in planned["actions"]}
+    own = {"_pipeline.schemas": 1, "_pipeline.control": 1}
+    assert sizes == {"agent.run.events": 2, "invoices": 2, "receipts": 2, **own}
+    applied = place.run("topics", "apply", *more)
+    assert applied.exit_code == 0, applied.output
+    assert place.run("topics", "plan", *more).stdout == "Every topic is as it should be.\n"
+    shown = place.run("topics", "list")
+    assert f"{prefix}agent.run.events" in shown.stdout
+    assert place.run("topics", "plan", "--topic", "bad name").exit_code == 2
+
+    app = Pipeline("agent", settings=Settings(broker=place.cluster.address, prefix=prefix))
+    assert app.codec.prepare(f"{prefix}agent.run.events") == []
+    assert place.run("topics", "plan", *more).exit_code == 0, "the registry and the plan want different schema topics"
+
+    monkeypatch.setenv("PIPELINE_REGISTRY", "http://127.0.0.1:1")
+    monkeypatch.setenv("PIPELINE_PREFIX", f"{prefix}other.")
+    names = {action["topic"] for action in place.json("topics", "plan", code=1)["actions"]}
+    assert f"{prefix}other._pipeline.schemas" not in names
+    assert len(names) == 2
+
+
+def test_a_topic_to_emit_to_is_made_with_the_application(place: Place) -> None:
+    more = ("--topic", f"{place.topic}.invoices", "--partitions", "2")
+    assert place.run("topics", "apply", place.target, *more).exit_code == 0
+    listed = {row["topic"]: row["partitions"] for row in place.json("topics", "list", "--all")}
+    assert (listed[place.topic], listed[f"{place.topic}.invoices"]) == (2, 2)
 
 
 def test_a_missing_source_is_refused_when_it_may_not_be_made(place: Place) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pipeline.cli import main, output
+from pipeline.cli.topics import in_words
 from pipeline.model.errors import (
     BrokerStartError,
     ClusterError,
@@ -145,6 +146,22 @@ def test_a_module_that_breaks_is_one_sentence(tmp_path: Path, monkeypatch: pytes
     shown = runner.invoke(main.app, ["topics", "plan", "broken_application:app"])
     assert (shown.exit_code, shown.stderr.count("\n")) == (2, 1)
     assert "ZeroDivisionError" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("ms", "words"),
+    [
+        (0, "0s"),
+        (250, "250ms"),
+        (691_210_000, "8d 10s"),
+        (691_800_000, "8d 10m"),
+        (691_200_000, "8d"),
+        (90_061_001, "1d 1h"),
+        (59_001, "59s 1ms"),
+    ],
+)
+def test_durations_are_in_units_of_people(ms: int, words: str) -> None:
+    assert in_words(ms) == words
 
 
 def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from pipeline.model.policies import HandlerKind, RetryPolicy, Subscription
 from pipeline.topology import (
     Action,
     AddPartitions,
+    Beside,
     CreateTopic,
     Defaults,
     Finding,
@@ -357,3 +358,53 @@ def test_applying_a_plan_leaves_nothing_to_do(existing: dict[str, TopicSpec], cr
     }
     refused = plan(pair, topics, defaults).errors
     assert set(errors(check(pair, topics))) == {(f.topic, f.setting) for f in refused}
+
+
+def test_topics_beside_the_subscriptions_are_made_once_and_left_alone() -> None:
+    beside = Beside(("eu.agent.run.events", "eu.invoices"), "eu._pipeline.schemas")
+    first = plan((), {}, Defaults(partitions=6), prefix="eu.", beside=beside)
+    assert first.findings == ()
+    topics = act({}, first.actions)
+    assert {name: spec.partitions for name, spec in topics.items()} == {
+        "eu.agent.run.events": 6,
+        "eu.invoices": 6,
+        "eu._pipeline.schemas": 1,
+        "eu._pipeline.control": 1,
+    }
+    assert topics["eu._pipeline.schemas"].configs["cleanup.policy"] == "compact"
+    assert topics["eu.invoices"].configs["cleanup.policy"] == "delete"
+    for partitions in (6, 12):
+        again = plan((), topics, Defaults(partitions=partitions), prefix="eu.", beside=beside)
+        assert (again.actions, again.findings) == ((), ())
+
+
+def test_a_topic_beside_that_is_a_source_too_is_made_once() -> None:
+    both = plan([subscription()], {}, beside=Beside((SOURCE,))).actions
+    assert [action.topic for action in both].count(SOURCE) == 1
+
+
+def test_a_schema_topic_with_several_partitions_or_a_retention_is_told() -> None:
+    name = "_pipeline.schemas"
+    topics = act({}, (CreateTopic(TopicSpec(name, 3, 1), ""),))
+    found = plan((), topics, beside=Beside((), name))
+    assert [(finding.topic, finding.setting) for finding in found.errors] == [(name, "partitions")]
+    assert SetConfig in {type(action) for action in found.actions if action.topic == name}
+
+
+@pytest.mark.parametrize(("name", "create"), [("bad name", True), ("invoices", False)])
+def test_a_topic_beside_that_can_not_be_made_is_told(name: str, create: bool) -> None:
+    if create:
+        with pytest.raises(ConfigurationError, match="bad name"):
+            plan((), {}, beside=Beside((name,)))
+    else:
+        found = plan((), {}, Defaults(create_sources=False), beside=Beside((name,)))
+        assert [finding.topic for finding in found.errors] == [name]
+
+
+@pytest.mark.parametrize(
+    ("delay_ms", "days"), [(10_000, 8), (600_000, 8), (DAY_MS - 1, 8), (DAY_MS, 9), (7 * DAY_MS, 15)]
+)
+def test_a_tier_keeps_whole_days_longer_than_its_delay_and_a_week(delay_ms: int, days: int) -> None:
+    topics = made(subscription(tiers_ms=(delay_ms,)))
+    (tier,) = [spec for name, spec in topics.items() if ".retry." in name]
+    assert int(tier.configs["retention.ms"]) == days * DAY_MS > delay_ms + 7 * DAY_MS
