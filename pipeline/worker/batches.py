@@ -45,8 +45,11 @@ class BatchRunners:
             if len(gathered) < self._size:
                 break
             self._start()
-        if self._gathered and self._timer is None and len(self._running) < self._at_once:
-            self._timer = self._loop.call_later(self._wait_s, self._time_is_up)
+        if self._gathered and len(self._running) < self._at_once:
+            if engine.buffered:  # what is left waits behind these very keys, so waiting longer would not fill the batch
+                self._start()
+            elif self._timer is None:
+                self._timer = self._loop.call_later(self._wait_s, self._time_is_up)
 
     def _time_is_up(self) -> None:
         self._timer = None
@@ -82,6 +85,13 @@ class BatchRunners:
                     returned = await self._loop.run_in_executor(None, self._handler, events, contexts)
         except TimeoutError:
             self._fail_all(deliveries, timed_out(self._engine.execution.subscription.timeout_ms))
+            return
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise  # the unit is let go, or the pool stops
+            inside = RuntimeError("the handler was cancelled from inside: something it awaited was cancelled")
+            self._fail_all(deliveries, failure_of(inside, ()))
             return
         except Exception as error:
             self._fail_all(deliveries, failure_of(error, self._engine.execution.subscription.retry.terminal))

@@ -77,25 +77,32 @@ def _typed(subscription: Subscription, source: str, codec: Any) -> Decode:
     return typed
 
 
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return f"{type(error).__name__}, which can't be turned into text"
+
+
 def failure_of(error: BaseException, terminal: tuple[type[BaseException], ...]) -> Failure:
     """The failure that an exception stands for."""
-    name = type(error).__name__
+    name, text = type(error).__name__, _text_of(error)
     stack = "".join(traceback.format_exception(error, limit=-STACK_FRAMES))
     if isinstance(error, Retry):
-        return Failure(FailureKind.RETRYABLE, "Retry", name, str(error), stack, error.after_ms)
+        return Failure(FailureKind.RETRYABLE, "Retry", name, text, stack, error.after_ms)
     if isinstance(error, Reject):
-        return Failure(FailureKind.TERMINAL, "Reject", name, str(error), stack)
+        return Failure(FailureKind.TERMINAL, "Reject", name, text, stack)
     if isinstance(error, UndecodableError):
-        return Failure(FailureKind.UNDECODABLE, "Undecodable", name, str(error), stack)
+        return Failure(FailureKind.UNDECODABLE, "Undecodable", name, text, stack)
     if isinstance(error, (EncodeError, ValidationError, terminal)):
-        return Failure(FailureKind.TERMINAL, name, name, str(error), stack)
+        return Failure(FailureKind.TERMINAL, name, name, text, stack)
     if isinstance(error, SchemaUnavailable):
-        return Failure(FailureKind.RETRYABLE, "SchemaUnavailable", name, str(error), stack)
+        return Failure(FailureKind.RETRYABLE, "SchemaUnavailable", name, text, stack)
     if isinstance(error, TimeoutError):
-        return Failure(FailureKind.TIMED_OUT, "Timeout", name, str(error) or "the handler timed out", stack)
+        return Failure(FailureKind.TIMED_OUT, "Timeout", name, text or "the handler timed out", stack)
     if isinstance(error, CodecError):
-        return Failure(FailureKind.UNDECODABLE, "Undecodable", name, str(error), stack)
-    return Failure(FailureKind.RETRYABLE, name, name, str(error), stack)
+        return Failure(FailureKind.UNDECODABLE, "Undecodable", name, text, stack)
+    return Failure(FailureKind.RETRYABLE, name, name, text, stack)
 
 
 def timed_out(timeout_ms: int) -> Failure:

@@ -20,17 +20,21 @@ from pipeline.worker.execution import SKIP, concluded, failure_of, timed_out
 RECORDS_PER_TURN = 200
 """How many records a runner may run without suspending before it lets timers and acknowledgements have the loop."""
 
+STOP_TIMEOUT_S = 5.0
+"""How long a stop waits for handlers that were cancelled."""
+
 Handler = Callable[[object, Context], Awaitable[object]]
 
 
 class _Runner:
     """One task of the pool. `delivery` is what it runs now; `ended_by` says why it was cancelled."""
 
-    __slots__ = ("delivery", "ended_by", "seen", "since_s", "task", "wake")
+    __slots__ = ("delivery", "ended_by", "seen", "seen_attempt", "since_s", "task", "wake")
 
     def __init__(self) -> None:
         self.delivery: Delivery | None = None
         self.seen: Delivery | None = None
+        self.seen_attempt = 0
         self.since_s = 0.0
         self.ended_by = ""
         self.wake: asyncio.Future[None] | None = None
@@ -93,9 +97,11 @@ class AsyncRunners:
                 continue
             while delivery is not None:
                 runner.delivery = delivery
-                if not self._baton and engine.ready:
+                if not self._baton and (engine.ready or engine.resumed):
                     self._pass_baton()
                 delivery = await self._execute(runner, delivery)
+                if runner.ended_by and self._swallowed(runner) == "stop":
+                    return
                 turn += 1
                 if turn >= RECORDS_PER_TURN:
                     turn = 0
@@ -127,7 +133,9 @@ class AsyncRunners:
                 engine.abandoned(delivery)
                 return None
             return engine.complete(delivery, failure)
-        except Exception as error:
+        except (SystemExit, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
             return engine.complete(delivery, failure_of(error, execution.subscription.retry.terminal))
         if returned is None and context.emitted is None:
             return engine.done(delivery)
@@ -139,13 +147,19 @@ class AsyncRunners:
         reason, runner.ended_by = runner.ended_by, ""
         if reason == "stop":
             raise error
-        if reason:
-            runner.task.uncancel()
+        _forget_cancellation(runner.task)
         if reason == "revoked":
             return None
         if reason == "timeout":
             return timed_out(self._engine.execution.subscription.timeout_ms)
         return failure_of(RuntimeError("the handler was cancelled from inside: something it awaited was cancelled"), ())
+
+    @staticmethod
+    def _swallowed(runner: _Runner) -> str:
+        """The handler returned although it was cancelled: the reason is not the next record's. Returns it."""
+        reason, runner.ended_by = runner.ended_by, ""
+        _forget_cancellation(runner.task)
+        return reason
 
     def _retire(self, runner: _Runner) -> None:
         self._runners.discard(runner)
@@ -156,8 +170,9 @@ class AsyncRunners:
         now = self._loop.time()
         for runner in self._runners:
             delivery = runner.delivery
-            if delivery is None or delivery is not runner.seen:
+            if delivery is None or delivery is not runner.seen or delivery.attempt != runner.seen_attempt:
                 runner.seen, runner.since_s = delivery, now
+                runner.seen_attempt = delivery.attempt if delivery is not None else 0
             elif now - runner.since_s >= self._timeout_s:
                 runner.since_s = now  # cancel again after another timeout, should the handler swallow this one
                 runner.ended_by = "timeout"
@@ -184,4 +199,11 @@ class AsyncRunners:
 
     async def stop(self) -> None:
         self.abandon()
-        await asyncio.gather(*(runner.task for runner in tuple(self._runners)), return_exceptions=True)
+        if tasks := [runner.task for runner in self._runners]:
+            await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
+
+
+def _forget_cancellation(task: asyncio.Task[None]) -> None:
+    """All requests so far were answered: structured code that this task runs later must not see them."""
+    while task.cancelling():
+        task.uncancel()

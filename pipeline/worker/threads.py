@@ -32,7 +32,7 @@ _STOP: list[Delivery] = []
 
 @dataclass(slots=True)
 class _Result:
-    """What came of one execution in the pool. `schema_id` is set when its schema is not known yet."""
+    """What came of one execution in the pool. `schema_id` is set when its schema is not known yet; neither: it did not run."""
 
     delivery: Delivery
     outcome: Done | Failure | None
@@ -91,10 +91,10 @@ class ThreadRunners:
                 following = engine.done(result)
             else:
                 del out[result.delivery]
-                if result.schema_id is not None:
-                    engine.await_schema(result.delivery, result.schema_id)
+                if result.outcome is None:
+                    if result.schema_id is not None:
+                        engine.await_schema(result.delivery, result.schema_id)
                     continue
-                assert result.outcome is not None
                 following = engine.complete(result.delivery, result.outcome, result.emitted)
             if following is not None:
                 engine.resumed.append(following)
@@ -107,6 +107,9 @@ class ThreadRunners:
                 return
             began = time.perf_counter()
             for delivery in chunk:
+                if delivery.unit.draining:  # let go while it waited for a thread: it runs at its next owner's
+                    results.append(_Result(delivery, None))
+                    continue
                 started = time.perf_counter()
                 result = self._execute(delivery)
                 if time.perf_counter() - started > self._timeout_s:
@@ -125,7 +128,9 @@ class ThreadRunners:
             returned = None if event is SKIP else self._handler(event, context)
         except SchemaUnavailable as error:
             return _Result(delivery, None, schema_id=error.schema_id or 0)
-        except Exception as error:
+        except (
+            BaseException
+        ) as error:  # also SystemExit: it would end the thread, and nobody would answer for the record
             return _Result(delivery, failure_of(error, execution.subscription.retry.terminal))
         if returned is None and context.emitted is None:
             return delivery
