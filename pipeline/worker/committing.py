@@ -33,7 +33,8 @@ class Committer:
     def __init__(self, limit: int = METADATA_LIMIT) -> None:
         self._limit = limit
         self._lanes: dict[TopicPartition, _Lane] = {}
-        self._sent: Mapping[TopicPartition, Position] | None = None
+        self._sent: dict[TopicPartition, Position] | None = None
+        self._asked: Mapping[TopicPartition, Position] | None = None
         self._sent_ms = 0
         self._refused: dict[TopicPartition, Position] = {}
         self.loads: dict[Unit, float] = {}
@@ -51,9 +52,9 @@ class Committer:
             self.failures += 1
         if self._refused:
             # The same again before anything newer: a lane's newer progress must not be durable before what fed it (e).
-            self._sent, self._refused, self._sent_ms = self._refused, {}, now_ms
-            return self._sent
-        found: dict[TopicPartition, Position] = {}
+            found, self._refused = self._refused, {}
+            return self._send(found, now_ms)
+        found = {}
         size = 0
         for unit in units:
             changed = self.positions(unit, now_ms)
@@ -67,8 +68,11 @@ class Committer:
             return None
         for tp in found:
             self._lanes[tp].sent = self._lanes[tp].asked
-        self._sent, self._sent_ms = found, now_ms
-        return found
+        return self._send(found, now_ms)
+
+    def _send(self, positions: dict[TopicPartition, Position], now_ms: int) -> Mapping[TopicPartition, Position]:
+        self._sent, self._asked, self._sent_ms = dict(positions), positions, now_ms
+        return positions
 
     def positions(self, unit: Unit, now_ms: int) -> dict[TopicPartition, Position]:
         """The unit's lanes whose progress is not committed yet."""
@@ -92,9 +96,17 @@ class Committer:
         return found
 
     def answered(
-        self, errors: Mapping[TopicPartition, ClusterError | None], now_ms: int
+        self,
+        errors: Mapping[TopicPartition, ClusterError | None],
+        now_ms: int,
+        asked: Mapping[TopicPartition, Position] | None = None,
     ) -> dict[TopicPartition, ClusterError]:
-        """Every partition's own answer; returns the failed ones, which go out again unchanged, alone, next."""
+        """Every partition's own answer; returns the failed ones, which go out again unchanged, alone, next.
+
+        `asked` is what `next` gave: the late answer to a request that was given up says nothing of the one after it.
+        """
+        if asked is not None and asked is not self._asked:
+            return {}
         sent, self._sent = self._sent or {}, None
         bad: dict[TopicPartition, ClusterError] = {}
         for tp, position in sent.items():
@@ -116,3 +128,6 @@ class Committer:
             tp = TopicPartition(lane.spec.topic, unit.partition)
             self._lanes.pop(tp, None)
             self._refused.pop(tp, None)
+            if self._sent is not None:
+                # Owned again before the answer comes, the partition would take the old unit's positions for its own.
+                self._sent.pop(tp, None)

@@ -26,7 +26,7 @@ REGISTRY_RETRY_MAX_S = 5.0
 
 def registry_pause_s(tries: int) -> float:
     """Before the next question to a registry that did not answer, for any number of tries."""
-    return min(REGISTRY_RETRY_MAX_S, REGISTRY_RETRY_S * 2 ** min(tries, 10))
+    return min(REGISTRY_RETRY_MAX_S, REGISTRY_RETRY_S * (1 << min(tries, 10)))
 
 
 class Background:

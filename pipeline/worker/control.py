@@ -8,8 +8,10 @@ from typing import Any
 
 from pipeline.model.cluster import Message, PartitionReader, TopicPartition
 from pipeline.model.control import ControlRecordError, Pause, Switches, record_key
+from pipeline.model.errors import PipelineError
 
 POLL_S = 0.25
+RETRY_S = 1.0
 
 
 class ControlFollower:
@@ -32,11 +34,14 @@ class ControlFollower:
         self._log = log
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+        self._next = 0
+        self._attached = False
         self.resumed: set[str] = set()
 
     def attach(self) -> None:
         """Read from the beginning; `step` is then called by whoever drives it."""
-        self._reader.assign({self._partition: 0})
+        self._reader.assign({self._partition: self._next})
+        self._attached = True
 
     def start(self) -> None:
         self.attach()
@@ -47,8 +52,18 @@ class ControlFollower:
             self.step(POLL_S)
 
     def step(self, timeout_s: float) -> None:
-        messages = self._reader.poll(500, timeout_s)
+        try:
+            if not self._attached:
+                self.attach()
+            messages = self._reader.poll(500, timeout_s)
+        except PipelineError as error:
+            # A reader that met an error stands still: begin again where it was, for as long as it takes.
+            self._log.error("the control topic can't be read: trying again", error=str(error))
+            self._stop.wait(RETRY_S if timeout_s else 0)
+            self._attached = False
+            return
         if messages:
+            self._next = (messages[-1].offset() or 0) + 1
             self._deliver(lambda: self._fold(messages))
 
     def _fold(self, messages: list[Message]) -> None:

@@ -76,7 +76,7 @@ class Engine:
 
     def _assemble(self, policy: UnitPolicy) -> None:
         parts, flow = self._parts, self._flow
-        self._background = Background(self._loop)
+        self._background = Background(self._loop, self.fail)
         self._sender = Sender(parts.producer, parts.topics.dead_letters, self.post, parts.schema_of)
         self._committer = Committer()
         self._ownership = Ownership(policy, self._committer, self._clock, flow.drain_timeout_ms, self._log)
@@ -233,14 +233,16 @@ class Engine:
         self._conclusions.delivered(item)
 
     def _on_committed(self, item: Committed) -> None:
-        for tp, error in self._committer.answered(item.errors, self._clock.now_ms).items():
+        for tp, error in self._committer.answered(item.errors, self._clock.now_ms, item.asked).items():
             self._log.warning("commit refused", topic=tp.topic, partition=tp.partition, error=str(error))
 
     def _on_faulted(self, item: Faulted) -> None:
         fault, (topic, partition) = item.fault, item.fault.partition
         self.stats.fetch_faults += 1
         self._log.error("fetch error", topic=topic, partition=partition, kind=fault.kind, text=fault.text)
-        if fault.kind == "out_of_range" or partition < 0:  # below zero: the subscription as a whole, such as a deleted topic
+        if (
+            fault.kind == "out_of_range" or partition < 0
+        ):  # below zero: the subscription as a whole, such as a deleted topic
             self._ownership.refused[partition] = PipelineError(fault.text)
 
     def _schema_known(self, waited: list[Delivery]) -> None:
@@ -273,6 +275,7 @@ class Engine:
     def dropped(self, unit: Unit) -> None:
         self._regulator.forget(unit)
         self._sender.forget(unit)
+        self._schema_waits.forget(unit)
         self._dispatch.drop(unit)
 
     # -- operators

@@ -17,6 +17,7 @@ from pipeline.core.unit import LaneSpec
 from pipeline.model.cluster import FetchFault, GroupConsumer, Position, TopicPartition
 from pipeline.model.errors import ClusterError, ClusterUnavailable, PipelineError, TopologyError
 from pipeline.model.policies import Start
+from pipeline.worker.beginnings import expired_lane, lane_progress, out_of_range
 from pipeline.worker.inputs import Claimed, Committed, Faulted, Fetched, Input, Lost, Opened, Refused, Revoking
 
 REQUEST_TIMEOUT_S = 10.0
@@ -139,16 +140,16 @@ class Fetcher:
         Only for partitions that are still ours: the broker takes a commit of any partition from any living member (rule h),
         so one that was asked for just before a rebalance would put the new owner's progress back.
         """
-        ours = self._ours()
+        ours, asked = self._ours(), positions
         positions = {tp: position for tp, position in positions.items() if tp in ours}
         if not positions:
-            self._post(Committed({}))
+            self._post(Committed({}, asked))
             return
         try:
-            self._consumer.commit(positions, lambda errors: self._post(Committed(dict(errors))))
+            self._consumer.commit(positions, lambda errors: self._post(Committed(dict(errors), asked)))
         except PipelineError as error:
             refused = error if isinstance(error, ClusterError) else ClusterError(str(error))
-            self._post(Committed(dict.fromkeys(positions, refused)))
+            self._post(Committed(dict.fromkeys(positions, refused), asked))
 
     def claim(
         self,
@@ -285,16 +286,20 @@ class Fetcher:
             if progress.offset < beginnings[source] or progress.offset > ends[source]:
                 del self._opening[partition]
                 self._post(
-                    Refused(partition, self._out_of_range(source, progress.offset, beginnings[source], ends[source]))
+                    Refused(
+                        partition,
+                        out_of_range(self._policy.group, source, progress.offset, beginnings[source], ends[source]),
+                    )
                 )
                 continue
-            expired = self._expired([TopicPartition(lane.topic, partition) for lane in lanes], committed, beginnings)
+            its_lanes = [TopicPartition(lane.topic, partition) for lane in lanes]
+            expired = expired_lane(self._policy.group, its_lanes, committed, beginnings)
             if expired is not None:
                 del self._opening[partition]
                 self._post(Refused(partition, expired))
                 continue
             by_lane = {lane.name: TopicPartition(lane.topic, partition) for lane in lanes}
-            found = {name: _lane_progress(committed[tp], beginnings[tp], ends[tp]) for name, tp in by_lane.items()}
+            found = {name: lane_progress(committed[tp], beginnings[tp], ends[tp]) for name, tp in by_lane.items()}
             self._owned[partition] = (source, *by_lane.values())
             del self._opening[partition]
             self._post(Opened(partition, lanes, progress, found, {name: ends[tp] for name, tp in by_lane.items()}))
@@ -311,31 +316,6 @@ class Fetcher:
         if at == "latest":
             return {tp: ends[tp] for tp in partitions}
         return self._consumer.offsets_at(partitions, at, REQUEST_TIMEOUT_S)
-
-    def _expired(
-        self,
-        lanes: Sequence[TopicPartition],
-        committed: Mapping[TopicPartition, Position | None],
-        beginnings: Mapping[TopicPartition, int],
-    ) -> TopologyError | None:
-        """A lane that lost records which were waiting in it: retention was shorter than the group was away."""
-        for tp in lanes:
-            position = committed[tp]
-            if position is not None and position.offset < beginnings[tp]:
-                return TopologyError(
-                    f"{tp.topic}-{tp.partition} now begins at offset {beginnings[tp]}, but group {self._policy.group} had "
-                    f"records waiting from {position.offset}: they were deleted; raise retention.ms of the topic, "
-                    "then, with the workers stopped, set the group's offset to that place (kafka-consumer-groups --reset-offsets)"
-                )
-        return None
-
-    def _out_of_range(self, source: TopicPartition, offset: int, beginning: int, end: int) -> TopologyError:
-        group = self._policy.group
-        return TopologyError(
-            f"group {group} stands at offset {offset} of {source.topic}-{source.partition}, which holds {beginning}..{end}: "
-            "records were deleted before they were processed; set its offset where it shall go on, with the workers stopped "
-            "(kafka-consumer-groups --reset-offsets)"
-        )
 
     # -- RebalanceListener
 
@@ -407,10 +387,3 @@ class Fetcher:
             self._consumer.remove(partitions)
             self._added.difference_update(partitions)
             self._paused.difference_update(partitions)
-
-
-def _lane_progress(position: Position | None, beginning: int, end: int) -> Progress:
-    """Lanes always start at the earliest; a lane that was made anew (its end is below the commit) starts over."""
-    if position is None or position.offset > end:
-        return Progress(beginning, beginning)
-    return decode(position.offset, position.metadata)

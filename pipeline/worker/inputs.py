@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.core.progress import Progress
 from pipeline.core.unit import Effect, LaneSpec
-from pipeline.model.cluster import FetchFault, Message, TopicPartition
+from pipeline.model.cluster import FetchFault, Message, Position, TopicPartition
 from pipeline.model.errors import ClusterError, PipelineError
 
 
@@ -59,7 +59,10 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
+    """`asked`: the very mapping that was to be committed, which tells the answers of two requests apart."""
+
     errors: Mapping[TopicPartition, ClusterError | None]
+    asked: Mapping[TopicPartition, Position] | None = None
 
 
 @dataclass(frozen=True, slots=True)

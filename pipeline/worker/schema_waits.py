@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.core.delivery import Delivery
-from pipeline.model.errors import PipelineError
-from pipeline.worker.concluding import REGISTRY_RETRY_MAX_S, REGISTRY_RETRY_S, Background
+from pipeline.core.unit import Unit
+from pipeline.worker.concluding import Background, registry_pause_s
 
 
 class SchemaWaits:
@@ -43,7 +43,12 @@ class SchemaWaits:
             try:
                 await loop.run_in_executor(None, self._fetch, schema_id)
                 break
-            except PipelineError as error:
+            except Exception as error:
                 self._log.warning("schema registry does not answer: waiting", schema_id=schema_id, error=str(error))
-                await asyncio.sleep(min(REGISTRY_RETRY_MAX_S, REGISTRY_RETRY_S * 2**tries))
+                await asyncio.sleep(registry_pause_s(tries))
         self._ready(self._waits.pop(schema_id))
+
+    def forget(self, unit: Unit) -> None:
+        """The unit is let go: its records would count as waiting, and be kept, until the registry answers."""
+        for schema_id, waiting in self._waits.items():
+            self._waits[schema_id] = [delivery for delivery in waiting if delivery.unit is not unit]

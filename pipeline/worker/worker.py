@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -172,6 +172,9 @@ class Worker:
 
     def _wire(self, subscription: Subscription, cluster: Cluster, loop: asyncio.AbstractEventLoop) -> Running:
         app, settings = self._app, self._app.settings
+        # A member that drains does not poll: both sides of the worker must give up at the same, possible, time.
+        drain_ms = min(subscription.flow.drain_timeout_ms, round(settings.max_poll_interval_s * 800))
+        subscription = replace(subscription, flow=replace(subscription.flow, drain_timeout_ms=drain_ms))
         place = layout(subscription, settings.prefix)
         source = place.topics.source
         log = self._log.bind(group=place.group, topic=source)
@@ -201,7 +204,7 @@ class Worker:
             session_timeout_ms=round(settings.session_timeout_s * 1000),
             max_poll_interval_ms=round(settings.max_poll_interval_s * 1000),
             instance_id=f"{settings.instance_id}-{self._index}" if settings.instance_id else None,
-            drain_timeout_ms=min(subscription.flow.drain_timeout_ms, round(settings.max_poll_interval_s * 800)),
+            drain_timeout_ms=drain_ms,
         )
         admin, buffered = cluster.admin(), subscription.flow.buffered
         fetcher = Fetcher(
