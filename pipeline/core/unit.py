@@ -68,6 +68,7 @@ class Unit:
         self.busy: set[bytes | None] = set()
         self.waiting: dict[bytes | None, deque[Delivery]] = {}
         self.waiting_count = 0
+        self.waiting_of_lanes = 0
         self.skipped: set[Identity] = set()
         self.released: dict[bytes | None, Identity] = {}
         self._sending: dict[tuple[Identity, int], Delivery] = {}
@@ -173,6 +174,8 @@ class Unit:
         (the wait rule alone keeps the order)."""
         queue = self.waiting.get(delivery.key)
         self.waiting_count += 1
+        if delivery.lane:
+            self.waiting_of_lanes += 1
         if queue is None:
             self.waiting[delivery.key] = deque((delivery,))
         elif delivery.lane == SOURCE or queue[-1].identity <= delivery.identity:
@@ -247,7 +250,9 @@ class Unit:
             self.waiting_count -= 1
             if not queue:
                 del self.waiting[key]
-            if not delivery.lane and key not in self.parking.keys:
+            if delivery.lane:
+                self.waiting_of_lanes -= 1
+            elif key not in self.parking.keys:
                 return delivery  # the key stays busy
             self.busy.discard(key)
             if self.admit(delivery, now_ms):
@@ -328,7 +333,7 @@ class Unit:
         """Take no more work; what runs may finish."""
         self.draining = True
         self.waiting.clear()
-        self.waiting_count = 0
+        self.waiting_count = self.waiting_of_lanes = 0
         for lane in self.lanes:
             lane.look_ahead.clear()
 

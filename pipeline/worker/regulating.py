@@ -20,21 +20,26 @@ METADATA_FULL = 0.75
 
 class Regulator:
     """Pauses a source partition whose keys queue up, whose commit metadata is nearly full or whose writes don't get through,
-    and a lane whose look-ahead is full. All of them while the subscription is paused or a schema is awaited."""
+    and a lane whose look-ahead is full, or all lanes of a partition whose records queue up behind their keys.
+    All of them while the subscription is paused or a schema is awaited."""
 
     def __init__(self, flow: FlowPolicy, committer: Committer, sender: Sender) -> None:
         self._flow = flow
         self._committer = committer
         self._sender = sender
         self._gates: dict[Unit, Gate] = {}
+        self._lane_gates: dict[Unit, Gate] = {}
         self._held: set[TopicPartition] = set()
 
     def add(self, unit: Unit, owned: int) -> None:
         """A new unit, one of `owned`: its share of the buffer is what may queue behind its keys."""
-        self._gates[unit] = Gate(max(100, 2 * self._flow.buffered // max(1, owned)))
+        share = max(100, 2 * self._flow.buffered // max(1, owned))
+        # Apart from the source's: the retries of other keys go on while one key's source records queue up.
+        self._gates[unit], self._lane_gates[unit] = Gate(share), Gate(share)
 
     def forget(self, unit: Unit) -> None:
         self._gates.pop(unit, None)
+        self._lane_gates.pop(unit, None)
         self._held = {tp for tp in self._held if tp.partition != unit.partition}
 
     def regulate(self, units: Iterable[Unit], fetcher: Fetcher, paused: bool, full_of_waits: bool) -> None:
@@ -42,6 +47,7 @@ class Regulator:
         free: list[TopicPartition] = []
         for unit in units:
             stop_source = paused or full_of_waits or self._crowded(unit)
+            stop_lanes = self._lane_gates[unit].update(unit.waiting_of_lanes) or paused
             for index, lane in enumerate(unit.lanes):
                 tp = TopicPartition(lane.spec.topic, unit.partition)
                 held = tp in self._held
@@ -49,7 +55,7 @@ class Regulator:
                     stop = stop_source
                 else:
                     bound = self._flow.look_ahead // 2 if held else self._flow.look_ahead
-                    stop = paused or len(lane.look_ahead) >= max(1, bound)
+                    stop = stop_lanes or len(lane.look_ahead) >= max(1, bound)
                 if stop != held:
                     (hold if stop else free).append(tp)
         if hold:
@@ -61,7 +67,7 @@ class Regulator:
 
     def _crowded(self, unit: Unit) -> bool:
         return (
-            self._gates[unit].update(unit.waiting_count)
+            self._gates[unit].update(unit.waiting_count - unit.waiting_of_lanes)
             or self._committer.loads.get(unit, 0.0) >= METADATA_FULL
             or self._sender.troubled(unit)
         )

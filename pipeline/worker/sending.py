@@ -43,7 +43,10 @@ class Outputs:
 
 @dataclass(slots=True, eq=False)
 class _Sent:
-    """One record under way. `what` is the effect or the `Outputs` it belongs to; `failed`: a try of it was refused."""
+    """One record under way. `what` is the effect or the `Outputs` it belongs to; `failed`: a try of it was refused.
+
+    `again_ms`: when it is to go out again; an entry of the queue with another time is out of date.
+    """
 
     what: HandOff | DeadLetter | Outputs
     record: OutRecord
@@ -51,6 +54,7 @@ class _Sent:
     number: int
     tries: int = 0
     failed: bool = False
+    again_ms: int = 0
 
     @property
     def lane(self) -> tuple[Unit, int] | None:
@@ -123,6 +127,7 @@ class Sender:
 
     def _send(self, sent: _Sent, now_ms: int) -> None:
         record = sent.record
+        sent.again_ms = 0
         try:
             self._producer.send(
                 record.topic, record.key, record.value, record.headers, sent.partition, 0, partial(self._answered, sent)
@@ -171,7 +176,8 @@ class Sender:
             stuck = self._stuck.setdefault(sent.lane, deque())
             if sent not in stuck:
                 self._insert(stuck, sent)
-        self._waiting.append((now_ms + wait_ms, sent))
+        sent.again_ms = now_ms + wait_ms
+        self._waiting.append((sent.again_ms, sent))
 
     @staticmethod
     def _insert(stuck: deque[_Sent], sent: _Sent) -> None:
@@ -202,6 +208,8 @@ class Sender:
         """Send again what is due (of a lane only its first); returns when the next one is."""
         for _ in range(len(self._waiting)):
             at, sent = self._waiting.popleft()
+            if at != sent.again_ms:
+                continue  # it went out meanwhile, when the one before it was through
             if at > now_ms:
                 self._waiting.append((at, sent))
                 continue

@@ -1,0 +1,633 @@
+"""Interleavings that a review of the worker found to lose, repeat or stall work: each test is the smallest one that shows it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import sys
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import structlog
+
+from pipeline import Context, Pipeline, Settings
+from pipeline.core.effects import HandOff, LaneSpec
+from pipeline.core.progress import Progress
+from pipeline.memory import cluster as memory
+from pipeline.memory.cluster import MemoryCluster
+from pipeline.memory.loop import VirtualClockLoop, run
+from pipeline.model.cluster import Message, Position, TopicPartition
+from pipeline.model.errors import ClusterError, ClusterUnavailable, FencedError, SchemaUnavailable
+from pipeline.model.headers import DeliveryHeaders, encode
+from pipeline.model.outcome import Failure
+from pipeline.model.policies import Backoff, FlowPolicy, Start
+from pipeline.topology import Defaults, execute, plan
+from pipeline.worker.committing import ANSWER_TIMEOUT_MS, Committer
+from pipeline.worker.concluding import Background
+from pipeline.worker.control import ControlFollower
+from pipeline.worker.declaring import Retries
+from pipeline.worker.execution import failure_of
+from pipeline.worker.fetcher import Fetcher, FetchPolicy
+from pipeline.worker.inputs import Claimed, Input, Opened, Refused, Revoking
+from pipeline.worker.schema_waits import SchemaWaits
+from pipeline.worker.sending import Sender
+from pipeline.worker.threads import _STOP as STOP
+from pipeline.worker.threads import ThreadRunners
+from pipeline.worker.threads import _Result as Result
+from pipeline.worker.worker import Worker
+from tests.unit import test_core_unit as core
+
+TOPIC, GROUP = "t", "g"
+SOURCE, LANE = TopicPartition("t", 0), TopicPartition("t.g.retry.10s", 0)
+LANES = (LaneSpec("10s", LANE.topic, 10_000),)
+FENCED = FencedError("the commit has an old generation")
+
+Play = Callable[[VirtualClockLoop, MemoryCluster], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def silent() -> None:
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
+
+
+def application(**arguments: Any) -> Callable[[Callable[..., Any]], Pipeline]:
+    """Decorator: an application with one subscription of bytes."""
+
+    def made(handler: Callable[..., Any]) -> Pipeline:
+        app = Pipeline("app", settings=Settings(broker="memory://review"))
+        app.subscribe(TOPIC, group=GROUP, value="bytes", **arguments)(handler)
+        return app
+
+    return made
+
+
+def play(app: Pipeline, story: Callable[[VirtualClockLoop, MemoryCluster, Worker], Awaitable[None]]) -> None:
+    """One worker on a cluster of its own with one partition, in virtual time."""
+
+    async def main(loop: VirtualClockLoop) -> None:
+        cluster = MemoryCluster("review", clock=loop.clock, scheduler=loop.call_later_ms)
+        memory.register(cluster)
+        try:
+            admin = cluster.admin()
+            for action in plan(app.subscriptions, admin.topics(), Defaults(partitions=1)).actions:
+                execute(admin, action)
+            worker = Worker(app)
+            await worker.start()
+            await story(loop, cluster, worker)
+            await asyncio.wait_for(worker.stop(), 200)
+        finally:
+            memory.forget(cluster.address)
+
+    run(main)
+
+
+def publish(cluster: MemoryCluster, *keys: bytes) -> None:
+    producer = cluster.producer("agents")
+    for number, key in enumerate(keys):
+        producer.send(TOPIC, key, b"%d" % number, partition=0)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+class Consumer:
+    """A group member whose coordinator answers `refusals` first."""
+
+    def __init__(self) -> None:
+        self.refusals: list[ClusterError] = []
+        self.fetched: dict[TopicPartition, int] = {}
+        self.paused: set[TopicPartition] = set()
+        self.positions: dict[TopicPartition, Position] = {}
+        self.ends: dict[TopicPartition, int] = {}
+        self.unknown: set[TopicPartition] = set()
+
+    def wake(self) -> None: ...
+
+    def committed(
+        self, partitions: Collection[TopicPartition], timeout_s: float
+    ) -> dict[TopicPartition, Position | None]:
+        return {tp: self.positions.get(tp) for tp in partitions}
+
+    def beginning_offsets(self, partitions: Collection[TopicPartition], timeout_s: float) -> dict[TopicPartition, int]:
+        return self._offsets(partitions, {})
+
+    def end_offsets(self, partitions: Collection[TopicPartition], timeout_s: float) -> dict[TopicPartition, int]:
+        return self._offsets(partitions, self.ends)
+
+    def _offsets(
+        self, partitions: Collection[TopicPartition], known: Mapping[TopicPartition, int]
+    ) -> dict[TopicPartition, int]:
+        if missing := self.unknown & set(partitions):
+            raise ClusterError(f"{missing} is unknown")
+        return {tp: known.get(tp, 0) for tp in partitions}
+
+    def commit_now(
+        self, positions: Mapping[TopicPartition, Position], timeout_s: float
+    ) -> dict[TopicPartition, ClusterError | None]:
+        error = self.refusals.pop() if self.refusals else None
+        return dict.fromkeys(positions, error)
+
+    def add(self, positions: Mapping[TopicPartition, int]) -> None:
+        self.fetched.update(positions)
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        self.fetched[partition] = offset
+
+    def remove(self, partitions: Collection[TopicPartition]) -> None:
+        for tp in partitions:
+            self.fetched.pop(tp, None)
+            self.paused.discard(tp)
+
+    def pause(self, partitions: Collection[TopicPartition]) -> None:
+        self.paused.update(partitions)
+
+    def resume(self, partitions: Collection[TopicPartition]) -> None:
+        self.paused.difference_update(partitions)
+
+    def poll(self, max_records: int, timeout_s: float) -> list[Message]:
+        return []
+
+
+class Poll:
+    """A fetcher with its clock, its backlog and what it posts in the test's hands."""
+
+    def __init__(self) -> None:
+        self.consumer = Consumer()
+        self.posted: list[Input] = []
+        self.now_s = 0.0
+        self.backlog = 0
+        policy = FetchPolicy(TOPIC, GROUP, Start("earliest"), buffered=10)
+        self.fetcher = Fetcher(
+            self.consumer,  # type: ignore[arg-type]
+            policy,
+            lambda: LANES,
+            self.posted.append,
+            lambda _fetched: self.backlog,
+            lambda: self.now_s,
+            lambda _s: None,
+        )
+
+    def step(self, seconds: float = 0.0) -> None:
+        self.now_s += seconds
+        self.fetcher.step(0)
+
+    def opened(self) -> Opened:
+        self.fetcher.assigned([SOURCE])
+        self.step()
+        return next(item for item in reversed(self.posted) if isinstance(item, Opened))
+
+    def claim(self) -> None:
+        lanes, source = {LANE: Position(0, "")}, {SOURCE: Position(0, "")}
+        self.fetcher.request(lambda: self.fetcher.claim(0, 1, lanes, source))
+        self.step()
+
+    def count(self, kind: type) -> int:
+        return sum(isinstance(item, kind) for item in self.posted)
+
+
+# -- the poll thread
+
+
+def test_a_claim_refused_between_two_generations_is_tried_again() -> None:
+    """The partition stays ours, so no rebalance callback would ever come to open it."""
+    poll = Poll()
+    poll.opened()
+    poll.consumer.refusals = [FENCED]
+    poll.claim()
+    poll.step(60)
+    assert poll.count(Opened) == 2
+
+
+def test_lanes_are_not_fetched_between_a_refused_claim_and_the_next_rebuild() -> None:
+    """A record past the fence would end the next rebuild before it has read a single record of the lane."""
+    poll = Poll()
+    poll.opened()
+    poll.fetcher.request(lambda: poll.fetcher.add({LANE: 0}))
+    poll.step()
+    assert LANE in poll.consumer.fetched
+    poll.consumer.refusals = [ClusterUnavailable("the coordinator moves")]
+    poll.claim()
+    poll.step(60)
+    assert poll.count(Opened) == 2
+    assert not poll.consumer.fetched
+
+
+def test_a_partition_that_was_lost_undrained_is_asked_for_again_the_next_time() -> None:
+    poll = Poll()
+    for times in (1, 2):
+        poll.opened()
+        poll.claim()
+        assert not poll.fetcher.revoked([SOURCE])
+        assert poll.count(Revoking) == times
+        poll.fetcher.lost([SOURCE])
+
+
+def test_one_partition_that_can_not_be_opened_does_not_hold_up_the_others() -> None:
+    """For example after the source got partitions that the lanes do not have."""
+    poll = Poll()
+    poll.consumer.unknown = {TopicPartition(LANE.topic, 1)}
+    poll.fetcher.assigned([SOURCE, TopicPartition(TOPIC, 1)])
+    poll.step()
+    poll.step(60)
+    assert {item.partition for item in poll.posted if isinstance(item, Opened)} == {0}
+    assert {item.partition for item in poll.posted if isinstance(item, Refused)} == {1}
+
+
+def test_a_partition_that_could_not_be_opened_is_forgotten_when_it_moves_on() -> None:
+    """Health would go on saying that it rests, while another worker processes it."""
+    poll = Poll()
+    poll.consumer.unknown = {LANE}
+    poll.fetcher.assigned([SOURCE])
+    poll.step()
+    assert isinstance(poll.posted[-1], Refused)
+    assert poll.posted[-1].error is not None
+    assert poll.fetcher.revoked([SOURCE])
+    assert poll.posted[-1] == Refused(0, None)
+
+
+def test_a_pause_from_before_the_partition_was_lost_does_not_outlive_it() -> None:
+    """The engine's request came late: with it in the books, a hold of all partitions would never end for this one."""
+    poll = Poll()
+    poll.opened()
+    poll.fetcher.request(lambda: poll.fetcher.pause([SOURCE]))
+    poll.claim()
+    poll.backlog = 100
+    poll.step()
+    poll.step(1)
+    assert SOURCE in poll.consumer.paused
+    poll.backlog = 0
+    poll.step()
+    assert not poll.consumer.paused
+
+
+# -- starting and stopping
+
+
+def test_a_partition_claimed_while_the_worker_stops_does_not_keep_it_from_stopping() -> None:
+    began: list[bytes] = []
+
+    @application()
+    async def app(value: bytes, ctx: Context) -> None:
+        began.append(value)
+        await asyncio.sleep(5)
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        engine = worker.running[0].engine
+        publish(cluster, b"a")
+        await until(lambda: bool(began))
+        ownership = engine._ownership
+        lanes = tuple(lane.spec for lane in engine.partitions[0].lanes[1:])
+        nothing = {lane.name: 0 for lane in lanes}
+        ownership.open(Opened(7, lanes, Progress(0, 0), {name: Progress(0, 0) for name in nothing}, nothing))
+        loop.call_later(1, ownership.claimed, Claimed(7, 1))
+        await asyncio.wait_for(engine.drain_all(), 60)
+        assert not engine.partitions
+
+    play(app, story)
+
+
+def test_a_handler_that_swallows_its_cancellation_does_not_hang_the_stop() -> None:
+    began: list[bytes] = []
+
+    @application(flow=FlowPolicy(drain_timeout_ms=1_000))
+    async def app(value: bytes, ctx: Context) -> None:
+        began.append(value)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(500)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(500)
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        publish(cluster, b"a")
+        await until(lambda: bool(began))
+        at = loop.time()
+        await asyncio.wait_for(worker.stop(), 60)
+        assert loop.time() - at < 30
+
+    play(app, story)
+
+
+# -- handlers that end in unusual ways
+
+
+def test_a_batch_whose_handler_is_cancelled_from_inside_fails_like_any_other() -> None:
+    tries: list[int] = []
+
+    @application(batch=10, tiers=(), attempts=3, retries=Retries(Backoff(100)))
+    async def app(values: Sequence[bytes], contexts: Sequence[Context]) -> None:
+        tries.append(len(values))
+        if len(tries) == 1:
+            raise asyncio.CancelledError
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        publish(cluster, b"a", b"b")
+        await until(lambda: worker.running[0].engine.stats.processed == 2)
+
+    play(app, story)
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        return str(self.args[7])
+
+
+def test_an_exception_without_words_is_a_failure_like_any_other() -> None:
+    failure = failure_of(Unspeakable("x"), ())
+    assert isinstance(failure, Failure)
+    assert failure.error_type == "Unspeakable"
+
+
+class Beyond(BaseException):
+    """Not an Exception, such as a test framework's or another event loop's way out."""
+
+
+def test_an_async_handler_that_raises_a_base_exception_fails() -> None:
+    tries: list[bytes] = []
+
+    @application(tiers=(), attempts=3, retries=Retries(Backoff(100)))
+    async def app(value: bytes, ctx: Context) -> None:
+        tries.append(value)
+        if len(tries) == 1:
+            raise Beyond
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        publish(cluster, b"a")
+        await until(lambda: worker.running[0].engine.stats.processed == 1)
+
+    play(app, story)
+
+
+@pytest.mark.parametrize("value", [{(1, 2): 3}, "fine"])
+def test_an_output_that_can_not_be_written_down_fails_its_record_and_not_the_worker(value: object) -> None:
+    @application(attempts=1)
+    async def app(_value: bytes, ctx: Context) -> None:
+        ctx.emit("out", 5 if value == "fine" else "k", value)  # type: ignore[arg-type]
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        cluster.create("out", 1)
+        publish(cluster, b"a")
+        engine = worker.running[0].engine
+        await until(lambda: engine.broken is not None or sum(engine.stats.dead.values()) == 1)
+        assert engine.broken is None
+
+    play(app, story)
+
+
+def test_retries_that_come_due_together_run_together() -> None:
+    running = [0, 0]
+
+    @application(tiers=(), attempts=3, retries=Retries(Backoff(1_000), jitter=0.0))
+    async def app(value: bytes, ctx: Context) -> None:
+        if ctx.attempt == 1:
+            raise ValueError
+        running[0] += 1
+        running[1] = max(running)
+        await asyncio.sleep(0.2)
+        running[0] -= 1
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        publish(cluster, *(b"%d" % key for key in range(20)))
+        await until(lambda: worker.running[0].engine.stats.processed == 20)
+        assert running[1] == 20
+
+    play(app, story)
+
+
+def test_each_attempt_has_its_own_deadline() -> None:
+    @application(tiers=(), attempts=2, timeout="10s")
+    async def app(value: bytes, ctx: Context) -> None:
+        await asyncio.sleep(7)
+        if ctx.attempt == 1:
+            raise ValueError
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        publish(cluster, b"a")
+        stats = worker.running[0].engine.stats
+        await until(lambda: stats.processed + sum(stats.dead.values()) == 1)
+        assert stats.timeouts == 0
+
+    play(app, story)
+
+
+def test_a_lane_does_not_pile_up_in_memory_behind_one_slow_key() -> None:
+    """A replay of many records of one key: they are due at once, and wait in memory behind the first."""
+
+    @application(flow=FlowPolicy(buffered=100, look_ahead=10))
+    async def app(value: bytes, ctx: Context) -> None:
+        await asyncio.sleep(100)
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        engine = worker.running[0].engine
+        await until(lambda: bool(engine.partitions))
+        unit, producer = engine.partitions[0], cluster.producer("replay")
+        replay = next(lane.spec.topic for lane in unit.lanes if lane.spec.name == "replay")
+        for origin in range(2_000):
+            own = DeliveryHeaders(0, 0, 0, TOPIC, 0, origin, 0, GROUP, replay_id="r")
+            producer.send(replay, b"slow", b"x", encode([], own), partition=0)
+        await asyncio.sleep(5)
+        assert 100 <= unit.waiting_count < 1_000
+        publish(cluster, b"other")
+        await until(lambda: engine.executor.running() == 2)
+
+    play(app, story)
+
+
+def test_threads_do_not_begin_what_was_let_go_while_it_waited_for_them() -> None:
+    ran: list[object] = []
+    runners = ThreadRunners(engine_of(), lambda event, _context: ran.append(event), 1, "t")
+    gone, ours = delivery_of(draining=True), delivery_of(draining=False)
+    runners._work.put([gone, ours])  # type: ignore[list-item]
+    runners._work.put(STOP)
+    runners._run()
+    assert ran == [ours]
+    assert [getattr(result, "outcome", "done") for result in runners._results] == [None, "done"]
+
+
+def test_a_thread_outlives_a_handler_that_calls_exit() -> None:
+    runners = ThreadRunners(engine_of(), lambda _event, _context: sys.exit(3), 1, "t")
+    runners._work.put([delivery_of()])  # type: ignore[list-item]
+    runners._work.put(STOP)
+    runners._run()
+    (result,) = runners._results
+    assert isinstance(result, Result)
+    assert isinstance(result.outcome, Failure)
+
+
+def engine_of() -> Any:
+    retry = SimpleNamespace(terminal=())
+    subscription = SimpleNamespace(timeout_ms=60_000, retry=retry)
+    execution = SimpleNamespace(subscription=subscription, decode=lambda delivery, _context: delivery)
+    return SimpleNamespace(execution=execution, wake=lambda: None)
+
+
+def delivery_of(draining: bool = False) -> Any:
+    return SimpleNamespace(unit=SimpleNamespace(draining=draining, open=True))
+
+
+# -- hand-offs and commits
+
+
+class Producer:
+    """Keeps what is sent until the test answers."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes, Callable[..., None]]] = []
+
+    def send(self, topic: str, key: bytes, value: bytes, headers: object, partition: int, at: int, done: Any) -> None:
+        self.sent.append((key, done))
+
+
+def test_a_hand_off_goes_out_once_at_a_time_however_often_it_is_refused() -> None:
+    """Two answers to one write counted twice: the unit stayed troubled, and took no new work, for ever."""
+    now, posted, producer = 1_000_000, [], Producer()
+    sender = Sender(producer, "dlq", posted.append, lambda _delivery: "")  # type: ignore[arg-type]
+
+    def answer(key: bytes, error: ClusterError | None, at_ms: int) -> None:
+        at = next(i for i, (sent, _) in enumerate(producer.sent) if sent == key)
+        producer.sent.pop(at)[1](error, 0)
+        item = posted.pop()
+        sender.answer(item.effect, item.error, at_ms)
+
+    target = core.unit()
+    ready = core.receive(target, core.source_record(0, b"a"), core.source_record(1, b"b"))
+    for delivery in ready:
+        assert target.admit(delivery, now)
+        target.failed(delivery, core.FAILURE, now, 0.0)
+    for effect in target.effects:
+        assert isinstance(effect, HandOff)
+        sender.hand_off(effect, now)
+    no = ClusterUnavailable("not enough replicas")
+    answer(b"a", no, now)
+    answer(b"b", no, now + 50)
+    sender.resend_due(now + 100)
+    answer(b"a", None, now + 120)
+    answer(b"b", no, now + 140)
+    for at_ms in (150, 440, 500):
+        sender.resend_due(now + at_ms)
+    assert [key for key, _ in producer.sent] == [b"b"]
+    answer(b"b", None, now + 600)
+    assert not sender.troubled(target)
+    assert not sender.pending(target)
+
+
+def test_the_late_answer_to_a_commit_that_was_given_up_is_not_taken_for_the_next_ones() -> None:
+    committer, target = Committer(), core.unit()
+    first = committer.next([target], 1_000)
+    core.receive(target, core.source_record(0))
+    target.lanes[0].tracker.settle(0)
+    second = committer.next([target], 1_000 + ANSWER_TIMEOUT_MS)
+    assert first
+    assert second
+    assert first != second
+    committer.answered(dict.fromkeys(first), 70_000, first)
+    assert committer.in_flight
+    committer.answered(dict.fromkeys(second, no_answer()), 70_001, second)
+    assert committer.next([target], 70_002) == {tp: second[tp] for tp in second}
+
+
+def test_the_answer_to_a_commit_of_an_earlier_ownership_says_nothing_of_the_new_one() -> None:
+    """It was sent again then: the old epoch and positions, over the new owner's."""
+    committer, old, new = Committer(), core.unit(), core.unit()
+    asked = committer.next([old], 1_000)
+    assert asked
+    committer.forget(old)
+    committer.positions(new, 1_001)
+    committer.answered(dict.fromkeys(asked, no_answer()), 1_002, asked)
+    core.receive(new, core.source_record(0))
+    new.lanes[0].tracker.settle(0)
+    again = committer.next([new], 1_003)
+    assert again
+    assert again[TopicPartition("t", 0)].offset == 1
+
+
+def no_answer() -> ClusterError:
+    return ClusterUnavailable("no answer")
+
+
+# -- what goes on beside
+
+
+def test_a_registry_may_be_away_for_longer_than_a_number_can_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[object] = []
+    tries = itertools.count()
+
+    def fetch(_schema_id: int) -> None:
+        if next(tries) < 1_100:
+            raise SchemaUnavailable("the registry is away")
+
+    async def main(loop: VirtualClockLoop) -> None:
+        waits = SchemaWaits(fetch, found.extend, Background(loop), structlog.get_logger())
+        waits.add("delivery", 1)  # type: ignore[arg-type]
+        await until(lambda: bool(found), 10_000)
+
+    run(main)
+
+
+def test_what_waits_for_a_schema_is_forgotten_with_its_unit() -> None:
+    """After each rebalance in an outage it counted again, until every partition was held for records long gone."""
+
+    async def main(loop: VirtualClockLoop) -> None:
+        def fetch(_schema_id: int) -> None:
+            raise SchemaUnavailable("the registry is away")
+
+        background = Background(loop)
+        waits = SchemaWaits(fetch, lambda _waited: None, background, structlog.get_logger())
+        gone, ours = delivery_of(), delivery_of()
+        for delivery in (gone, ours, gone):
+            waits.add(delivery, 1)
+        waits.forget(gone.unit)
+        assert len(waits) == 1
+        background.cancel()
+
+    run(main)
+
+
+def test_both_sides_of_a_drain_give_up_before_the_poll_interval_is_over() -> None:
+    @application(flow=FlowPolicy(drain_timeout_ms=3_000_000))
+    async def app(value: bytes, ctx: Context) -> None: ...
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        interval_s = Settings().max_poll_interval_s
+        assert worker.running[0].engine._ownership._drain_s < interval_s
+
+    play(app, story)
+
+
+def test_the_control_topic_is_followed_again_after_an_error() -> None:
+    class Reader:
+        errors = 1
+
+        def assign(self, positions: object) -> None: ...
+
+        def poll(self, max_records: int, timeout_s: float) -> list[Message]:
+            if self.errors:
+                self.errors -= 1
+                raise ClusterUnavailable("no leader")
+            stepped.append(1)
+            time.sleep(0.001)
+            return []
+
+        def close(self) -> None: ...
+
+    stepped: list[int] = []
+    follower = ControlFollower(
+        Reader(),  # type: ignore[arg-type]
+        "control",
+        None,  # type: ignore[arg-type]
+        lambda work: work(),
+        lambda: None,
+        structlog.get_logger(),
+    )
+    follower.start()
+    deadline = time.monotonic() + 5
+    while not stepped and time.monotonic() < deadline and follower._thread.is_alive():
+        follower._thread.join(0.01)
+    follower.stop()
+    assert stepped
