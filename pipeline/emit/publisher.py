@@ -140,6 +140,7 @@ class Publisher:
                 spool_bytes=sender.spool_bytes,
                 away=sender.link.away,
                 trouble=sender.trouble,
+                missing_topic=sender.missing_topic,
             )
 
     def flush(self, timeout_s: float = CLOSE_TIMEOUT_S) -> Leftover:

@@ -121,6 +121,12 @@ class Sender:
         return self.send_route.send_direct(records) if self._spool_route is None else 0
 
     @property
+    def missing_topic(self) -> str:
+        """The topic that was refused last because it does not exist; empty when it is not that."""
+        refused = self._refused
+        return refused[0] if refused is not None and topic_missing(refused[1]) else ""
+
+    @property
     def spool_bytes(self) -> int:
         """What is on disk. For any thread, under the lock."""
         return self._spool_route.size_bytes if self._spool_route is not None else 0
@@ -261,13 +267,13 @@ class Sender:
             self._dropped_logged = dropped
 
     def _why_away(self, cold: bool) -> str:
-        if self._refused is not None and topic_missing(self._refused[1]):
-            topic = self._refused[0]
+        topic = self.missing_topic
+        if topic:
             return f"topic {topic} does not exist: make it with `pipeline topics apply --topic {topic}`"
         if self._refused is not None and isinstance(self._refused[1], NotAuthorized):
             return str(self._refused[1])
         if cold:
-            return self.why_cold() or "the schema ids are not known yet: neither broker nor registry has answered"
+            return self.why_cold() or "neither broker nor registry has answered yet, so the schema ids are not known"
         return "the broker does not answer"
 
 

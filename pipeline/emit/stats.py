@@ -26,7 +26,8 @@ class PublisherStats:
     `dropped` by "drop_oldest"; `failed` refused by Kafka for good; `spooled` written to disk, `resent`
     acknowledged from there;
     `full` times BufferFull was raised. `waiting` and `in_flight` are in memory now, `buffered_bytes` their size,
-    `spool_bytes` on disk. `away` = the broker does not answer, or does not take them; `trouble` says which, and what to do.
+    `spool_bytes` on disk. `away` = the broker does not answer, or does not take them; `trouble` says which, and what to do;
+    `missing_topic`: the topic that does not exist, if it is that.
     """
 
     published: int
@@ -42,6 +43,7 @@ class PublisherStats:
     spool_bytes: int
     away: bool
     trouble: str = ""
+    missing_topic: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,20 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline import Pipeline, Settings
+from pipeline.emit.feed import Feeder
 from pipeline.emit.policy import BufferPolicy
 from pipeline.emit.publisher import EVENTS_TOPIC, Publisher, PublishOptions
 from pipeline.emit.schema_wait import FIRST_LOOK_UP_S, as_json, from_json
 from pipeline.memory import connect
 from pipeline.model.cluster import DeliveryCallback, Headers, TopicPartition
-from pipeline.model.errors import BufferFull, ClusterUnavailable, EncodeError, PublishError, SchemaUnavailable
+from pipeline.model.errors import (
+    BufferFull,
+    ClusterUnavailable,
+    EncodeError,
+    PublishError,
+    SchemaUnavailable,
+    TopologyError,
+)
 from pipeline.model.events import EVENT_TYPES, Message, RunEvent
 
 
@@ -474,3 +482,18 @@ def test_the_application_takes_the_cloud_events_source_from_its_settings() -> No
     (record,) = reader.poll(10, 5.0)
     assert dict(record.headers() or ())["ce_source"] == b"//agents/support"
     reader.close()
+
+
+def test_feeding_a_topic_that_does_not_exist_ends_with_its_name() -> None:
+    connect("memory://no-topic").create("another", partitions=1)
+    app = Pipeline("importer", settings=Settings(broker="memory://no-topic"))
+    publisher = app.publisher()
+    feeder = Feeder(publisher, patience_s=0.5)
+    try:
+        feeder.feed([message(1)])
+        with pytest.raises(TopologyError, match=r"agent\.run\.events does not exist: .*topics apply"):
+            feeder.finish()
+    finally:
+        left = publisher.close(0.2)
+    assert left.undelivered == 1
+    assert "topics apply" in left.trouble
