@@ -304,6 +304,11 @@ class Unit:
         self.effects.append(DeadLetter(delivery, copy_headers(delivery, now_ms, failure), failure))
 
     def _hand_off(self, delivery: Delivery, hop: Hop, now_ms: int, failure: Failure | None = None) -> None:
+        holder = self.parking.holder(delivery.identity)
+        if holder is not None and holder.hop > delivery.hop:
+            # A second copy of the same hop ran beside the first (no order keeps them apart): the first one's hand-off counts.
+            self.lanes[delivery.lane].tracker.settle(delivery.offset)
+            return
         lane = self.lanes[hop.lane]
         lane.last_due_ms = due_ms = max(hop.due_ms, lane.last_due_ms)  # (b)
         self.parking.hand_off(delivery.key, delivery.identity, delivery.hop + 1, hop.lane)
@@ -318,6 +323,8 @@ class Unit:
         if self.parking.holder(identity) is not None:
             self.skipped.add(identity)
             self.parking.step_aside(key, identity)
+        elif not identity.replay_id and identity.origin in self.lanes[SOURCE].tracker.open:
+            self.skipped.add(identity)  # it runs, or waits in memory: no more attempts
 
     def release(self, key: bytes | None, up_to: Identity) -> None:
         """Records of the key up to this one no longer wait for each other: each runs when it is due."""

@@ -36,6 +36,7 @@ class Committer:
         self._sent: dict[TopicPartition, Position] | None = None
         self._asked: Mapping[TopicPartition, Position] | None = None
         self._sent_ms = 0
+        self._begin = 0
         self._refused: dict[TopicPartition, Position] = {}
         self.loads: dict[Unit, float] = {}
         self.failures = 0
@@ -56,10 +57,13 @@ class Committer:
             return self._send(found, now_ms)
         found = {}
         size = 0
-        for unit in units:
+        ordered = list(units)
+        begin, self._begin = min(self._begin, len(ordered)), 0
+        for unit in (*ordered[begin:], *ordered[:begin]):
             changed = self.positions(unit, now_ms)
             weight = sum(len(position.metadata) + len(tp.topic) + 40 for tp, position in changed.items())
             if size and size + weight > REQUEST_BYTES:
+                self._begin = ordered.index(unit)  # its turn is first next time
                 break
             found |= changed
             size += weight

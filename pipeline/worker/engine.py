@@ -124,6 +124,9 @@ class Engine:
 
     def _step(self) -> None:
         self._woken = False
+        if self.broken is not None:
+            # What the step that failed left undone would be a gap to those after it, and a gap counts as done.
+            return
         inbox = self._inbox
         try:
             while inbox:
@@ -167,10 +170,15 @@ class Engine:
     def _tick(self) -> None:
         """Commit what has changed; the clock of slow things."""
         self._step()
-        units = (unit for unit in self._ownership.units if not unit.draining)
-        positions = self._committer.next(units, self._clock.now_ms)
-        if positions:
-            self.fetcher.request(partial(self.fetcher.commit, positions))
+        if self.broken is not None:
+            return
+        try:
+            units = (unit for unit in self._ownership.units if not unit.draining)
+            positions = self._committer.next(units, self._clock.now_ms)
+            if positions:
+                self.fetcher.request(partial(self.fetcher.commit, positions))
+        except Exception as error:
+            self.fail(error)
         self._ticker = self._loop.call_later(self._flow.commit_interval_ms / 1000, self._tick)
 
     def perform(self, unit: Unit) -> None:
@@ -286,6 +294,8 @@ class Engine:
 
     def follow_switches(self) -> None:
         """The control topic changed, or the flood guard tripped."""
+        if self.broken is not None:
+            return
         paused = self.flood.tripped or self._parts.switches.paused(self._parts.group) is not None
         if paused != self.paused:
             self._dispatch.paused = paused
@@ -333,6 +343,7 @@ class Engine:
         """A defect of the pipeline itself, or the poll thread died: this engine can't go on, and says so."""
         if self.broken is None:
             self.broken = error
+            self._dispatch.paused, self._ownership.trusted = True, False
             self._log.error("the engine stopped working", error=repr(error), exc_info=error)
             self._parts.broken(error)
 

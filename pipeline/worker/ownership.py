@@ -61,7 +61,10 @@ class Keeper(Protocol):
 
 
 class Ownership:
-    """`units` is replaced, never changed in place, so that other threads may read it. `refused` says why a partition rests."""
+    """`units` is replaced, never changed in place, so that other threads may read it. `refused` says why a partition rests.
+
+    `trusted` is False after a defect: what the units know is not committed any more.
+    """
 
     def __init__(self, policy: UnitPolicy, committer: Committer, clock: Clock, drain_timeout_ms: int, log: Any) -> None:
         self.units: tuple[Unit, ...] = ()
@@ -78,6 +81,7 @@ class Ownership:
         self._draining: dict[Unit, asyncio.TimerHandle] = {}
         self._emptied: asyncio.Future[None] | None = None
         self._stopping = False
+        self.trusted = True
         self._keeper: Keeper
         self._loop: asyncio.AbstractEventLoop
 
@@ -227,7 +231,9 @@ class Ownership:
 
     def _let_go(self, unit: Unit) -> None:
         self._draining.pop(unit).cancel()
-        positions: dict[TopicPartition, Position] = self._committer.positions(unit, self._clock.now_ms)
+        positions: dict[TopicPartition, Position] = {}
+        if self.trusted:
+            positions = self._committer.positions(unit, self._clock.now_ms)
         self._keeper.fetcher.release(unit.partition, positions)
         self._drop(unit)
 

@@ -7,7 +7,9 @@ import contextlib
 import itertools
 import sys
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +17,11 @@ import pytest
 import structlog
 
 from pipeline import Context, Pipeline, Settings
-from pipeline.core.effects import HandOff, LaneSpec
+from pipeline.core.delivery import Delivery
+from pipeline.core.effects import DeadLetter, HandOff, LaneSpec
+from pipeline.core.parking import Identity
 from pipeline.core.progress import Progress
+from pipeline.core.unit import SKIPPED
 from pipeline.memory import cluster as memory
 from pipeline.memory.cluster import MemoryCluster
 from pipeline.memory.loop import VirtualClockLoop, run
@@ -545,6 +550,120 @@ def test_the_answer_to_a_commit_of_an_earlier_ownership_says_nothing_of_the_new_
     again = committer.next([new], 1_003)
     assert again
     assert again[TopicPartition("t", 0)].offset == 1
+
+
+def test_two_copies_of_one_hop_that_both_fail_are_both_settled() -> None:
+    """Without an order they run side by side; the second hand-off took the first one's place, whose offset stayed open."""
+    copies = [core.lane_record(at, b"k", core.headers(5)) for at in (0, 1)]
+    target = core.unit(order="none")
+    target.receive_lane(1, copies)
+    target.parking.observe(b"k", Identity(5), 1, 1)
+    ready: deque[Delivery] = deque()
+    target.release_due(core.NOW, ready)
+    running = [delivery for delivery in ready if target.admit(delivery, core.NOW)]
+    assert len(running) == 2
+    for delivery in running:
+        target.failed(delivery, core.FAILURE, core.NOW, 0.0)
+    for effect in target.effects:
+        assert isinstance(effect, HandOff)
+        target.handed_off(effect.delivery)
+    assert len(target.effects) == 1
+    assert not target.lanes[1].tracker.open
+
+
+def test_a_record_that_waits_in_memory_can_be_skipped() -> None:
+    target = core.unit(tiers=())
+    (delivery,) = core.receive(target, core.source_record(0, b"k"))
+    assert target.admit(delivery, core.NOW)
+    target.failed(delivery, core.FAILURE, core.NOW, 0.0)
+    target.skip(b"k", Identity(0))
+    target.failed(delivery, core.FAILURE, core.NOW, 0.0)
+    assert [effect.failure for effect in target.effects if isinstance(effect, DeadLetter)] == [SKIPPED]
+
+
+def test_commits_that_do_not_fit_one_request_take_turns() -> None:
+    """The units at the end were never committed while those before them filled every request."""
+    committer = Committer()
+    units = [core.unit() for _ in range(3)]
+    for number, target in enumerate(units):
+        target.partition = number
+        topic = "t" * 400_000
+        target.lanes[0].spec = replace(target.lanes[0].spec, topic=topic)
+    seen: set[int] = set()
+    for at_ms in range(3):
+        for target in units:
+            end = target.lanes[0].tracker.next_offset
+            core.receive(target, core.source_record(end))
+            target.lanes[0].tracker.settle(end)
+        asked = committer.next(units, at_ms)
+        assert asked
+        seen |= {tp.partition for tp in asked}
+        committer.answered(dict.fromkeys(asked), at_ms, asked)
+    assert seen == {0, 1, 2}
+
+
+def test_an_engine_that_failed_commits_nothing_more() -> None:
+    """Records of the step that failed were never received: to the commits after it they would be a gap, hence done."""
+    ran: list[bytes] = []
+
+    @application()
+    async def app(value: bytes, ctx: Context) -> None:
+        ran.append(value)
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        engine = worker.running[0].engine
+        await until(lambda: bool(engine.partitions))
+        unit = engine.partitions[0]
+        receive, unit.receive_source = unit.receive_source, fails  # type: ignore[method-assign]
+        publish(cluster, b"a")
+        await until(lambda: engine.broken is not None)
+        unit.receive_source = receive  # type: ignore[method-assign]
+        publish(cluster, b"b")
+        await asyncio.sleep(5)
+        position = cluster.group(GROUP).positions[TopicPartition(TOPIC, 0)]
+        assert position.offset == 0
+        assert not ran
+
+    play(app, story)
+
+
+def test_an_engine_that_fails_while_it_drains_commits_nothing_more() -> None:
+    began: list[bytes] = []
+
+    @application(flow=FlowPolicy(drain_timeout_ms=1_000))
+    async def app(value: bytes, ctx: Context) -> None:
+        began.append(value)
+        await asyncio.sleep(60)
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        engine = worker.running[0].engine
+        publish(cluster, b"a")
+        await until(lambda: bool(began))
+        unit = engine.partitions[0]
+        stop = asyncio.ensure_future(worker.stop())
+        await until(lambda: unit.draining)
+        unit.lanes[0].tracker.open.clear()  # as after any defect: the books are wrong
+        engine.fail(ValueError("a defect"))
+        await stop
+        assert cluster.group(GROUP).positions[TopicPartition(TOPIC, 0)].offset == 0
+
+    play(app, story)
+
+
+def test_commits_that_fail_are_a_defect_that_is_told() -> None:
+    @application()
+    async def app(value: bytes, ctx: Context) -> None: ...
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        engine = worker.running[0].engine
+        engine._committer.next = fails  # type: ignore[method-assign]
+        await until(lambda: engine.broken is not None)
+
+    play(app, story)
+
+
+def fails(*_arguments: object) -> None:
+    raise ValueError("a defect")
 
 
 def no_answer() -> ClusterError:
