@@ -458,3 +458,31 @@ def test_resending_does_not_overtake_one_that_failed(tmp_path: Path) -> None:
     bench.broker.mode = "up"
     bench.run()
     assert bench.numbers() == list(range(6))
+
+
+def test_a_registry_that_answers_ends_the_silence_that_waiting_for_it_was(tmp_path: Path) -> None:
+    bench = Bench(spooling(tmp_path), ScriptedBroker())
+    bench.broker.mode = "hold"
+    known = False
+
+    def encode(record: Outgoing) -> bool:
+        record.unencoded = None if known else record.unencoded
+        return known
+
+    bench.sender.send_route.encode = encode
+    record = Outgoing("t", b"k", b"1", [])
+    record.unencoded = "agent.run.Message"
+    bench.buffer.admit(record)
+    bench.run(30)
+    assert bench.sender.safe
+    known = True
+    bench.run(3)
+    assert len(bench.broker.held) == 1
+    assert not bench.sender.link.away, "the broker has had no time to answer yet"
+    bench.run(30)
+    assert bench.sender.link.away, "now it had"
+    bench.broker.mode = "up"
+    bench.broker.acknowledge(1)
+    bench.run(3)
+    assert bench.numbers() == [1]
+    assert not bench.sender.link.away
