@@ -25,6 +25,11 @@ THREADS_MAX = 64
 CHUNK_MAX = 128
 CHUNK_S = 0.004
 """How long a chunk should take: below it, hand over more at once."""
+THREADS_MIN = 4
+THREAD_PER_S = 0.00005
+"""One more thread for each so much of time that a handler takes: short ones only compute, and threads would fight for the interpreter."""
+STUCK_S = 0.02
+"""Nothing came back for so long: a slow one among short ones holds its chunk, so all threads may take work."""
 
 Handler = Callable[[object, Context], object]
 _STOP: list[Delivery] = []
@@ -53,13 +58,13 @@ class ThreadRunners:
         self._threads: list[threading.Thread] = []
         self._name = name
         self._seconds_each = CHUNK_S  # one at a time until more is known: slow ones must not queue in one thread
-        self._busy = 0
+        self._answered_s = time.monotonic()
         self._timeout_s = engine.execution.subscription.timeout_ms / 1000
 
     def pump(self) -> None:
         self._collect()
         engine = self._engine
-        while len(self._out) < self._threads_max * self._chunk_size and (engine.ready or engine.resumed):
+        while len(self._out) < self._threads_useful * self._chunk_size and (engine.ready or engine.resumed):
             chunk: list[Delivery] = []
             size = self._chunk_size
             while len(chunk) < size and (delivery := engine.take()) is not None:
@@ -67,9 +72,16 @@ class ThreadRunners:
             if not chunk:
                 return
             self._out.update(dict.fromkeys(chunk))
-            if len(self._threads) < self._threads_max and len(self._out) > len(self._threads):
+            if len(self._threads) < min(self._threads_useful, len(self._out)):
                 self._grow()
             self._work.put(chunk)
+
+    @property
+    def _threads_useful(self) -> int:
+        """Chunks that may be out at once."""
+        if time.monotonic() - self._answered_s > STUCK_S:
+            return self._threads_max
+        return min(self._threads_max, max(THREADS_MIN, int(self._seconds_each / THREAD_PER_S)))
 
     @property
     def _chunk_size(self) -> int:
@@ -83,6 +95,8 @@ class ThreadRunners:
     def _collect(self) -> None:
         """Answers, in the engine's thread."""
         engine, results, out = self._engine, self._results, self._out
+        if results or not out:
+            self._answered_s = time.monotonic()
         while results:
             result = results.popleft()
             following: Delivery | None
