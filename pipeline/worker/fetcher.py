@@ -72,7 +72,8 @@ class Fetcher:
         self._commands: deque[Callable[[], None]] = deque()
         self._opening: dict[int, _Opening] = {}
         self._owned: dict[int, tuple[TopicPartition, ...]] = {}
-        self._released: dict[int, Mapping[TopicPartition, Position]] = {}
+        self._released: dict[int, tuple[int, Mapping[TopicPartition, Position]]] = {}
+        self._terms: dict[int, int] = {}
         self._revoking: tuple[int, ...] = ()
         self._added: set[TopicPartition] = set()
         self._paused: set[TopicPartition] = set()
@@ -89,12 +90,17 @@ class Fetcher:
         self._commands.append(command)
         self.wake_driver()
 
-    def release(self, partition: int, positions: Mapping[TopicPartition, Position]) -> None:
-        """The partition is drained: commit these last positions and let it go. The first word counts.
+    def release(self, partition: int, positions: Mapping[TopicPartition, Position], term: int = 0) -> None:
+        """The partition is drained: commit these last positions and let it go. The first word of a `term` of ownership counts.
 
         A rebalance may ask for a partition that a stop has just released: the answer to that one has no positions.
         """
-        self._released.setdefault(partition, positions)
+        if self._released.get(partition, (-1, {}))[0] != term:
+            self._released[partition] = (term, positions)
+
+    def _last_word(self, partition: int) -> Mapping[TopicPartition, Position] | None:
+        term, positions = self._released.get(partition, (-1, None))
+        return positions if term == self._terms.get(partition, 0) else None
 
     def driven_by(self, soon: Callable[[], None]) -> None:
         """On the memory cluster: `soon` is called when a step has something to do, so that nobody has to poll for it."""
@@ -225,11 +231,9 @@ class Fetcher:
 
     def close(self) -> None:
         """Commit what was released and leave the group."""
-        last = {
-            tp: position for number in self._owned for tp, position in self._released.setdefault(number, {}).items()
-        }
+        last = {tp: position for number in self._owned for tp, position in (self._last_word(number) or {}).items()}
         self._commit_last(last)
-        self._released = {key: {} for key in self._owned}
+        self._released = {number: (self._terms.get(number, 0), {}) for number in self._owned}
         self._consumer.close()
 
     # -- opening a partition
@@ -302,7 +306,9 @@ class Fetcher:
             found = {name: lane_progress(committed[tp], beginnings[tp], ends[tp]) for name, tp in by_lane.items()}
             self._owned[partition] = (source, *by_lane.values())
             del self._opening[partition]
-            self._post(Opened(partition, lanes, progress, found, {name: ends[tp] for name, tp in by_lane.items()}))
+            self._terms[partition] = term = self._terms.get(partition, 0) + 1
+            fences = {name: ends[tp] for name, tp in by_lane.items()}
+            self._post(Opened(partition, lanes, progress, found, fences, term))
 
     def _starts(
         self,
@@ -336,9 +342,10 @@ class Fetcher:
             for number in numbers:
                 if number not in owned:
                     self._post(Refused(number, None))
-        if any(number not in self._released for number in owned):
+        words = [self._last_word(number) for number in owned]
+        if None in words:
             return False
-        last = {tp: position for number in owned for tp, position in self._released[number].items()}
+        last = {tp: position for word in words for tp, position in (word or {}).items()}
         self._commit_last(last)
         self._forget(owned)
         self._revoking = ()

@@ -13,13 +13,17 @@ from pipeline.model.errors import ClusterError, PipelineError
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A partition is ours, and this is where its lanes stand. `ends` were read after the committed offsets."""
+    """A partition is ours, and this is where its lanes stand. `ends` were read after the committed offsets.
+
+    `term` counts the openings of the partition by this worker: what is said of an earlier one is out of date.
+    """
 
     partition: int
     lanes: tuple[LaneSpec, ...]
     source: Progress
     progress: Mapping[str, Progress]
     ends: Mapping[str, int]
+    term: int = 0
 
 
 @dataclass(frozen=True, slots=True)

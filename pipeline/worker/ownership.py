@@ -81,6 +81,7 @@ class Ownership:
         self._draining: dict[Unit, asyncio.TimerHandle] = {}
         self._emptied: asyncio.Future[None] | None = None
         self._stopping = False
+        self._terms: dict[int, int] = {}
         self.trusted = True
         self._keeper: Keeper
         self._loop: asyncio.AbstractEventLoop
@@ -118,6 +119,7 @@ class Ownership:
 
     def open(self, item: Opened) -> None:
         self._close_opening(item.partition)
+        self._terms[item.partition] = item.term
         if self._stopping:
             return
         self.refused.pop(item.partition, None)
@@ -175,7 +177,7 @@ class Ownership:
                 self._drain(unit)
                 continue
             self._close_opening(partition)
-            self._keeper.fetcher.release(partition, {})
+            self._keeper.fetcher.release(partition, {}, self._terms[partition])
 
     def _close_opening(self, partition: int) -> None:
         opening = self._openings.pop(partition, None)
@@ -234,7 +236,7 @@ class Ownership:
         positions: dict[TopicPartition, Position] = {}
         if self.trusted:
             positions = self._committer.positions(unit, self._clock.now_ms)
-        self._keeper.fetcher.release(unit.partition, positions)
+        self._keeper.fetcher.release(unit.partition, positions, self._terms[unit.partition])
         self._drop(unit)
 
     def _drop(self, unit: Unit) -> None:

@@ -234,6 +234,19 @@ def test_a_partition_that_was_lost_undrained_is_asked_for_again_the_next_time() 
         poll.fetcher.lost([SOURCE])
 
 
+def test_an_answer_to_an_earlier_revocation_is_not_taken_for_the_next_ones() -> None:
+    """An engine that was blocked for longer than the drain answers when the partition is ours again."""
+    poll = Poll()
+    first = poll.opened()
+    assert not poll.fetcher.revoked([SOURCE])
+    poll.fetcher.lost([SOURCE])
+    second = poll.opened()
+    poll.fetcher.release(0, {}, first.term)
+    assert not poll.fetcher.revoked([SOURCE])
+    poll.fetcher.release(0, {}, second.term)
+    assert poll.fetcher.revoked([SOURCE])
+
+
 def test_one_partition_that_can_not_be_opened_does_not_hold_up_the_others() -> None:
     """For example after the source got partitions that the lanes do not have."""
     poll = Poll()
