@@ -29,9 +29,7 @@ _PLACE = re.compile(r"^(\d+):(\d+)$")
 
 @app.command()
 def tail(
-    topic: Annotated[
-        str, typer.Argument(help="A source topic, a lane or dead letters.", metavar="TOPIC")
-    ],
+    topic: Annotated[str, typer.Argument(help="A source topic, a lane or dead letters.", metavar="TOPIC")],
     key: Annotated[str | None, typer.Option("--key", help="Only records with this key.")] = None,
     kind: Annotated[str | None, typer.Option("--type", help="Only this event type, for example ToolCall.")] = None,
     start: Annotated[

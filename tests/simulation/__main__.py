@@ -12,10 +12,9 @@ def main(arguments: list[str]) -> int:
     bad = 0
     for seed in range(first, first + count):
         world = simulate(Scenario(seed))
-        attempts, problems = len(world.attempts), world.problems
-        print(
-            f"seed {seed}: {len(world.published)} records, {attempts} executions, {world.disturbances} disturbances, {len(problems)} problems"
-        )
+        problems = world.problems
+        counts = f"{len(world.published)} records, {len(world.attempts)} executions, {world.disturbances} disturbances"
+        print(f"seed {seed}: {counts}, {len(problems)} problems")
         if problems:
             bad += 1
             print("\n".join((*problems, *world.events)))
