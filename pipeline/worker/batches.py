@@ -46,7 +46,9 @@ class BatchRunners:
                 break
             self._start()
         if self._gathered and len(self._running) < self._at_once:
-            if engine.buffered >= self._size:  # all that waits behind these very keys: more time would not fill the batch
+            if (
+                engine.buffered >= self._size
+            ):  # all that waits behind these very keys: more time would not fill the batch
                 self._start()
             elif self._timer is None:
                 self._timer = self._loop.call_later(self._wait_s, self._time_is_up)
