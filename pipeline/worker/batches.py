@@ -45,13 +45,8 @@ class BatchRunners:
             if len(gathered) < self._size:
                 break
             self._start()
-        if self._gathered and len(self._running) < self._at_once:
-            if (
-                engine.buffered >= self._size
-            ):  # all that waits behind these very keys: more time would not fill the batch
-                self._start()
-            elif self._timer is None:
-                self._timer = self._loop.call_later(self._wait_s, self._time_is_up)
+        if self._gathered and self._timer is None and len(self._running) < self._at_once:
+            self._timer = self._loop.call_later(self._wait_s, self._time_is_up)
 
     def _time_is_up(self) -> None:
         self._timer = None
