@@ -148,8 +148,9 @@ class Pipeline:
 
             return LocalRegistry(_memory_logs.setdefault(self.settings.broker, MemorySchemaLog()), product_catalogue())
         from pipeline.kafka.schema_log import KafkaSchemaLog
+        from pipeline.kafka.settings import shared
 
-        client = {"bootstrap.servers": self.settings.broker, **self.settings.client_settings()}
+        client = {"bootstrap.servers": self.settings.broker, **shared(self.settings.client_settings())}
         return LocalRegistry(KafkaSchemaLog(client, self.topic_name(SCHEMAS_TOPIC)), product_catalogue())
 
     def publisher(self, policy: BufferPolicy | None = None, topic: str | None = None) -> Publisher:

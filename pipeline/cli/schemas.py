@@ -175,7 +175,8 @@ def _open(url: str, broker: str, catalogue: SchemaCatalogue) -> Iterator[SchemaR
         return
     from pipeline.codec.registry_local import SCHEMA_LOG_TOPIC, LocalRegistry
     from pipeline.kafka.schema_log import KafkaSchemaLog
+    from pipeline.kafka.settings import shared
 
-    client = {**chosen.client_settings(), "bootstrap.servers": broker or chosen.broker}
+    client = {**shared(chosen.client_settings()), "bootstrap.servers": broker or chosen.broker}
     with KafkaSchemaLog(client, chosen.prefix + SCHEMA_LOG_TOPIC) as log:
         yield LocalRegistry(log, catalogue)

@@ -84,6 +84,11 @@ def chosen(client_settings: Mapping[str, str], role: str) -> dict[str, Any]:
     return found
 
 
+def shared(client_settings: Mapping[str, str]) -> dict[str, Any]:
+    """Those for every client alike (security above all), for clients that are of no single role, such as the schema log's."""
+    return chosen(client_settings, "")
+
+
 def consumer_settings(address: str, policy: ConsumerPolicy, client_settings: Mapping[str, str]) -> dict[str, Any]:
     """Properties of one group member."""
     if policy.protocol not in PROTOCOLS:

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError
 
 from pipeline.kafka.cluster import connect
 from pipeline.kafka.errors import cluster_error, fatal_error, fault_kind
-from pipeline.kafka.settings import consumer_settings, producer_settings
+from pipeline.kafka.settings import consumer_settings, producer_settings, shared
 from pipeline.model.cluster import ConsumerPolicy, Position, TopicPartition
 from pipeline.model.errors import ClusterError, ClusterUnavailable, ConfigurationError, FencedError, NotAuthorized
 
@@ -112,3 +112,8 @@ def test_a_producer_without_broker_reports_at_close(nobody: str) -> None:
     producer.close(0.2)
     assert time.monotonic() - began < 5.0
     assert [type(error) for error in reports] == [ClusterUnavailable]
+
+
+def test_settings_of_one_role_do_not_reach_clients_of_no_single_role() -> None:
+    given = {"security.protocol": "SASL_SSL", "consumer.fetch.wait.max.ms": "50", "producer.linger.ms": "1"}
+    assert shared(given) == {"security.protocol": "SASL_SSL"}
