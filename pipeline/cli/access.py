@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import pwd
-import re
-import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.model.errors import ConfigurationError
 from pipeline.model.topics import CONTROL_TOPIC
 
 if TYPE_CHECKING:
@@ -30,8 +26,6 @@ BrokerOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 WhoOption = Annotated[str | None, typer.Option("--who", help="Who does this; your login name when not given.")]
 WhyOption = Annotated[str, typer.Option("--why", help="Why, for those who find it later.")]
-
-_TARGET = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
 
 def settings() -> Settings:
@@ -80,32 +74,10 @@ def control_topic() -> str:
 
 
 def load_app(target: str) -> Pipeline:
-    """The application at `MODULE:APP`, imported from the current directory or the Python path.
+    """The application at `MODULE:APP`, as a worker process loads it. Raises `ConfigurationError`."""
+    from pipeline.worker.process import load
 
-    Raises `ConfigurationError` when it can't be imported or is something else.
-    """
-    from pipeline.app import Pipeline
-
-    if not _TARGET.match(target):
-        raise ConfigurationError(f"{target!r} is not MODULE:APP: write for example `mymodule:app`")
-    module_name, _, attribute = target.partition(":")
-    here = str(os.getcwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as missing:
-        if missing.name and (module_name == missing.name or module_name.startswith(missing.name + ".")):
-            raise ConfigurationError(f"module {module_name!r} was not found here or on the Python path") from None
-        raise ConfigurationError(f"importing {module_name!r} failed: no module named {missing.name!r}") from missing
-    except Exception as broken:
-        raise ConfigurationError(f"importing {module_name!r} failed: {type(broken).__name__}: {broken}") from broken
-    app = getattr(module, attribute, None)
-    if not isinstance(app, Pipeline):
-        raise ConfigurationError(
-            f"{target!r} is {type(app).__name__}, not a Pipeline: name the variable that holds the application"
-        )
-    return app
+    return load(target)
 
 
 def login_name() -> str:

@@ -113,16 +113,6 @@ def encode(progress: Progress, limit: int = METADATA_LIMIT) -> str:
     return _text(head, _varint(_BITSET) + bits)
 
 
-def load(progress: Progress, limit: int = METADATA_LIMIT) -> float:
-    """How full the metadata would be, as a part of `limit`, the bitset's size being the bound on what run lengths save."""
-    if not progress.open:
-        return 0.0
-    span_bytes = (progress.end - progress.offset + 7) // 8
-    if span_bytes * 4 < limit:
-        return (span_bytes * 4 / 3 + 64) / limit
-    return len(encode(progress, limit=1 << 30)) / limit
-
-
 def decode(offset: int, metadata: str) -> Progress:
     """What a commit says. Text that is not ours (another tool committed) means: nothing known beyond the offset."""
     if not metadata.startswith(_PREFIX):

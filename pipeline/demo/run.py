@@ -20,9 +20,9 @@ from pipeline.demo.readback import Facts, Tail, TopicMap, progress_of, read_back
 from pipeline.demo.report import KillReport, Rates, Report
 from pipeline.demo.screen import GroupView, Screen, View
 from pipeline.emit.policy import BufferPolicy
-from pipeline.inspect.partitioner import partition_of
 from pipeline.model.cluster import ClusterAdmin, TopicSpec
 from pipeline.model.errors import ClusterUnavailable
+from pipeline.model.partitioner import partition_of
 from pipeline.model.topics import CONTROL_TOPIC, SCHEMAS_TOPIC
 from pipeline.model.views import Ledger
 from pipeline.topology import Defaults, apply

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pipeline.core.progress import Progress, decode
 from pipeline.inspect.control import read_switches
 from pipeline.inspect.explain import Explanation, PartitionView, explain, unresolved
-from pipeline.inspect.partitioner import partition_of
 from pipeline.inspect.positions import committed
 from pipeline.inspect.records import LaneRecord, SourceRecord, lane_record, source_record
 from pipeline.inspect.scan import read_to_end
 from pipeline.model.cluster import Cluster, ClusterAdmin, GroupMember, TopicPartition
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.partitioner import partition_of
 from pipeline.topology.naming import Layout, discover
 
 SCAN_RECORDS = 200_000

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.memory.log import size_bytes
-from pipeline.memory.murmur2 import partition_of
 from pipeline.model.cluster import DeliveryCallback, Headers, TopicPartition
 from pipeline.model.errors import BufferFull, ClusterError, ClusterUnavailable, NotAuthorized
+from pipeline.model.partitioner import partition_of
 
 if TYPE_CHECKING:
     from pipeline.memory.cluster import MemoryCluster

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ EXIT_DEFECT = 70
 """EX_SOFTWARE of sysexits.h: the supervisor starts the process again."""
 
 PARENT_CHECK_S = 0.5
+_TARGET = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +43,27 @@ class ProcessSpec:
 
 
 def load(target: str) -> Pipeline:
-    """The application at MODULE:APP. Raises ConfigurationError."""
+    """The application at `MODULE:APP`, imported from the current directory or the Python path.
+
+    Raises `ConfigurationError` when it can't be imported or is something else.
+    """
     from pipeline.app import Pipeline
 
+    if not _TARGET.match(target):
+        raise ConfigurationError(f"{target!r} is not MODULE:APP: write for example `mymodule:app`")
     module_name, _, attribute = target.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    here = str(os.getcwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
     try:
-        app = getattr(importlib.import_module(module_name), attribute or "app")
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"{target!r} can't be loaded: {error}; write MODULE:APP") from error
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as missing:
+        if missing.name and (module_name == missing.name or module_name.startswith(missing.name + ".")):
+            raise ConfigurationError(f"module {module_name!r} was not found here or on the Python path") from None
+        raise ConfigurationError(f"importing {module_name!r} failed: no module named {missing.name!r}") from missing
+    except Exception as broken:
+        raise ConfigurationError(f"importing {module_name!r} failed: {type(broken).__name__}: {broken}") from broken
+    app = getattr(module, attribute, None)
     if not isinstance(app, Pipeline):
         raise ConfigurationError(
             f"{target!r} is {type(app).__name__}, not a Pipeline: name the variable that holds the application"

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from pipeline.memory.murmur2 import partition_of
 from pipeline.model.cluster import Message, TopicPartition
 from pipeline.model.errors import ClusterError
+from pipeline.model.partitioner import partition_of
 from tests.conformance.sides import DEADLINE_S, MemberInTest, Side, wait_until
 
 LENGTHS = (0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 31, 100)

@@ -16,11 +16,11 @@ from pipeline import Pipeline, Settings
 from pipeline.cli.main import app
 from pipeline.core import progress
 from pipeline.inspect.control import read_switches
-from pipeline.inspect.partitioner import partition_of
 from pipeline.kafka.cluster import connect
 from pipeline.model import headers
 from pipeline.model.cluster import Cluster, ConsumerPolicy, Headers, Position, RecordProducer, TopicPartition
 from pipeline.model.errors import ClusterError
+from pipeline.model.partitioner import partition_of
 
 PARTITIONS = 3
 MODULE = """

@@ -6,10 +6,10 @@ import pytest
 
 from pipeline.core.progress import Progress
 from pipeline.inspect.explain import Explanation, PartitionView, explain, parked_keys
-from pipeline.inspect.partitioner import murmur2, partition_of
 from pipeline.inspect.records import LaneRecord, SourceRecord
 from pipeline.model.cluster import GroupMember
 from pipeline.model.headers import DeliveryHeaders, ErrorInfo
+from pipeline.model.partitioner import murmur2, partition_of
 from pipeline.model.topics import lane_topics
 
 TOPICS = lane_topics("events", "billing", (10_000, 60_000))

@@ -11,10 +11,10 @@ from pipeline.memory.cluster import MemoryCluster, connect, forget, register
 from pipeline.memory.consumer import MemoryConsumer
 from pipeline.memory.faults import Faults
 from pipeline.memory.loop import VirtualClockLoop, run
-from pipeline.memory.murmur2 import murmur2, partition_of
 from pipeline.memory.timers import by_hand
 from pipeline.model.cluster import ConsumerPolicy, FetchFault, Position, TopicPartition
 from pipeline.model.errors import ClusterError, ClusterUnavailable, ConfigurationError, FencedError, NotAuthorized
+from pipeline.model.partitioner import murmur2, partition_of
 
 T0 = TopicPartition("t", 0)
 

@@ -23,4 +23,5 @@ def murmur2(data: bytes) -> int:
 
 
 def partition_of(key: bytes, partitions: int) -> int:
+    """The sign bit is cleared, as the Java client does, before taking the remainder."""
     return (murmur2(key) & 0x7FFFFFFF) % partitions
