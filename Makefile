@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 ARGS ?=
-# Test processes. The real Kafka is one for all of them; a file's tests stay together, so its servers start once.
-JOBS ?= 2
+# Test processes; they wait more than they work, so there are more than processors. The real Kafka is one for all of
+# them; a file's tests stay together, so its servers start once.
+JOBS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench sim clean
+.PHONY: help demo test lint bench sim mutants fault clean
 .SILENT:
 
 help:  ## this list
@@ -28,8 +29,15 @@ lint: $(VENV)/.ready-dev  ## ruff, its formatter, mypy --strict, and the schemas
 bench: $(VENV)/.ready-bench  ## speed and memory beside bare loops and other libraries; ARGS="--json"
 	$(BIN)/python -m bench $(ARGS)
 
-sim: $(VENV)/.ready-dev  ## whole workers on the simulated cluster; SEED=n repeats one history, COUNT=m runs so many
-	$(BIN)/python -m tests.simulation $(or $(SEED),0) $(or $(COUNT),1)
+sim: $(VENV)/.ready-dev  ## simulated histories of whole workers on all cores; HISTORIES=n SEED=first; SEED=n alone repeats one
+	$(BIN)/python -m tests.simulation $(if $(HISTORIES)$(if $(SEED),,1),--histories $(or $(HISTORIES),100000)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep "$(KEEP)")
+
+fault: $(VENV)/.ready-dev  ## the fault plan on three real Kafka nodes, about half an hour; ARGS="--rows 4,6-8 --records 5000 --seed 7"
+	$(BIN)/python -m tests.fault $(ARGS)
+
+mutants: $(VENV)/.ready-dev  ## the product broken on purpose, break by break: each must be noticed; ARGS="name ... --resume"
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,7 +12,7 @@ import uvloop
 from confluent_kafka import Consumer
 from fastavro import schemaless_reader
 
-from bench.events import FRAME_BYTES, schema
+from bench.events import FRAME_BYTES, events, schema
 from bench.meter import Meter
 from pipeline.kafka.settings import consumer_settings
 from pipeline.model.cluster import ConsumerPolicy
@@ -83,6 +83,36 @@ def waiting(records: int, running: int, wait_s: float) -> dict[str, Any]:
             while meter.count < records:
                 await asyncio.sleep(wait_s)
                 meter.tick()
+
+        await asyncio.gather(*[worker() for _ in range(running)])
+        return meter.result()
+
+    return uvloop.run(main())
+
+
+def by_key(records: int, running: int, wait_s: float) -> dict[str, Any]:
+    """asyncio alone, on uvloop, with order by key: up to `running` tasks take a list of keys in order, a record whose key is
+    being handled waits behind it, and the handler is `asyncio.sleep` (or nothing). No Kafka, no values, no bound, no offsets."""
+
+    async def main() -> dict[str, Any]:
+        meter, behind = Meter(records, lambda: None), dict[str, int]()
+        keys = iter([event.run_id for event in events(records)])
+
+        async def handle() -> None:
+            if wait_s:
+                await asyncio.sleep(wait_s)
+            meter.tick()
+
+        async def worker() -> None:
+            for key in keys:
+                if key in behind:
+                    behind[key] += 1
+                    continue
+                behind[key] = 1
+                while behind[key]:
+                    await handle()
+                    behind[key] -= 1
+                del behind[key]
 
         await asyncio.gather(*[worker() for _ in range(running)])
         return meter.result()

@@ -17,7 +17,7 @@ GROWTH = 1.1
 
 def latency(lab: Lab) -> Iterator[Row]:
     """publish -> handler at 1,000/s; raw and ours by turns."""
-    per_s, records = 1_000, lab.sized(8_000, 3_000)
+    per_s, records = 1_000, lab.sized(9_000, 4_000)
     raw, ours = [], []
     for _ in range(lab.sized(2, 1)):
         raw.append(lab.on_kafka("latency:raw", topic=lab.new_topic("raw"), records=records, per_s=per_s))

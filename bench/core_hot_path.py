@@ -60,7 +60,7 @@ def one_by_one(unit: Unit, work: list[list[Message]]) -> int:
     ended, now_ms = 0, 1_000
     ready: deque[Delivery] = deque()
     for batch in work:
-        unit.receive_source(batch, ready)
+        unit.receive_source(batch, ready)  # type: ignore[arg-type]
         running: list[Delivery] = []
         while ready:
             delivery = ready.popleft()
@@ -105,7 +105,7 @@ def measure(order: Order, records: int, batch: int, keys: int, rounds: int = 5) 
         began = time.process_time()
         ended = one_by_one(unit, work)
         ours.append(time.process_time() - began)
-        if ended != records or unit.waiting_count or unit.busy or unit.lanes[0].tracker.position != records:
+        if ended != records or unit.waiting.count or unit.busy or unit.lanes[0].tracker.position != records:
             raise RuntimeError(f"{ended} of {records} records came out")
         began = time.process_time()
         loop_alone(work)

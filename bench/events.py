@@ -85,14 +85,20 @@ def encoded(codec: AvroCodec, topic: str, count: int, keys: int = KEYS) -> list[
     return [(e.run_id.encode(), codec.encode(e, topic=topic)) for e in events(count, keys)]
 
 
-def load(bootstrap: str, topic: str, pairs: Sequence[tuple[bytes, bytes]], times: int = 1) -> int:
+def load(
+    bootstrap: str,
+    topic: str,
+    pairs: Sequence[tuple[bytes, bytes]],
+    times: int = 1,
+    headers: Sequence[tuple[str, bytes]] = (),
+) -> int:
     """Write the pairs `times` over; returns the mean size of a value in bytes."""
     producer = raw_producer(bootstrap)
     for _ in range(times):
         for key, value in pairs:
             while True:
                 try:
-                    producer.produce(topic, value, key)
+                    producer.produce(topic, value, key, headers=list(headers))
                     break
                 except BufferError:
                     producer.poll(0.05)

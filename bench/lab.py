@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-from bench.events import application, create
+from bench.events import PARTITIONS, application, create
 
 Result = dict[str, Any]
 TIMEOUT_S = 200
@@ -25,6 +26,7 @@ class Row:
     """One line of the table. `ratio` is ours / the other side, more is better, unless `note` says otherwise.
 
     `ours` and `against` are in `unit`; `cpu_ratio` compares CPU time per record (other / ours), None where it means nothing.
+    `figures` are what else belongs to the row, for the drawings; `section` is filled in by the run.
     """
 
     name: str
@@ -37,9 +39,17 @@ class Row:
     unit: str = "records/s"
     cpu_ratio: float | None = None
     note: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+    section: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(self).items()}
+        return {key: _rounded(value) for key, value in asdict(self).items()}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
 
 
 @dataclass(slots=True)
@@ -54,11 +64,12 @@ class Lab:
     quix_python: str = ""
     say: Callable[[str], None] = lambda _text: None
     _topics: int = 0
+    _run: str = field(default_factory=lambda: secrets.token_hex(3))
 
-    def new_topic(self, purpose: str) -> str:
+    def new_topic(self, purpose: str, partitions: int = PARTITIONS) -> str:
         self._topics += 1
-        name = f"bench.{purpose}.{self._topics}"
-        create(application(self.bootstrap), name)
+        name = f"bench.{purpose}.{self._run}.{self._topics}"  # a broker that is given may have those of earlier runs
+        create(application(self.bootstrap), name, partitions=partitions)
         return name
 
     def sized(self, full: int, quick: int) -> int:
@@ -79,10 +90,10 @@ class Lab:
         self.say("quix")
         return _spawn([self.quix_python, "-m", "bench.quix", json.dumps(arguments)])
 
-    def by_turns(self, sides: Sequence[Callable[[], Result]]) -> list[list[Result]]:
+    def by_turns(self, sides: Sequence[Callable[[], Result]], rounds_max: int = 100) -> list[list[Result]]:
         """Every side once per round, in this order, and the first once more at the end."""
         found: list[list[Result]] = [[] for _ in sides]
-        for _ in range(self.rounds):
+        for _ in range(min(self.rounds, rounds_max)):
             for index, side in enumerate(sides):
                 found[index].append(side())
         found[0].append(sides[0]())

@@ -17,15 +17,15 @@ from pipeline import Context, FlowPolicy, Pipeline, Retry
 from pipeline.worker.worker import Running
 
 SOURCE_BYTES = 300
-"""A record of `_pairs` on the wire: value, key and Kafka's own fields."""
+"""A record of `pairs` on the wire: value, key and Kafka's own fields."""
 QUIET = FlowPolicy(dead_letter_flood=0)
 
 
-def _pairs(count: int, keys: int, prefix: str = "key") -> list[tuple[bytes, bytes]]:
+def pairs(count: int, keys: int, prefix: str = "key") -> list[tuple[bytes, bytes]]:
     return [(f"{prefix}-{number % keys:06d}".encode(), b"x" * 280) for number in range(count)]
 
 
-async def _until(condition: Callable[[], bool], timeout_s: float) -> float:
+async def until(condition: Callable[[], bool], timeout_s: float) -> float:
     """Seconds until it holds."""
     began = time.monotonic()
     while not condition():
@@ -35,13 +35,13 @@ async def _until(condition: Callable[[], bool], timeout_s: float) -> float:
     return time.monotonic() - began
 
 
-def _running(app: Pipeline) -> Running:
+def running(app: Pipeline) -> Running:
     assert app.worker is not None
     return app.worker.running[0]
 
 
-def _open(app: Pipeline) -> Callable[[], bool]:
-    return lambda: len(_running(app).engine.partitions) == PARTITIONS
+def is_open(app: Pipeline) -> Callable[[], bool]:
+    return lambda: len(running(app).engine.partitions) == PARTITIONS
 
 
 def lateness(bootstrap: str, topic: str, records: int, per_s: int, tier_s: float) -> dict[str, Any]:
@@ -64,14 +64,14 @@ def lateness(bootstrap: str, topic: str, records: int, per_s: int, tier_s: float
         loop = asyncio.get_running_loop()
         ready(app)
         await app.start()
-        await _until(_open(app), 30)
-        pairs = _pairs(records, records)
+        await until(is_open(app), 30)
+        made = pairs(records, records)
         slice_ = max(1, per_s // 10)
         for start in range(0, records, slice_):
             began = time.monotonic()
-            await loop.run_in_executor(None, load, bootstrap, topic, pairs[start : start + slice_])
+            await loop.run_in_executor(None, load, bootstrap, topic, made[start : start + slice_])
             await asyncio.sleep(max(0, 0.1 - (time.monotonic() - began)))
-        await _until(lambda: len(late_ms) == records, 60 + tier_s)
+        await until(lambda: len(late_ms) == records, 60 + tier_s)
         await app.stop()
 
     uvloop.run(main())
@@ -101,12 +101,12 @@ def waiting(bootstrap: str, topic: str, records: int, watch_s: float) -> dict[st
         loop = asyncio.get_running_loop()
         ready(app)
         await app.start()
-        await _until(_open(app), 30)
+        await until(is_open(app), 30)
         await asyncio.sleep(2)
         idle = await busy_ms_per_s()
-        await loop.run_in_executor(None, load, bootstrap, topic, _pairs(records, 5_000))
-        engine = _running(app).engine
-        parked_s = await _until(lambda: sum(len(u.parking) for u in engine.partitions.values()) >= records, 150)
+        await loop.run_in_executor(None, load, bootstrap, topic, pairs(records, 5_000))
+        engine = running(app).engine
+        parked_s = await until(lambda: sum(len(u.parking) for u in engine.partitions.values()) >= records, 150)
         await asyncio.sleep(3)
         waits = await busy_ms_per_s()
         await app.stop()
@@ -119,14 +119,19 @@ class _Statistics:
     """Bytes that this process's consumers have read and written, from librdkafka's own statistics."""
 
     def __init__(self) -> None:
-        self.read_bytes = 0
+        self._read: dict[str, int] = {}
         adapter: Any = pipeline.kafka.consumer
         real = adapter.Consumer
         settings = {"statistics.interval.ms": 200, "stats_cb": self._take}
         adapter.Consumer = lambda given: real({**given, **settings})
 
     def _take(self, text: str) -> None:
-        self.read_bytes = json.loads(text)["rx_bytes"]
+        found = json.loads(text)
+        self._read[found["name"]] = found["rx_bytes"]
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(self._read.values())
 
 
 def traffic(bootstrap: str, topic: str, records: int, tier_s: float) -> dict[str, Any]:
@@ -140,17 +145,17 @@ def traffic(bootstrap: str, topic: str, records: int, tier_s: float) -> dict[str
             raise Retry("once")
 
     async def main() -> dict[str, Any]:
-        await asyncio.get_running_loop().run_in_executor(None, load, bootstrap, topic, _pairs(records, records))
+        await asyncio.get_running_loop().run_in_executor(None, load, bootstrap, topic, pairs(records, records))
         ready(app)
         await app.start()
-        await _until(lambda: seen[0] >= records, 60)
+        await until(lambda: seen[0] >= records, 60)
         await asyncio.sleep(0.5)
         if seen[1]:
             raise RuntimeError(
                 f"the tier of {tier_s} s is too short for this machine: {seen[1]} came due before all failed"
             )
-        await _until(lambda: seen[1] > 0, tier_s + 30)
-        drain_s = await _until(lambda: seen[1] >= records, 120)
+        await until(lambda: seen[1] > 0, tier_s + 30)
+        drain_s = await until(lambda: seen[1] >= records, 120)
         await asyncio.sleep(0.5)
         # Everything read since the start, less the source's records, which were read once.
         read = statistics.read_bytes - records * SOURCE_BYTES
@@ -187,7 +192,7 @@ def parking(bootstrap: str, topic: str, successors: int, others: int, fails: boo
 
     async def main() -> dict[str, Any]:
         hot = [(b"hot", str(number).encode()) for number in range(successors + 1)]
-        plain = _pairs(others, 2_000, "other")
+        plain = pairs(others, 2_000, "other")
         step = max(1, len(plain) // len(hot))
         mixed: list[tuple[bytes, bytes]] = []
         for number, record in enumerate(hot):
@@ -197,8 +202,8 @@ def parking(bootstrap: str, topic: str, successors: int, others: int, fails: boo
         await asyncio.get_running_loop().run_in_executor(None, load, bootstrap, topic, mixed)
         ready(app)
         await app.start()
-        await _until(lambda: done["hot"] > successors and done["others"] >= others, 150)
-        hops = sum(_running(app).engine.stats.hops.values())
+        await until(lambda: done["hot"] > successors and done["others"] >= others, 150)
+        hops = sum(running(app).engine.stats.hops.values())
         await app.stop()
         if order != sorted(order):
             raise RuntimeError("successors ran out of order")

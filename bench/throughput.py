@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from bench.lab import Lab, MeasureError, Result, Row, middle, ratio_by_turns
@@ -94,6 +94,26 @@ def waiting(lab: Lab) -> Iterator[Row]:
     note = "against 1,000 uvloop tasks that sleep 20 ms per record, with no Kafka"
     yield _row("wait-raw", "20 ms of waiting, 1,000 running, raw", 0.78, against, raw, note)
     yield _row("wait-avro", "20 ms of waiting, 1,000 running, Avro to dict", 0.5, against, avro, note)
+
+
+def delivery(lab: Lab) -> Iterator[Row]:
+    """One output per record: in transactions, against acknowledged one by one."""
+    records = lab.records // 2
+
+    def side(mode: str, interval_ms: int) -> Callable[[], Result]:
+        def run() -> Result:
+            out = lab.new_topic("copies")
+            more = {"delivery": mode, "out": out, "interval_ms": interval_ms, "group": f"copy-{out}"}
+            return lab.on_kafka("ours:throughput", topic=lab.topic, records=records, kind="copy-raw", **more)
+
+        return run
+
+    plain, usual, short = lab.by_turns(
+        [side("at_least_once", 500), side("exactly_once", 100), side("exactly_once", 10)]
+    )
+    note = "against delivery=at_least_once; every record has one output"
+    yield _row("exactly-once-100", "exactly_once, a transaction per 100 ms", 0.5, plain, usual, note)
+    yield _row("exactly-once-10", "exactly_once, a transaction per 10 ms", 0.2, plain, short, note)
 
 
 def producing(lab: Lab) -> Iterator[Row]:

@@ -5,15 +5,13 @@ Run it with `python examples/own_faust_agent.py worker`; PIPELINE_BROKER says wh
 
 import os
 
-import faust
-
 from pipeline.model.events import ModelCall, RunEvent
-from pipeline.views import avro_topic
+from pipeline.views import HoldingApp, avro_topic
 
 PREFIX = os.environ.get("PIPELINE_PREFIX", "")
 BROKER = os.environ.get("PIPELINE_BROKER", "localhost:9092")
 
-app = faust.App(f"{PREFIX}large-calls", broker=f"kafka://{BROKER}", web_enabled=False, topic_disable_leader=True)
+app = HoldingApp(f"{PREFIX}large-calls", broker=f"kafka://{BROKER}", web_enabled=False, topic_disable_leader=True)
 events = avro_topic(app, f"{PREFIX}agent.run.events")
 large_calls = app.topic(f"{PREFIX}large.calls", partitions=1, value_serializer="json")
 

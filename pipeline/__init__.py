@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.app import Pipeline
+    from pipeline.model.alerts import DeadLetterAlert, FloodAlert
     from pipeline.model.errors import ConfigurationError, PipelineError
     from pipeline.model.events import (
         Approval,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
         UnknownEvent,
     )
     from pipeline.model.outcome import Emit, Reject, Retry, Warn
-    from pipeline.model.policies import Backoff, BatchPolicy, FlowPolicy
+    from pipeline.model.policies import Backoff, BatchPolicy, FlowPolicy, IsolationPolicy
     from pipeline.settings import Settings
     from pipeline.worker.context import Context
     from pipeline.worker.declaring import Retries
@@ -40,10 +41,11 @@ if TYPE_CHECKING:
 _EVENTS = "Approval Memory Message ModelCall RunCancelled RunCompleted RunEvent RunFailed RunStarted Step ToolCall ToolResult UnknownEvent"
 _WHERE = {
     "pipeline.app": "Pipeline",
+    "pipeline.model.alerts": "DeadLetterAlert FloodAlert",
     "pipeline.model.errors": "ConfigurationError PipelineError",
     "pipeline.model.events": _EVENTS,
     "pipeline.model.outcome": "Emit Reject Retry Warn",
-    "pipeline.model.policies": "Backoff BatchPolicy FlowPolicy",
+    "pipeline.model.policies": "Backoff BatchPolicy FlowPolicy IsolationPolicy",
     "pipeline.settings": "Settings",
     "pipeline.worker.context": "Context",
     "pipeline.worker.declaring": "Retries",
@@ -57,8 +59,11 @@ __all__ = [
     "BatchPolicy",
     "ConfigurationError",
     "Context",
+    "DeadLetterAlert",
     "Emit",
+    "FloodAlert",
     "FlowPolicy",
+    "IsolationPolicy",
     "Memory",
     "Message",
     "ModelCall",

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.model.cluster import Cluster
 from pipeline.model.errors import ConfigurationError
-from pipeline.model.policies import DEFAULT_TIERS, BatchPolicy, FlowPolicy, Order, Subscription, ValueKind
+from pipeline.model.policies import (
+    DEFAULT_TIERS,
+    AfterDeadLetter,
+    BatchPolicy,
+    Delivery,
+    ExecutorKind,
+    FlowPolicy,
+    IsolationPolicy,
+    Order,
+    Subscription,
+    ValueKind,
+)
+from pipeline.model.scrubbing import ScrubPolicy
 from pipeline.model.topics import SCHEMAS_TOPIC
 from pipeline.settings import Settings
 from pipeline.topology import Layout, layouts
@@ -39,6 +51,7 @@ class Pipeline:
         self.name = name
         self.settings = loaded if broker is None else loaded.model_copy(update={"broker": broker})
         self._subscriptions: list[Subscription] = []
+        self._alert_hooks: list[Callable[..., Any]] = []
         self._worker: Worker | None = None
 
     @classmethod
@@ -81,6 +94,11 @@ class Pipeline:
         flow: FlowPolicy | None = None,
         dead_letter_topic: str | None = None,
         unknown_event: Literal["skip", "dead_letter"] = "skip",
+        dead_letter: AfterDeadLetter = "release",
+        on_dead_letter: Callable[..., Any] | None = None,
+        executor: ExecutorKind = "auto",
+        isolation: IsolationPolicy | None = None,
+        delivery: Delivery = "at_least_once",
     ) -> Callable[[F], F]:
         """Declare a handler for a topic and a group of its own; see docs/guide for what each argument does.
 
@@ -103,6 +121,11 @@ class Pipeline:
             flow=flow,
             dead_letter_topic=dead_letter_topic,
             unknown_event=unknown_event,
+            dead_letter=dead_letter,
+            on_dead_letter=on_dead_letter,
+            executor=executor,
+            isolation=isolation,
+            delivery=delivery,
         )
         declaration.check()
 
@@ -113,6 +136,18 @@ class Pipeline:
             return handler
 
         return declare
+
+    @property
+    def alert_hooks(self) -> tuple[Callable[..., Any], ...]:
+        return tuple(self._alert_hooks)
+
+    def on_dead_letter(self, hook: F) -> F:
+        """Decorator: tell `hook` of every record of this application that is given up, once its dead letter is written.
+
+        It gets a `DeadLetterAlert`, or for a flood of them a `FloodAlert`; `async def` or `def`. It never delays processing.
+        """
+        self._alert_hooks.append(hook)
+        return hook
 
     # -- clients
 
@@ -158,7 +193,12 @@ class Pipeline:
         from pipeline.emit.publisher import Publisher, PublishOptions
 
         real = self.topic_name(topic or self.settings.events_topic)
-        options = PublishOptions(topic=real, ce_source=self.settings.ce_source or None, prepare=self.codec.prepare)
+        options = PublishOptions(
+            topic=real,
+            ce_source=self.settings.ce_source or None,
+            prepare=self.codec.prepare,
+            scrub=ScrubPolicy.of(self.settings.scrub),
+        )
         return Publisher(self.cluster.producer(self.name), self.codec, policy or self._buffer_policy(), options)
 
     def _buffer_policy(self) -> BufferPolicy:

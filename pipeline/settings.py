@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr, ValidationError
@@ -16,6 +19,10 @@ class Settings(BaseSettings):
     `registry`: URL of a Confluent-compatible schema registry; empty: ids are kept in the cluster itself.
     `buffer_*`, `spool_dir`: what publishing may cost an agent while the broker is away (see `BufferPolicy`).
     `ce_source`: the CloudEvents source (a URI) of published events; empty: no `ce_*` headers.
+    `state_dir`: where tools keep what they can build again, such as the index of dead letters; empty: the user's own place for that.
+    `scrub`: what is masked in events before they are published: fields tagged "pii", "secret" (both
+    with a comma), and always what looks like a secret; "off": nothing.
+    `alert_webhook`: URL that hears of dead letters; `alert_secret` signs what it is sent.
     `client`: further librdkafka properties as JSON, such as `{"security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512"}`.
     """
 
@@ -40,7 +47,11 @@ class Settings(BaseSettings):
     buffer_records: int = Field(default=20_000, ge=2)
     buffer_timeout_s: float = Field(default=1.0, ge=0)
     spool_dir: str = ""
+    state_dir: str = ""
     ce_source: str = ""
+    scrub: str = Field(default="", pattern=r"^\s*(off|((pii|secret)(\s*,\s*(pii|secret))?)?)\s*$")
+    alert_webhook: SecretStr = SecretStr("")
+    alert_secret: SecretStr = SecretStr("")
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     maven_mirror: str = ""
@@ -57,9 +68,25 @@ class Settings(BaseSettings):
                 f"{variable} is wrong: {first['msg'].lower()} (it is {first['input']!r})"
             ) from None
 
+    def state_directory(self) -> Path:
+        """`state_dir`, else what the platform gives a user for state."""
+        if self.state_dir:
+            return Path(self.state_dir).expanduser()
+        home = Path.home()
+        if sys.platform == "darwin":
+            return home / "Library" / "Application Support" / "pipeline"
+        if sys.platform == "win32":
+            return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "pipeline"
+        return Path(os.environ.get("XDG_STATE_HOME") or home / ".local" / "state") / "pipeline"
+
     def client_settings(self) -> dict[str, str]:
         """librdkafka properties for security: `client`, with user name and password added."""
         found = dict(self.client)
         if self.username:
             found |= {"sasl.username": self.username, "sasl.password": self.password.get_secret_value()}
         return found
+
+
+def editor() -> str:
+    """The command that edits a file, as `VISUAL` or `EDITOR` says; empty when neither is set."""
+    return os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""

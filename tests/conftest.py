@@ -9,14 +9,17 @@ by `topic_name`.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker, EmbeddedRegistry
 from pipeline.kafka.embedded.ports import free_ports
@@ -139,14 +142,40 @@ def _ask_desk(port: int) -> str:
     return answer
 
 
+# Test processes share the processors with brokers: how long an example took says nothing about the code.
+settings.register_profile("shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared-machine")
+
 _BROKER = pytest.StashKey[_RunBroker]()
 _DESK = pytest.StashKey[_BrokerDesk]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "first: its file goes to a test process before all others, as it takes long")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so `make test &` starts, and what it starts inherits it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):
         return
     config.stash[_BROKER] = _RunBroker()
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # xdist starts with the files of most tests: we say so ourselves, below
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For several processes: files with a test marked `first`, those of few long tests before others, then those of most tests.
+
+    Alone, the order stays.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    tests = Counter(item.path for item in items)
+    first = {item.path for item in items if item.get_closest_marker("first")}
+
+    def rank(item: pytest.Item) -> tuple[bool, int, str]:
+        count = tests[item.path]
+        return item.path not in first, count if item.path in first else -count, str(item.path)
+
+    items.sort(key=rank)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

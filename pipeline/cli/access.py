@@ -6,13 +6,16 @@ import contextlib
 import logging
 import os
 import pwd
+import socket
+import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.model.topics import CONTROL_TOPIC
+from pipeline.model.errors import ConfigurationError
+from pipeline.model.topics import AUDIT_TOPIC, CONTROL_TOPIC
 
 if TYPE_CHECKING:
     from pipeline.app import Pipeline
@@ -20,12 +23,16 @@ if TYPE_CHECKING:
     from pipeline.model.cluster import Cluster, ClusterAdmin
     from pipeline.settings import Settings
 
+GroupArgument = Annotated[str, typer.Argument(help="The consumer group.", metavar="GROUP")]
 BrokerOption = Annotated[
     str | None, typer.Option("--broker", help="Bootstrap address; PIPELINE_BROKER when not given.", metavar="ADDRESS")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-WhoOption = Annotated[str | None, typer.Option("--who", help="Who does this; your login name when not given.")]
+WhoOption = Annotated[str | None, typer.Option("--who", help="Who does this; you at this host when not given.")]
 WhyOption = Annotated[str, typer.Option("--why", help="Why, for those who find it later.")]
+ReasonOption = Annotated[
+    str, typer.Option("--reason", "--why", help="Why, for those who read the audit later; asked for on a terminal.")
+]
 
 
 def settings() -> Settings:
@@ -69,8 +76,27 @@ def real(name: str) -> str:
     return name if name.startswith(head) else head + name
 
 
+def known_topic(admin: ClusterAdmin, topic: str) -> str:
+    """A topic's real name: as given, or else with the environment prefix."""
+    return next((name for name in (topic, real(topic)) if admin.topics([name])), topic)
+
+
 def control_topic() -> str:
     return prefix() + CONTROL_TOPIC
+
+
+def audit_topic() -> str:
+    return prefix() + AUDIT_TOPIC
+
+
+def required_reason(reason: str) -> str:
+    """The reason given, or asked for on a terminal. Raises `ConfigurationError` when there is none: what is done is written down."""
+    found = reason.strip()
+    if not found and sys.stdin.isatty():
+        found = typer.prompt("Why (for the audit)").strip()
+    if not found:
+        raise ConfigurationError("--reason is needed: say why, for those who read the audit later")
+    return found
 
 
 def load_app(target: str) -> Pipeline:
@@ -80,12 +106,13 @@ def load_app(target: str) -> Pipeline:
     return load(target)
 
 
-def login_name() -> str:
-    """Who runs this command, as the operating system knows them."""
+def whoami() -> str:
+    """`user@host` of this process."""
     try:
-        return pwd.getpwuid(os.getuid()).pw_name
+        user = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
-        return f"uid {os.getuid()}"
+        user = f"uid{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 def now_ms() -> int:

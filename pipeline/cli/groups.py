@@ -1,4 +1,4 @@
-"""`pipeline groups`: consumer groups, and their lag lane by lane."""
+"""`pipeline groups`: consumer groups, and their lag lane by lane. Moving and attaching them: `groups_reset`, `groups_attach`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.access import BrokerOption, JsonOption, now_ms, open_admin, open_cluster, real
+from pipeline.cli.access import BrokerOption, GroupArgument, JsonOption, now_ms, open_admin, open_cluster, real
+from pipeline.cli.groups_attach import TimeoutOption, attach, watch_until_live
+from pipeline.cli.groups_reset import reset
 from pipeline.cli.output import Column, clean, emit_json, line, note, table
-from pipeline.cli.pause import GroupArgument
 from pipeline.cli.why import until
 
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
-    help="List consumer groups and show their lag, lane by lane.",
+    help="List consumer groups, show their lag lane by lane, move them, and start new ones in the past.",
 )
+app.command("reset")(reset)
+app.command("attach")(attach)
 
 
 @app.command("list")
@@ -82,6 +85,10 @@ def lag_command(
     limit: Annotated[
         int | None, typer.Option("--max", min=0, help="Exit with 1 when the lag of the source is larger.")
     ] = None,
+    until_live: Annotated[
+        bool, typer.Option("--until-live", help="Show progress until no more waits than comes in.")
+    ] = False,
+    timeout: TimeoutOption = None,
     broker: BrokerOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -98,6 +105,10 @@ def lag_command(
     with open_cluster(broker) as cluster:
         with open_admin(cluster) as admin:
             entries = find_layouts(admin, real(group))
+        if until_live:
+            for entry in entries:
+                watch_until_live(cluster, entry.group, entry.topics.source, timeout, as_json)
+            return
         facts = [measure(cluster, entry, not fast) for entry in entries]
     now = now_ms()
     found = [(fact, rows(fact)) for fact in facts]
@@ -157,4 +168,10 @@ def _show(facts: GroupFacts, lag: Sequence[LagRow], everything: bool, now: int) 
         ],
         "nothing is behind",
     )
-    line(f"{sum(row.lag for row in lag)} records not settled, {_dead(facts)} dead letters")
+    dead = _dead(facts)
+    line(
+        f"{sum(row.lag for row in lag):,} records not settled, {dead:,} dead letters"
+        + (" in any state" if dead else "")
+    )
+    if dead:
+        line(f"How many of them are open: pipeline dlq stats --topic {clean(entry.topics.dead_letters)}", "dim")

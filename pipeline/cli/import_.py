@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.bars import bar
 from pipeline.cli.emit import TopicOption, finish, open_publisher
 from pipeline.cli.output import clean, note
 
@@ -95,20 +94,6 @@ def import_file(
     return result
 
 
-@contextlib.contextmanager
-def progress_bar(path: Path) -> Iterator[Advance]:
-    """A bar over the bytes of the file, on a terminal; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda _done: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"importing {clean(path.name)}", total=path.stat().st_size if path.is_file() else None)
-        yield lambda done: progress.update(task, completed=done)
-
-
 @app.command("openai-chat")
 def openai_chat(
     file: Annotated[Path, typer.Argument(help="JSONL, or a JSON array; plain or .gz.", metavar="FILE")],
@@ -136,12 +121,13 @@ def openai_chat(
 
     options = ImportOptions(source or source_name(file), agent, tenant)
     failed = 0
-    with progress_bar(file) as advance:
+    size = file.stat().st_size if file.is_file() else None
+    with bar(f"importing {file.name}", "bytes") as show:
         if dry_run:
-            result = import_file(file, options, None, runs, advance)
+            result = import_file(file, options, None, runs, lambda read: show(read, size))
         else:
             with open_publisher(topic) as publisher:
-                result = import_file(file, options, publisher, runs, advance)
+                result = import_file(file, options, publisher, runs, lambda read: show(read, size))
                 failed = publisher.stats().failed
     finish(as_json, {**asdict(result), "failed": failed, "published": not dry_run})
 

@@ -8,17 +8,19 @@ import typer
 
 from pipeline.cli.access import (
     BrokerOption,
+    GroupArgument,
     JsonOption,
     WhoOption,
     WhyOption,
     control_topic,
-    login_name,
     now_ms,
     open_cluster,
     real,
+    whoami,
 )
-from pipeline.cli.output import clean, emit_json, key_json, line, text_of
-from pipeline.cli.pause import GroupArgument
+from pipeline.cli.output import clean, emit_json, line, text_of
+from pipeline.model.errors import ConfigurationError
+from pipeline.model.keys import key_text
 
 if TYPE_CHECKING:
     from pipeline.inspect.explain import Explanation
@@ -51,7 +53,14 @@ def _waiting(cluster: Cluster, group: str, key: str) -> list[Explanation]:
             found += look_up(collector, key, Reach(records=1))
         finally:
             collector.close()
-    return [e for e in found if e.state in ("parked", "blocked", "due") and e.key == key.encode()]
+    mine = [e for e in found if e.key == key.encode()]
+    held = next((e for e in mine if e.state in ("held", "releasing")), None)
+    if held is not None:
+        raise ConfigurationError(
+            f"key {key!r} is held behind the dead letter of {held.topic} partition {held.partition} offset {held.origin_offset}: "
+            "`pipeline dlq redrive` or `pipeline dlq release` of the key lets it go"
+        )
+    return [e for e in mine if e.state in ("parked", "blocked", "due")]
 
 
 def _tell(switch: Switch | None, waiting: list[Explanation], group: str, key: str, text: str, as_json: bool) -> None:
@@ -66,7 +75,7 @@ def _tell(switch: Switch | None, waiting: list[Explanation], group: str, key: st
                 "topic": head.topic if head else None,
                 "partition": head.partition if head else None,
                 "origin_offset": head.origin_offset if head else None,
-                "key_text": key_json(head.key) if head else None,
+                "key_text": key_text(head.key) if head else None,
             }
         )
     elif switch is None:
@@ -101,7 +110,7 @@ def skip(
         waiting = _waiting(cluster, name, key)
         if waiting:
             head = waiting[0]
-            who = who or login_name()
+            who = who or whoami()
             switch = Skip(name, head.topic, head.partition, head.origin_offset, head.key, who, why, now_ms())
             write_switch(cluster, control_topic(), switch, on=True)
     text = ""
@@ -137,7 +146,7 @@ def release(
         waiting = _waiting(cluster, name, key)
         if waiting:
             last = waiting[-1]
-            who = who or login_name()
+            who = who or whoami()
             switch = Release(name, last.topic, last.partition, last.key, last.origin_offset, who, why, now_ms())
             write_switch(cluster, control_topic(), switch, on=True)
     text = f"Released {len(waiting)} waiting records of key {clean(key)} in group {clean(name)}."

@@ -34,7 +34,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "groups": ("pipeline.cli.groups", "List consumer groups and show their lag, lane by lane."),
     "pause": ("pipeline.cli.pause", "Pause a subscription: its workers take no new work."),
     "resume": ("pipeline.cli.resume", "Resume a paused subscription."),
+    "replay": ("pipeline.cli.replay", "Plan what is sent again, see it before it happens, and run it."),
     "keys": ("pipeline.cli.keys", "Skip what blocks a key, or release what waits for it."),
+    "dlq": ("pipeline.cli.dlq", "Dead letters: list, search, show, redrive, edit, purge."),
     "why": ("pipeline.cli.why", "Say where a key or an event is and what it waits for."),
 }
 """Command -> (module whose `app` is a Typer, one-line help). A group with one command needs an `@app.callback()`."""
@@ -103,9 +105,12 @@ def exit_code(problem: PipelineError) -> int:
 
 
 def _report(problem: PipelineError) -> int:
-    from pipeline.cli.output import error
+    from pipeline.cli.output import error, note
 
-    error(str(problem))
+    excerpt = getattr(problem, "excerpt", "")  # of a FilterError: the line and a caret, cleaned there
+    error(str(problem).removesuffix(f"\n{excerpt}") if excerpt else str(problem))
+    if excerpt:
+        note(excerpt)
     return exit_code(problem)
 
 

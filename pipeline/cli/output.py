@@ -47,16 +47,6 @@ def text_of(raw: bytes | None, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def key_json(raw: bytes | None) -> str | None:
-    """A record key for `--json`: its text, or `0x` and hex where it is not UTF-8."""
-    if raw is None:
-        return None
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return "0x" + raw.hex()
-
-
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column: its heading, whether numbers are set to the right, and a Rich style for its cells."""

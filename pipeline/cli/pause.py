@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from pipeline.cli.access import (
     BrokerOption,
+    GroupArgument,
     JsonOption,
     WhoOption,
     WhyOption,
     control_topic,
-    login_name,
     now_ms,
     open_cluster,
     real,
+    whoami,
 )
 from pipeline.cli.output import clean, emit_json, line
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
-
-GroupArgument = Annotated[str, typer.Argument(help="The consumer group.", metavar="GROUP")]
 
 
 @app.command()
@@ -55,7 +52,7 @@ def switch(group: str, who: str | None, why: str, broker: str | None, as_json: b
             admin.close()
         before = read_switches(cluster, control_topic()).paused(group)
         # Resuming is always told: workers whose flood guard tripped wait for it without any switch being on.
-        write_switch(cluster, control_topic(), Pause(group, who or login_name(), why, now_ms()), on)
+        write_switch(cluster, control_topic(), Pause(group, who or whoami(), why, now_ms()), on)
     if as_json:
         emit_json({"group": group, "paused": on, "changed": on is (before is None)})
     elif on:

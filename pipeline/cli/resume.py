@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from pipeline.cli.access import BrokerOption, JsonOption, real
-from pipeline.cli.pause import GroupArgument, switch
+from pipeline.cli.access import BrokerOption, GroupArgument, JsonOption, real
+from pipeline.cli.pause import switch
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 

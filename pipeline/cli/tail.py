@@ -1,22 +1,26 @@
-"""`pipeline tail`: the records of a topic, decoded, as they come."""
+"""`pipeline tail`: the records of a topic that match, decoded, as they come."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.access import BrokerOption, codec, now_ms, open_admin, open_cluster, real
-from pipeline.cli.output import clean, emit_json, key_json, line, text_of
+from pipeline.cli.access import BrokerOption, codec, known_topic, now_ms, open_admin, open_cluster
+from pipeline.cli.output import clean, emit_json, line, text_of
 from pipeline.cli.why import clock
+from pipeline.filters import MessageRow, Row, compile_filter, quoted
 from pipeline.model.cluster import TopicPartition
 from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.keys import key_text
 
 if TYPE_CHECKING:
-    from pipeline.inspect.decoding import Shown
+    from pipeline.inspect.decoding import DictCodec, Shown
     from pipeline.model.cluster import Cluster, ClusterAdmin, Message
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -30,13 +34,25 @@ _PLACE = re.compile(r"^(\d+):(\d+)$")
 @app.command()
 def tail(
     topic: Annotated[str, typer.Argument(help="A source topic, a lane or dead letters.", metavar="TOPIC")],
+    where: Annotated[
+        str | None,
+        typer.Option(
+            "--where", help="Only records that match this filter, for example 'attempt >= 3'.", metavar="FILTER"
+        ),
+    ] = None,
     key: Annotated[str | None, typer.Option("--key", help="Only records with this key.")] = None,
     kind: Annotated[str | None, typer.Option("--type", help="Only this event type, for example ToolCall.")] = None,
     start: Annotated[
-        str, typer.Option("--from", help="earliest, latest, or P:O (partition P from offset O).")
-    ] = "latest",
+        str | None, typer.Option("--from", help="earliest, latest (the default), or P:O (partition P from offset O).")
+    ] = None,
     last: Annotated[
         str | None, typer.Option("--last", help="From so long ago, for example 1h; instead of --from.")
+    ] = None,
+    from_time: Annotated[
+        str | None, typer.Option("--from-time", help="From this time (ISO 8601); instead of --from.", metavar="TIME")
+    ] = None,
+    to_time: Annotated[
+        str | None, typer.Option("--to-time", help="Only what is older than this; does not follow.", metavar="TIME")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Stop after so many records.")] = None,
     follow: Annotated[
@@ -48,35 +64,77 @@ def tail(
 ) -> None:
     """Show the records of a topic, decoded, as they come. Ctrl-C stops.
 
-    Example: pipeline tail agent.run.events --type RunFailed --last 1h
+    Example: pipeline tail agent.run.events --where 'type == "RunFailed" and tenant == "acme"' --last 1h
     """
-    from pipeline.inspect.decoding import show
-
+    now = now_ms()
+    matches = _matches(where, key, kind, now)
+    span = _span(start, last, from_time, to_time, now)
     left = limit
     with open_cluster(broker) as cluster:
         with open_admin(cluster) as admin:
-            starts, ends = _positions(cluster, admin, _known(admin, topic), start, last)
-        decoder = codec(broker)
-        for message in _records(cluster, starts, None if follow else ends):
-            if key is not None and message.key() != key.encode():
-                continue
-            shown = show(decoder, message)
-            if kind is not None and kind not in (shown.type, shown.type.rpartition(".")[2]):
-                continue
-            _print(message, shown, headers, as_json)
-            if left is not None:
-                left -= 1
-                if left == 0:
-                    break
+            starts, ends = _positions(cluster, admin, known_topic(admin, topic), span)
+        shown = partial(_show, codec(broker))
+        for batch in _batches(cluster, starts, ends if not follow or span.to_ms is not None else None):
+            for message in batch:
+                row = MessageRow(message, shown)
+                if not span.holds(message.timestamp()[1]) or not matches(row):
+                    continue
+                _print(message, row.decoded, headers, as_json)
+                if left is not None:
+                    left -= 1
+                    if left == 0:
+                        return
 
 
-def _known(admin: ClusterAdmin, topic: str) -> str:
-    """The topic's real name: as given, or else with the environment prefix."""
-    return next((name for name in (topic, real(topic)) if admin.topics([name])), topic)
+def _matches(where: str | None, key: str | None, kind: str | None, now: int) -> Callable[[Row], bool]:
+    """All the conditions as one filter; an error is about the text that was typed."""
+    parts = [f"{field} == {quoted(text)}" for field, text in (("key", key), ("type", kind)) if text is not None]
+    if where is not None:
+        compile_filter(where, now)
+        parts.append(f"({where})")
+    return compile_filter(" and ".join(parts), now).matches if parts else lambda row: True
+
+
+def _show(decoder: DictCodec, message: Message) -> Shown:
+    from pipeline.inspect.decoding import show
+
+    return show(decoder, message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """What part of the topic is shown: a position to start from, or times (milliseconds since the epoch, the end left out)."""
+
+    start: str
+    from_ms: int | None
+    to_ms: int | None
+
+    def holds(self, time_ms: int) -> bool:
+        """Timestamps need not rise with offsets, so each record is asked."""
+        return (self.from_ms is None or time_ms >= self.from_ms) and (self.to_ms is None or time_ms < self.to_ms)
+
+
+def _span(start: str | None, last: str | None, from_time: str | None, to_time: str | None, now: int) -> _Span:
+    from pipeline.replay.moments import parse_moment_ms
+
+    given = [
+        name for name, text in (("--from", start), ("--last", last), ("--from-time", from_time)) if text is not None
+    ]
+    if len(given) > 1:
+        raise ConfigurationError(f"{' and '.join(given)} each say where to start: give one of them")
+    from_ms = None if last is None else now - parse_duration_ms(last, "--last")
+    if from_time is not None:
+        from_ms = parse_moment_ms(from_time, "--from-time", now)
+    to_ms = None if to_time is None else parse_moment_ms(to_time, "--to-time", now)
+    if from_ms is not None and to_ms is not None and from_ms >= to_ms:
+        raise ConfigurationError(f"--to-time {to_time} is not after the start: no record lies between them")
+    if start is None:
+        start = "earliest" if to_ms is not None and from_ms is None else "latest"
+    return _Span(start, from_ms, to_ms)
 
 
 def _positions(
-    cluster: Cluster, admin: ClusterAdmin, topic: str, start: str, last: str | None
+    cluster: Cluster, admin: ClusterAdmin, topic: str, span: _Span
 ) -> tuple[Mapping[TopicPartition, int], Mapping[TopicPartition, int]]:
     """Where to start, and the ends as they are now."""
     spec = admin.topics([topic]).get(topic)
@@ -84,19 +142,24 @@ def _positions(
         raise ConfigurationError(f"topic {topic!r} does not exist: `pipeline topics list --all` shows those that do")
     places = [TopicPartition(topic, p) for p in range(spec.partitions)]
     ends = admin.end_offsets(places)
-    if last is not None:
-        return _since(cluster, places, now_ms() - parse_duration_ms(last, "--last")), ends
-    if start == "latest":
+    if span.from_ms is not None:
+        return _since(cluster, places, span.from_ms), ends
+    if span.start == "latest":
         return ends, ends
-    if start == "earliest":
+    if span.start == "earliest":
         return admin.beginning_offsets(places), ends
-    found = _PLACE.match(start)
+    found = _PLACE.match(span.start)
     if found is None:
-        raise ConfigurationError(f"--from {start!r} must be earliest, latest, or P:O such as 3:1500")
-    place = TopicPartition(topic, int(found[1]))
+        raise ConfigurationError(f"--from {span.start!r} must be earliest, latest, or P:O such as 3:1500")
+    place, offset = TopicPartition(topic, int(found[1])), int(found[2])
     if place not in ends:
-        raise ConfigurationError(f"--from {start}: topic {topic} has partitions 0 to {spec.partitions - 1}")
-    return {place: max(int(found[2]), admin.beginning_offsets([place])[place])}, {place: ends[place]}
+        raise ConfigurationError(f"--from {span.start}: topic {topic} has partitions 0 to {spec.partitions - 1}")
+    beginning = admin.beginning_offsets([place])[place]
+    if offset > ends[place]:
+        raise ConfigurationError(
+            f"--from {span.start}: partition {place.partition} of {topic} has offsets {beginning} to {ends[place]} (its end)"
+        )
+    return {place: max(offset, beginning)}, {place: ends[place]}
 
 
 def _since(cluster: Cluster, places: list[TopicPartition], time_ms: int) -> Mapping[TopicPartition, int]:
@@ -109,20 +172,20 @@ def _since(cluster: Cluster, places: list[TopicPartition], time_ms: int) -> Mapp
         consumer.close()
 
 
-def _records(
+def _batches(
     cluster: Cluster, starts: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int] | None
-) -> Iterator[Message]:
+) -> Iterator[list[Message]]:
     """Up to `ends`, or for ever when None."""
     if ends is not None:
-        from pipeline.inspect.scan import read_to_end
+        from pipeline.inspect.scan import read_batches
 
-        yield from read_to_end(cluster, starts, ends, deadline_s=24 * 3600.0)
+        yield from read_batches(cluster, starts, ends, deadline_s=None, stop_at_open=True)
         return
     reader = cluster.reader("pipeline-tail")
     try:
         reader.assign(starts)
         while True:
-            yield from reader.poll(POLL_RECORDS, POLL_S)
+            yield reader.poll(POLL_RECORDS, POLL_S)
     finally:
         reader.close()
 
@@ -158,7 +221,7 @@ def _print(message: Message, shown: Shown, headers: bool, as_json: bool) -> None
             "partition": message.partition(),
             "offset": message.offset(),
             "timestamp_ms": time_ms,
-            "key": key_json(message.key()),
+            "key": key_text(message.key()),
             "event_id": event_id(message.headers()),
             "type": shown.type,
             "value": shown.value,

@@ -13,7 +13,7 @@ from pipeline.model.durations import parse_duration_ms
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pipeline.model.cluster import TopicSpec
+    from pipeline.model.cluster import ClusterAdmin, TopicSpec
     from pipeline.model.policies import Subscription
     from pipeline.topology import Action, Beside, Defaults, Finding, Plan
 
@@ -217,12 +217,12 @@ def apply_command(
 
 def _kinds(topics: Mapping[str, TopicSpec], groups: list[str]) -> dict[str, tuple[str, str]]:
     """Topic -> (kind, group) for what belongs to a group by name."""
-    from pipeline.model.topics import CONTROL_TOPIC, SCHEMAS_TOPIC
+    from pipeline.model.topics import AUDIT_TOPIC, CLOCK_TOPIC, CONTROL_TOPIC, RESULTS_TOPIC, SCHEMAS_TOPIC, TASKS_TOPIC
     from pipeline.topology import discover
 
-    found: dict[str, tuple[str, str]] = {
-        prefix() + name: (kind, "") for name, kind in ((CONTROL_TOPIC, "control"), (SCHEMAS_TOPIC, "schemas"))
-    }
+    own = {CONTROL_TOPIC: "control", SCHEMAS_TOPIC: "schemas", AUDIT_TOPIC: "audit", RESULTS_TOPIC: "replay results"}
+    own |= {TASKS_TOPIC: "tasks", CLOCK_TOPIC: "clock"}
+    found: dict[str, tuple[str, str]] = {prefix() + name: (kind, "") for name, kind in own.items()}
     for group in groups:
         for entry in discover(group, topics):
             found.setdefault(entry.topics.source, ("source", ""))
@@ -230,6 +230,25 @@ def _kinds(topics: Mapping[str, TopicSpec], groups: list[str]) -> dict[str, tupl
             found |= {entry.topics.replay: ("replay", group), entry.topics.dead_letters: ("dead letters", group)}
     found.setdefault(prefix() + settings().events_topic, ("source", ""))
     return found
+
+
+def _counts(admin: ClusterAdmin, topics: Sequence[TopicSpec]) -> dict[str, int]:
+    """Records of each topic, without those that were deleted while we looked."""
+    from pipeline.model.cluster import TopicPartition
+    from pipeline.model.errors import PipelineError
+
+    while True:
+        places = [TopicPartition(spec.name, p) for spec in topics for p in range(spec.partitions)]
+        try:
+            ends, starts = admin.end_offsets(places), admin.beginning_offsets(places)
+        except PipelineError:
+            there = set(admin.topic_names())
+            left = [spec for spec in topics if spec.name in there]
+            if len(left) == len(topics):
+                raise
+            topics = left
+        else:
+            return {spec.name: sum(ends[p] - starts[p] for p in places if p.topic == spec.name) for spec in topics}
 
 
 @app.command("list")
@@ -244,18 +263,15 @@ def list_command(
 
     Example: pipeline topics list
     """
-    from pipeline.model.cluster import TopicPartition
-
     with open_cluster(broker) as cluster, open_admin(cluster) as admin:
         topics = admin.topics()
         kinds = _kinds(topics, admin.groups())
         shown = [spec for name, spec in sorted(topics.items()) if everything or name in kinds]
-        places = [TopicPartition(spec.name, p) for spec in shown for p in range(spec.partitions)]
-        ends, starts = admin.end_offsets(places), admin.beginning_offsets(places)
+        counts = _counts(admin, shown)
     rows = []
-    for spec in shown:
+    for spec in [spec for spec in shown if spec.name in counts]:
         kind, group = kinds.get(spec.name, ("other", ""))
-        records = sum(ends[p] - starts[p] for p in places if p.topic == spec.name)
+        records = counts[spec.name]
         kept = spec.configs.get("retention.ms", "")
         rows.append((spec, kind, group, records, kept))
     if as_json:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.access import BrokerOption, JsonOption, control_topic, now_ms, open_cluster, real
-from pipeline.cli.output import clean, emit_json, key_json, line, text_of
+from pipeline.cli.output import clean, emit_json, line, text_of
 from pipeline.model.durations import format_duration
+from pipeline.model.keys import key_text
 
 if TYPE_CHECKING:
     from pipeline.inspect.explain import Explanation
@@ -51,8 +52,12 @@ def sentences(found: Explanation, now: int) -> list[str]:
         )
     elif found.error and found.state == "dead letter":
         lines.append(f"  error: {clean(found.error)}")
-    if found.state in ("queued", "parked", "blocked", "due"):
+    if found.state in ("queued", "parked", "blocked", "due", "held", "releasing"):
         lines.append(f"  {_who(found)}")
+    if found.owners_died:
+        lines.append(
+            f"  the last {found.owners_died} owners of partition {found.partition} died: what they were running runs alone, one by one"
+        )
     return lines
 
 
@@ -66,6 +71,10 @@ def _headline(found: Explanation, now: int) -> str:
         return f"dead letter, {copy}"
     if found.state == "parked":
         return f"parked {copy}, due {clock(found.due_ms)} ({until(found.due_ms, now)})"
+    if found.state == "held":
+        return f"its key is held behind it: later records follow it into the dead letters until `pipeline dlq redrive` or `release`, {copy}"
+    if found.state == "releasing":
+        return f"its key is being released ({copy}): where no command does that now, `pipeline dlq release` finishes it"
     if found.state == "blocked":
         return f"waiting behind an earlier record, {copy}"
     return f"due since {clock(found.due_ms)}, {copy}" if found.due_ms else f"due, {copy}"
@@ -88,7 +97,7 @@ def as_object(found: Explanation) -> dict[str, Any]:
         "topic": found.topic,
         "partition": found.partition,
         "origin_offset": found.origin_offset,
-        "key": key_json(found.key),
+        "key": key_text(found.key),
         "event_id": found.event_id,
         "replay_id": found.replay_id or None,
         "lane": found.lane or None,
@@ -111,6 +120,7 @@ def as_object(found: Explanation) -> dict[str, Any]:
         if found.owner is None
         else {"member_id": found.owner.member_id, "client_id": found.owner.client_id, "host": found.owner.host},
         "paused": found.paused,
+        "owners_died": found.owners_died,
     }
 
 

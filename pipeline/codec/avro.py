@@ -178,13 +178,42 @@ class AvroCodec:
         reader, start = self._reader(topic, data, headers)
         return reader.typed(data, start)
 
-    def fingerprint(self, topic: str, data: bytes | None, headers: WireHeaders | None = None) -> str:
-        """The writer schema's fingerprint for a dead letter's header; empty when it is not known."""
+    def decode_many(self, topic: str, values: Sequence[bytes | None], typed: bool) -> tuple[list[str], list[Any]]:
+        """(record names, values) of a batch whose every value begins with a known id and is readable.
+
+        Raises CodecError when one is not: decode them one by one then, which says which and why.
+        """
+        known = self._topics.get(topic)
+        readers: Mapping[bytes, Reader] = known.readers if known is not None else {}
+        names: list[str] = []
+        found: list[Any] = []
+        for data in values:
+            if not data or len(data) > self._max_bytes:
+                raise self._no_reader(topic, data, None)
+            reader = readers.get(data[: wire.PREFIX_BYTES])
+            if reader is None:
+                raise self._no_reader(topic, data, None)
+            names.append(reader.name)
+            found.append(reader.typed(data, wire.PREFIX_BYTES) if typed else reader.fields(data, wire.PREFIX_BYTES))
+        return names, found
+
+    def writer_schema(self, topic: str, data: bytes | None, headers: WireHeaders | None = None) -> AvroSchema | None:
+        """The schema a value was written with; None when it is not known here."""
         try:
             reader, _ = self._reader(topic, data, headers)
         except CodecError:
-            return ""
-        return reader.writer.fingerprint if isinstance(reader, SchemaReader) else ""
+            return None
+        return reader.writer if isinstance(reader, SchemaReader) else None
+
+    def fingerprint(self, topic: str, data: bytes | None, headers: WireHeaders | None = None) -> str:
+        """The writer schema's fingerprint for a dead letter's header; empty when it is not known."""
+        writer = self.writer_schema(topic, data, headers)
+        return "" if writer is None else writer.fingerprint
+
+    def schema_of(self, topic: str, data: bytes | None, headers: WireHeaders | None = None) -> AvroSchema | None:
+        """The schema that `decode_dict`'s fields have: this build's contract, else the writer's. None when it is not known."""
+        writer = self.writer_schema(topic, data, headers)
+        return None if writer is None else self.catalogue.present.get(writer.name, writer)
 
     def decode_by_fingerprint(
         self,

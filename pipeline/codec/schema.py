@@ -130,6 +130,12 @@ class _Guard:
     named: Mapping[str, Node]
     known: dict[str, tuple[int, int]] = field(default_factory=dict)
     open: set[str] = field(default_factory=set)
+    path: list[str] = field(default_factory=list)
+
+    @property
+    def here(self) -> str:
+        """The field that is being measured, as its path from the top."""
+        return f"Field {'.'.join(self.path)} of the schema" if self.path else "The schema"
 
     def check(self, node: Node, name: str) -> None:
         nodes, _ = self.measure(node, 0)
@@ -139,7 +145,7 @@ class _Guard:
     def measure(self, node: Node, depth: int) -> tuple[int, int]:
         """(types once written out, least bytes of a value)."""
         if depth > DEPTH_MAX:
-            raise SchemaRefused(f"The schema nests deeper than {DEPTH_MAX} types.")
+            raise SchemaRefused(f"{self.here} nests deeper than {DEPTH_MAX} types.")
         if isinstance(node, list):
             branches = [self.measure(branch, depth + 1) for branch in node]
             return 1 + sum(nodes for nodes, _ in branches), 1
@@ -151,7 +157,9 @@ class _Guard:
         if kind in ("array", "map"):
             nodes, least = self.measure(node["items" if kind == "array" else "values"], depth + 1)
             if kind == "array" and least == 0:
-                raise SchemaRefused("The schema has an array whose items take no bytes: a few bytes could fill memory.")
+                raise SchemaRefused(
+                    f"{self.here} has an array whose items take no bytes: a few bytes could fill memory; give its items a field."
+                )
             return 1 + nodes, 1
         if kind == "enum":
             return 1, 1
@@ -161,7 +169,9 @@ class _Guard:
 
     def _reference(self, name: str, depth: int) -> tuple[int, int]:
         if name in self.open:
-            raise SchemaRefused(f"Type {name} contains itself; recursive schemas are not accepted.")
+            raise SchemaRefused(
+                f"{self.here} is of type {name}, which contains itself: recursive schemas are not accepted."
+            )
         if name in self.known:
             return self.known[name]
         return self.measure(self.named[name], depth + 1)
@@ -169,9 +179,17 @@ class _Guard:
     def _named(self, node: Mapping[str, Any], depth: int) -> tuple[int, int]:
         name = str(node["name"])
         if name in self.open:
-            raise SchemaRefused(f"Type {name} contains itself; recursive schemas are not accepted.")
+            raise SchemaRefused(
+                f"{self.here} is of type {name}, which contains itself: recursive schemas are not accepted."
+            )
         self.open.add(name)
-        members = [self.measure(member["type"], depth + 1) for member in node["fields"]]
+        members = [self._field(member, depth + 1) for member in node["fields"]]
         self.open.discard(name)
         self.known[name] = 1 + sum(nodes for nodes, _ in members), sum(least for _, least in members)
         return self.known[name]
+
+    def _field(self, member: Mapping[str, Any], depth: int) -> tuple[int, int]:
+        self.path.append(str(member["name"]))
+        found = self.measure(member["type"], depth)
+        self.path.pop()
+        return found

@@ -25,18 +25,28 @@ class LaneSpec:
 
 @dataclass(frozen=True, slots=True)
 class UnitPolicy:
-    """What the unit needs of its subscription. `source`: topic name; `group`: as the headers name it."""
+    """What the unit needs of its subscription. `source`: topic name; `group`: as the headers name it.
+
+    `blocked`: lane records that may wait in memory behind a lower one of their key; `held_back`: offsets that one of them may hold
+    back its lane's commit by (a map of them fits into the commit's metadata). `isolated`: no handler can end the worker.
+    `hold`: successors of a record that is given up follow it into the dead letters; `renew_ms`: so old may what keeps a key held become
+    before it is written anew, since its lane has a retention.
+    """
 
     source: str
     group: str
     order: Order
     retry: RetryPolicy
-    look_ahead: int = 200
+    blocked: int = 10_000
+    held_back: int = 16_384
+    isolated: bool = False
+    hold: bool = False
+    renew_ms: int = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
 class HandOff:
-    """Write this record to a lane of the unit; answer with `Unit.handed_off` when acknowledged. `caused_by`: "retry", "wait" or "hop"."""
+    """Write this record to a lane of the unit; answer with `Unit.handed_off` when acknowledged. `caused_by`: as `copies.Hop.cause`."""
 
     delivery: Delivery
     lane: int

@@ -44,13 +44,18 @@ class OffsetTracker(Generic[T]):
                 return True
         return False
 
-    def pass_over(self, offset: int) -> None:
-        """A fetched record that counts as settled without being looked at."""
-        if self._awaited:
-            self._forget_below(offset + 1)
-        self.open.pop(offset, None)
-        if offset >= self.next_offset:
-            self.next_offset = offset + 1
+    def first_awaited(self, first: int, until: int) -> int | None:
+        """The first offset in [first, until) that is neither received nor settled, whether or not it exists."""
+        restored = next((offset for offset in self._awaited if first <= offset < until), None)
+        if restored is not None:
+            return restored
+        at = max(first, self.next_offset)
+        return at if at < until else None
+
+    def pass_over(self, until: int) -> None:
+        """What is below `until` and was not received is not to come any more."""
+        self._forget_below(until)
+        self.next_offset = max(self.next_offset, until)
 
     def settle(self, offset: int) -> None:
         """Done with it; settling twice is an error of the caller."""

@@ -98,6 +98,15 @@ class Parking:
         below = bisect_left(waiting, identity)
         return waiting[below - 1] if below else None
 
+    def held_in(self, lane: int) -> Iterator[tuple[bytes | None, Identity, Holder]]:
+        """Unresolved records whose copy that counts is in that lane, with their keys. Looks at all of them."""
+        for keys in (self.keys, self._aside):
+            for key, identities in keys.items():
+                for identity in identities:
+                    holder = self._holders[identity]
+                    if holder.lane == lane:
+                        yield key, identity, holder
+
     def head(self, key: bytes | None) -> Identity | None:
         """The lowest unresolved record of the key."""
         waiting = self.keys.get(key)

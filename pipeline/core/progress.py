@@ -5,6 +5,8 @@ text, so a crash does not run them again. One text per partition, at most 4,095 
 
     "pl1:" base64url( epoch  fence-count { name-length name end }  kind  payload )      all numbers are varints
 
+Marks (see `care`) travel among the fences, under names that no lane can have: a worker that does not know them reads past them.
+
 `kind` 0: nothing is open below `end`; 1: a bitset of open offsets from the committed one; 2: run lengths, open and settled in turn.
 Whatever is not open and lies in [offset, end) is settled: gaps of compaction and transactions count as done.
 """
@@ -16,8 +18,12 @@ import binascii
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from pipeline.model.cluster import Position
+
 METADATA_LIMIT = 4_095
 _PREFIX = "pl1:"
+_MARK = "\0"
+"""Stands before the name of a mark."""
 _OPEN_RUN_MAX = 10_000_000
 """No worker holds more open records: a forged text must not fill the memory."""
 _NOTHING_OPEN, _BITSET, _RUNS = 0, 1, 2
@@ -27,7 +33,7 @@ _NOTHING_OPEN, _BITSET, _RUNS = 0, 1, 2
 class Progress:
     """The settled part of one lane of one partition. `open`: offsets in [offset, end) that are not settled, ascending.
 
-    `epoch` and `fences` (lane name -> its end when that epoch began) are set on the source lane only.
+    `epoch`, `fences` (lane name -> its end when that epoch began) and `marks` are set on the source lane only.
     """
 
     offset: int
@@ -35,6 +41,7 @@ class Progress:
     open: tuple[int, ...] = ()
     epoch: int = 0
     fences: Mapping[str, int] = field(default_factory=dict)
+    marks: Mapping[str, int] = field(default_factory=dict)
 
 
 def _varint(number: int) -> bytes:
@@ -77,9 +84,10 @@ def _bitset(offset: int, end: int, open_offsets: Collection[int]) -> bytes:
     return bytes(bits)
 
 
-def _head(epoch: int, fences: Mapping[str, int]) -> bytes:
-    out = bytearray(_varint(epoch) + _varint(len(fences)))
-    for name, end in sorted(fences.items()):
+def _head(epoch: int, fences: Mapping[str, int], marks: Mapping[str, int]) -> bytes:
+    named = sorted([*fences.items(), *((_MARK + name, number) for name, number in marks.items())])
+    out = bytearray(_varint(epoch) + _varint(len(named)))
+    for name, end in named:
         raw = name.encode()
         out += _varint(len(raw)) + raw + _varint(end)
     return bytes(out)
@@ -91,7 +99,7 @@ def _text(head: bytes, payload: bytes) -> str:
 
 def encode(progress: Progress, limit: int = METADATA_LIMIT) -> str:
     """The metadata text. What does not fit `limit` is cut from the far end: those offsets would run again, none is lost."""
-    head = _head(progress.epoch, progress.fences)
+    head = _head(progress.epoch, progress.fences, progress.marks)
     span = progress.end - progress.offset
     if not progress.open:
         return _text(head, _varint(_NOTHING_OPEN) + _varint(span))
@@ -125,6 +133,13 @@ def decode(offset: int, metadata: str) -> Progress:
         return Progress(offset, offset)
 
 
+def lane_progress(position: Position | None, beginning: int, end: int) -> Progress:
+    """A lane's commit. Lanes always start at the earliest; a lane that was made anew (its end is below the commit) starts over."""
+    if position is None or position.offset > end:
+        return Progress(beginning, beginning)
+    return decode(position.offset, position.metadata)
+
+
 def _take(raw: bytes, at: int) -> tuple[int, int]:
     number, shift = 0, 0
     while True:
@@ -139,21 +154,26 @@ def _take(raw: bytes, at: int) -> tuple[int, int]:
 def _decode(offset: int, raw: bytes) -> Progress:
     epoch, at = _take(raw, 0)
     count, at = _take(raw, at)
-    fences = {}
+    fences: dict[str, int] = {}
+    marks: dict[str, int] = {}
     for _ in range(count):
         length, at = _take(raw, at)
         name = raw[at : at + length].decode()
-        fences[name], at = _take(raw, at + length)
+        number, at = _take(raw, at + length)
+        if name.startswith(_MARK):
+            marks[name.removeprefix(_MARK)] = number
+        else:
+            fences[name] = number
     kind, at = _take(raw, at)
     if kind == _NOTHING_OPEN:
         span, at = _take(raw, at)
-        return Progress(offset, offset + span, (), epoch, fences)
+        return Progress(offset, offset + span, (), epoch, fences, marks)
     if kind == _BITSET:
         bits = raw[at:]
         opened = tuple(offset + i for i in range(len(bits) * 8) if bits[i >> 3] >> (i & 7) & 1)
-        return Progress(offset, offset + len(bits) * 8, opened, epoch, fences)
+        return Progress(offset, offset + len(bits) * 8, opened, epoch, fences, marks)
     if kind != _RUNS:
-        return Progress(offset, offset, (), epoch, fences)
+        return Progress(offset, offset, (), epoch, fences, marks)
     position, is_open = offset, True
     found: list[int] = []
     for run in _numbers(raw, at):
@@ -163,4 +183,4 @@ def _decode(offset: int, raw: bytes) -> Progress:
             found.extend(range(position, position + run))
         position += run
         is_open = not is_open
-    return Progress(offset, position, tuple(found), epoch, fences)
+    return Progress(offset, position, tuple(found), epoch, fences, marks)

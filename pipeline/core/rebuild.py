@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pipeline.core.parking import Identity, Parking
 from pipeline.core.progress import Progress
 from pipeline.model.cluster import Headers
-from pipeline.model.headers import HeaderError, decode
+from pipeline.model.headers import HeaderError, Standing, standing_of
 
 _AHEAD_MAX = 1_000_000
 """How far past the source's committed end a lane's record may come from, before memory bounds what is settled at once."""
@@ -51,6 +51,7 @@ class Rebuild:
         self.fences = {name: ends[name] for name in lanes}
         self.parking = Parking()
         self.zombies = 0
+        self.held: dict[Identity, tuple[bytes | None, str]] = {}
         self._found_at: dict[Identity, int] = {}
         self._scans = [
             _Scan(
@@ -79,16 +80,33 @@ class Rebuild:
         if offset < before.end and not _contains(before.open, offset):
             return
         try:
-            delivery = decode(headers)
+            copy = standing_of(headers)
         except HeaderError:
             scan.open.append(offset)  # not ours: it comes up again and goes to the dead letters
             return
-        if offset >= scan.previous_fence and delivery.epoch < self.epoch - 1 and delivery.hop:
+        if offset >= scan.previous_fence and copy.epoch < self.epoch - 1 and copy.hop:
             self.zombies += 1
             return
         scan.open.append(offset)
-        scan.last_due_ms = max(scan.last_due_ms, delivery.due_ms)
-        self._observe_copy(key, Identity(delivery.origin_offset, delivery.replay_id), delivery.hop, lane, offset)
+        scan.last_due_ms = max(scan.last_due_ms, copy.due_ms)
+        identity = Identity(copy.origin_offset, copy.replay_id)
+        self._observe_copy(key, identity, copy.hop, lane, offset)
+        if copy.hold or identity in self.held:
+            self._observe_hold(key, identity, copy, lane)
+
+    def reached(self, lane: int, offset: int) -> None:
+        """The lane was read to here. Its end may hold no record: a transaction's marker, aborted records, a gap of compaction."""
+        scan = self._scans[lane - 1]
+        scan.at = max(scan.at, offset)
+
+    def unreadable(self, lane: int, first: int, until: int) -> None:
+        """Offsets of a lane that can't be read: what of them is not settled comes up again, as one pointer."""
+        scan = self._scans[lane - 1]
+        before, until = scan.before, min(until, scan.fence)
+        at = next((offset for offset in before.open if first <= offset < until), max(first, before.end, scan.at))
+        if at < until:
+            scan.open.append(at)
+        scan.at = max(scan.at, until)
 
     def _observe_copy(self, key: bytes | None, identity: Identity, hop: int, lane: int, offset: int) -> None:
         """Of several copies the one with the most hops counts (c). The others are settled now: one that is left open until
@@ -101,6 +119,13 @@ class Rebuild:
             self._scans[best.lane - 1].stale.add(self._found_at[identity])
         self._found_at[identity] = offset
         self.parking.observe(key, identity, hop, lane)
+
+    def _observe_hold(self, key: bytes | None, identity: Identity, copy: Standing, lane: int) -> None:
+        """Is the key held by this record, or being released? The copy that counts says so."""
+        if self.parking.counts(identity, copy.hop, lane):
+            self.held.pop(identity, None)
+            if copy.hold:
+                self.held[identity] = key, copy.hold
 
     def source_progress(self) -> Progress:
         """The source's settled part: a record that is already in a lane is settled unseen (d), before its copy has its ending."""

@@ -11,46 +11,35 @@ Rules (a)-(h) are explained in docs/design.md.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
-from pipeline.core.copies import Hop, copy_headers
+from pipeline.core.blocked import Blocked, shed
+from pipeline.core.care import HEALTHY, SOURCE_NAME, Care
+from pipeline.core.chains import Chains
+from pipeline.core.copies import Hop, copy_headers, note_failure
 from pipeline.core.delivery import SOURCE, Delivery
 from pipeline.core.effects import DeadLetter, Effect, HandOff, LaneSpec, RunAgain, UnitPolicy
+from pipeline.core.holding import Holds
+from pipeline.core.lane import Lane
 from pipeline.core.offsets import OffsetTracker
 from pipeline.core.parking import Identity, Parking
 from pipeline.core.progress import Progress
 from pipeline.core.rebuild import Rebuild
 from pipeline.core.retry import GiveUp, WaitInMemory, after_failure, next_hop, tier_for
+from pipeline.core.unreadable import Missing, let_go_of_missing
+from pipeline.core.waiting import Waiting
 from pipeline.model.cluster import Message
 from pipeline.model.headers import HeaderError, decode
 from pipeline.model.outcome import Failure, FailureKind
 
-__all__ = [
-    "DeadLetter",
-    "Effect",
-    "HandOff",
-    "Lane",
-    "LaneSpec",
-    "RunAgain",
-    "Unit",
-    "UnitPolicy",
-]
+__all__ = ["DeadLetter", "Effect", "HandOff", "Lane", "LaneSpec", "RunAgain", "Unit", "UnitPolicy"]
 
+NOWHERE = 2**63 - 1
+"""Where a hand-off has landed that the broker had already: no offset is behind it for certain."""
+GO_ROUND_MS = 1_000  # in a lane without a delay of its own
 SKIPPED = Failure(FailureKind.TERMINAL, "Skipped", "Skipped", "an operator skipped this record")
-
-
-@dataclass(slots=True)
-class Lane:
-    """A lane at work: offsets, look-ahead in due order, and the latest due time written or read (rule b)."""
-
-    spec: LaneSpec
-    tracker: OffsetTracker[Delivery]
-    fence: int = 0
-    last_due_ms: int = 0
-    look_ahead: deque[Delivery] = field(default_factory=deque)
 
 
 class Unit:
@@ -64,25 +53,30 @@ class Unit:
         self.parking: Parking = rebuild.parking
         self.open = True
         self.draining = False
+        self.unclean = HEALTHY
+        self.care: Care | None = None
         self.effects: list[Effect] = []
         self.busy: set[bytes | None] = set()
-        self.waiting: dict[bytes | None, deque[Delivery]] = {}
-        self.waiting_count = 0
-        self.waiting_of_lanes = 0
+        self.waiting = Waiting()
+        self.blocked = Blocked()
+        self.chains = Chains()
+        self._unblocked: deque[Delivery] = deque()
         self.skipped: set[Identity] = set()
         self.released: dict[bytes | None, Identity] = {}
         self._sending: dict[tuple[Identity, int], Delivery] = {}
-        source = LaneSpec("source", policy.source, None)
+        self.missing: list[Missing] = []
+        source = LaneSpec(SOURCE_NAME, policy.source, None)
         self.lanes = [Lane(source, OffsetTracker(rebuild.source_progress()))]
         for index, spec in enumerate(lanes, start=1):
             tracker: OffsetTracker[Delivery] = OffsetTracker(rebuild.lane_progress(index))
             self.lanes.append(Lane(spec, tracker, rebuild.fences[spec.name], rebuild.last_due_ms(index)))
-        self._by_key = policy.order != "none"
-        self._waits = policy.order == "key"
+        self.holds = Holds(self, rebuild.held)
+        self.by_key = policy.order != "none"
+        self.waits = policy.order == "key"
         self._tier_lanes = [
             i for i, lane in enumerate(self.lanes) if i and lane.spec.declared and lane.spec.delay_ms is not None
         ]
-        self._replay_lane = next((i for i, lane in enumerate(self.lanes) if i and lane.spec.delay_ms is None), SOURCE)
+        self.replay_lane = next((i for i, lane in enumerate(self.lanes) if i and lane.spec.delay_ms is None), SOURCE)
 
     # -- fetched records in
 
@@ -130,9 +124,14 @@ class Unit:
                 # Our own copy, fetched before its delivery report: what fed it is settled first, or it could end and be
                 # committed while the record it came from is still open (e).
                 self._settle_fed_by(delivery)
-            if index == self._replay_lane and self.parking.holder(delivery.identity) is None:
+            if headers.hold and index == self.replay_lane:
+                self.holds.received(delivery, headers.hold)
+                continue
+            if index == self.replay_lane and not headers.hop and self.parking.holder(delivery.identity) is None:
                 self.parking.observe(delivery.key, delivery.identity, headers.hop, index)
             lane.look_ahead.append(delivery)
+        if self.missing:
+            let_go_of_missing(self)
 
     def _settle_fed_by(self, copy: Delivery) -> None:
         fed_by = self._sending.pop((copy.identity, copy.hop), None)
@@ -142,8 +141,15 @@ class Unit:
     def release_due(self, now_ms: int, ready: deque[Delivery]) -> int | None:
         """Move due lane records to `ready`; returns when the next one is due (None: nothing waits in the look-ahead)."""
         next_due: int | None = None
+        if self._unblocked:
+            ready.extend(self._unblocked)
+            self._unblocked.clear()
+        if self.holds.copies and not self.draining:
+            self.holds.renew(now_ms)
         for lane in self.lanes:
             look_ahead = lane.look_ahead
+            if self.blocked.count and lane.tracker.next_offset - lane.tracker.position > self.policy.held_back:
+                shed(self, lane, now_ms)
             while look_ahead:
                 due = look_ahead[0].due_ms
                 if due > now_ms:
@@ -159,29 +165,15 @@ class Unit:
         if self.draining:
             return False
         key = delivery.key
-        if self._by_key and key is not None:
+        if self.by_key and key is not None:
             if key in self.busy:
-                self._wait(delivery)
+                self.waiting.add(delivery)
                 return False
             if (delivery.lane or key in self.parking.keys) and not self._admit_parked(delivery, now_ms):
                 return False
             self.busy.add(key)
             return True
         return not (delivery.lane or key in self.parking.keys) or self._admit_parked(delivery, now_ms)
-
-    def _wait(self, delivery: Delivery) -> None:
-        """Behind what runs for its key. Source records come in order; lane records are put in theirs, which saves hops
-        (the wait rule alone keeps the order)."""
-        queue = self.waiting.get(delivery.key)
-        self.waiting_count += 1
-        if delivery.lane:
-            self.waiting_of_lanes += 1
-        if queue is None:
-            self.waiting[delivery.key] = deque((delivery,))
-        elif delivery.lane == SOURCE or queue[-1].identity <= delivery.identity:
-            queue.append(delivery)
-        else:
-            queue.insert(bisect_right(queue, delivery.identity, key=_identity), delivery)
 
     def _admit_parked(self, delivery: Delivery, now_ms: int) -> bool:
         identity, key, parking = delivery.identity, delivery.key, self.parking
@@ -195,26 +187,40 @@ class Unit:
         if identity in self.skipped:
             self._dead_letter(delivery, SKIPPED, now_ms)
             return False
-        tail = parking.tail_before(key, identity) if self._waits and key is not None else None
-        if tail is not None and identity > self.released.get(key, Identity(-1)):
-            target = self._lane_behind(tail)
-            self._hand_off(delivery, Hop(target, max(delivery.due_ms, now_ms), delivery.not_before_ms, "wait"), now_ms)
+        head = self.holds.head_below(key, identity) if self.holds.heads and self.waits else None
+        if head is not None:
+            self.holds.follow(delivery, head, now_ms)
+            return False
+        tail = parking.tail_before(key, identity) if self.waits and key is not None else None
+        if tail is not None and (identity > self.released.get(key, Identity(-1)) or key in self.holds.releasing):
+            if delivery.lane and self.blocked.count < self.policy.blocked:
+                self.blocked.add(delivery)
+            else:
+                self.hand_off_behind(tail, delivery, now_ms)
             return False
         if delivery.not_before_ms > now_ms:
             self._not_yet(delivery, now_ms)
             return False
         return True
 
+    def hand_off_behind(self, unresolved: Identity, delivery: Delivery, now_ms: int) -> None:
+        target, due_ms = self._lane_behind(unresolved), max(delivery.due_ms, now_ms)
+        if target == delivery.lane == self.replay_lane and self._tier_lanes:
+            target = self._tier_lanes[0]
+        if delivery.lane and self.lanes[target].last_due_ms <= now_ms:  # or it would go round at full speed
+            due_ms = now_ms + (self.policy.retry.tiers_ms[0] if self._tier_lanes else GO_ROUND_MS)
+        self.hand_off(delivery, Hop(target, due_ms, delivery.not_before_ms, "wait"), now_ms)
+
     def _not_yet(self, delivery: Delivery, now_ms: int) -> None:
         """A due record whose own wait is longer than its tier: on to the next one, or without tiers wait in memory."""
         hop = next_hop(self.policy.retry.tiers_ms, delivery.not_before_ms, now_ms)
         if hop is None:
-            if self._by_key and delivery.key is not None:
+            if self.by_key and delivery.key is not None:
                 self.busy.add(delivery.key)
             self.effects.append(RunAgain(delivery, delivery.not_before_ms))
         else:
             target = self._tier_lanes[hop]
-            self._hand_off(delivery, Hop(target, self._due(target, now_ms), delivery.not_before_ms, "hop"), now_ms)
+            self.hand_off(delivery, Hop(target, self._due(target, now_ms), delivery.not_before_ms, "hop"), now_ms)
 
     def _lane_behind(self, tail: Identity) -> int:
         """The lane that holds the key's tail (a); for a retired tier the declared one nearest to it, so that it can run dry."""
@@ -237,22 +243,17 @@ class Unit:
         del self.lanes[lane].tracker.open[delivery.offset]
         if lane or key in self.parking.keys:
             self.parking.resolve(key, delivery.identity)
-        if key in self.waiting:
+        if self.chains and self.chains.goes_on(key):
+            return None
+        if key in self.waiting or (self.blocked.count and key in self.blocked):
             return self.free(key, now_ms)
         self.busy.discard(key)
         return None
 
     def free(self, key: bytes | None, now_ms: int) -> Delivery | None:
         """The key is not busy any more: its next record that may run, if any."""
-        queue = self.waiting.get(key)
-        while queue:
-            delivery = queue.popleft()
-            self.waiting_count -= 1
-            if not queue:
-                del self.waiting[key]
-            if delivery.lane:
-                self.waiting_of_lanes -= 1
-            elif key not in self.parking.keys:
+        while (delivery := self._next(key)) is not None:
+            if not delivery.lane and key not in self.parking.keys:
                 return delivery  # the key stays busy
             self.busy.discard(key)
             if self.admit(delivery, now_ms):
@@ -262,11 +263,21 @@ class Unit:
         self.busy.discard(key)
         return None
 
+    def _next(self, key: bytes | None) -> Delivery | None:
+        """The key's next record to be looked at: a blocked one whose turn has come, else the next that came while it was busy."""
+        if self.blocked.count:
+            first = self.blocked.first(key)
+            if first is not None and self.parking.tail_before(key, first.identity) is None:
+                self.blocked.remove(first)
+                return first
+        return self.waiting.pop(key)
+
     def failed(self, delivery: Delivery, failure: Failure, now_ms: int, draw: float) -> Delivery | None:
         """One more execution failed: retry, wait or give up. Returns the key's next record if the key is free now."""
         if not self.open:
             return None
         delivery.attempt += 1
+        note_failure(delivery, failure, now_ms)
         if self.skipped and delivery.identity in self.skipped:
             self._dead_letter(delivery, SKIPPED, now_ms)
             return None
@@ -279,14 +290,35 @@ class Unit:
             return None
         target = self._tier_lanes[decision.tier]
         hop = Hop(target, self._due(target, now_ms), decision.not_before_ms, "retry")
-        self._hand_off(delivery, hop, now_ms, failure)
+        self.hand_off(delivery, hop, now_ms, failure)
+        if self.chains and self.chains.goes_on(delivery.key):
+            return None
         return self.free(delivery.key, now_ms)
 
-    def handed_off(self, delivery: Delivery) -> None:
-        """The copy in the lane is acknowledged: this one is settled (unless the copy was fetched first)."""
+    def is_sending(self, identity: Identity, hop: int) -> bool:
+        """That copy is under way to its lane."""
+        return (identity, hop) in self._sending
+
+    def unblock(self, key: bytes | None) -> None:
+        """What waited in memory for others of the key is looked at again."""
+        self._unblocked.extend(self.blocked.take(key))
+
+    def handed_off(self, delivery: Delivery, lane: int = SOURCE, offset: int = -1, now_ms: int = 0) -> Delivery | None:
+        """The copy is acknowledged, at this offset of that lane: this one is settled (unless the copy was fetched first).
+
+        Returns the key's next record where the key had to wait for that: a head that is held.
+        """
+        target = self.lanes[lane]
+        if offset >= target.landed:
+            target.landed = offset + 1
+        elif offset < 0:
+            target.landed = NOWHERE
         fed_by = self._sending.pop((delivery.identity, delivery.hop + 1), None)
         if fed_by is not None:
             self.lanes[fed_by.lane].tracker.settle(fed_by.offset)
+        if self.missing:
+            let_go_of_missing(self)
+        return self.holds.written(delivery, now_ms) if self.holds.writing else None
 
     def dead_lettered(self, delivery: Delivery, now_ms: int) -> Delivery | None:
         """Acknowledged: the record has its ending. Returns the key's next record."""
@@ -295,15 +327,19 @@ class Unit:
             self.lanes[delivery.lane].tracker.settle(delivery.offset)
             return None
         self.skipped.discard(delivery.identity)
-        return self.done(delivery, now_ms)
+        return None if self.holds.dead_lettered(delivery, now_ms) else self.done(delivery, now_ms)
 
     def _dead_letter(self, delivery: Delivery, failure: Failure, now_ms: int) -> None:
-        if delivery.key is not None and self._by_key:
+        if delivery.key is not None and self.by_key:
             # Until it is written: a crash now runs it again, and its successors must not be ahead.
             self.busy.add(delivery.key)
-        self.effects.append(DeadLetter(delivery, copy_headers(delivery, now_ms, failure), failure))
+            if self.policy.hold and self.waits and failure is not SKIPPED:
+                self.holds.giving_up[delivery] = failure
+        self.effects.append(DeadLetter(delivery, copy_headers(delivery, now_ms, failure, log=failure.log), failure))
 
-    def _hand_off(self, delivery: Delivery, hop: Hop, now_ms: int, failure: Failure | None = None) -> None:
+    def hand_off(
+        self, delivery: Delivery, hop: Hop, now_ms: int, failure: Failure | None = None, hold: str = ""
+    ) -> None:
         holder = self.parking.holder(delivery.identity)
         if holder is not None and holder.hop > delivery.hop:
             # A second copy of the same hop ran beside the first (no order keeps them apart): the first one's hand-off counts.
@@ -314,21 +350,27 @@ class Unit:
         self.parking.hand_off(delivery.key, delivery.identity, delivery.hop + 1, hop.lane)
         self._sending[delivery.identity, delivery.hop + 1] = delivery
         headers = copy_headers(delivery, now_ms, failure, due_ms, hop.not_before_ms)
+        if hold:
+            headers = replace(headers, hold=hold)
         self.effects.append(HandOff(delivery, hop.lane, headers, hop.cause))
 
     # -- operators, and letting go
 
     def skip(self, key: bytes | None, identity: Identity) -> None:
         """The record goes to the dead letters when it comes up; its successors stop waiting for it now."""
+        if self.holds.knows(key, identity):
+            return  # it has its dead letter, and comes up no more
         if self.parking.holder(identity) is not None:
             self.skipped.add(identity)
             self.parking.step_aside(key, identity)
+            self.unblock(key)
         elif not identity.replay_id and identity.origin in self.lanes[SOURCE].tracker.open:
             self.skipped.add(identity)  # it runs, or waits in memory: no more attempts
 
     def release(self, key: bytes | None, up_to: Identity) -> None:
         """Records of the key up to this one no longer wait for each other: each runs when it is due."""
         self.released[key] = up_to
+        self.unblock(key)
 
     def progress(self) -> dict[int, Progress]:
         """What may be committed, by lane index; the source's carries epoch and fences."""
@@ -340,7 +382,10 @@ class Unit:
         """Take no more work; what runs may finish."""
         self.draining = True
         self.waiting.clear()
-        self.waiting_count = self.waiting_of_lanes = 0
+        self.blocked.clear()
+        self._unblocked.clear()
+        if self.care is not None:
+            self.care.clear()
         for lane in self.lanes:
             lane.look_ahead.clear()
 
@@ -348,12 +393,8 @@ class Unit:
         """A wait in memory that the drain cuts short: the first tier takes it, so that its attempts are not forgotten."""
         if self._tier_lanes and delivery.attempt > (delivery.headers.attempt if delivery.headers else 0):
             target = self._tier_lanes[0]
-            self._hand_off(delivery, Hop(target, self._due(target, now_ms), delivery.not_before_ms, "retry"), now_ms)
+            self.hand_off(delivery, Hop(target, self._due(target, now_ms), delivery.not_before_ms, "retry"), now_ms)
 
     def close(self) -> None:
         self.drain()
         self.open = False
-
-
-def _identity(delivery: Delivery) -> Identity:
-    return delivery.identity

@@ -23,7 +23,7 @@ from pipeline.emit.policy import BufferPolicy
 from pipeline.model.cluster import ClusterAdmin, TopicSpec
 from pipeline.model.errors import ClusterUnavailable
 from pipeline.model.partitioner import partition_of
-from pipeline.model.topics import CONTROL_TOPIC, SCHEMAS_TOPIC
+from pipeline.model.topics import AUDIT_TOPIC, CLOCK_TOPIC, CONTROL_TOPIC, RESULTS_TOPIC, SCHEMAS_TOPIC, TASKS_TOPIC
 from pipeline.model.views import Ledger
 from pipeline.topology import Defaults, apply
 
@@ -257,7 +257,8 @@ def remove_topics(app: Pipeline, admin: ClusterAdmin) -> None:
     """What the demo made on a cluster that is not its own. Only with a prefix: that is what tells its topics from others'."""
     prefix = app.settings.prefix
     assert prefix, "without a prefix the topics could be somebody else's"
-    own = {app.topic_name(name) for name in (app.settings.events_topic, CONTROL_TOPIC, SCHEMAS_TOPIC)}
+    system = (CONTROL_TOPIC, SCHEMAS_TOPIC, AUDIT_TOPIC, RESULTS_TOPIC, TASKS_TOPIC, CLOCK_TOPIC)
+    own = {app.topic_name(name) for name in (app.settings.events_topic, *system)}
     own |= {app.topic_name(ledger_topic(group)) for group in GROUPS}
     for group in GROUPS:
         lanes = lanes_of(app, group)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
+
+from pipeline.model.instants import epoch_ms_of
 
 TIME_MAX_MS = 253_402_300_799_999
 """The end of the year 9999: later ones are no times."""
@@ -86,9 +88,7 @@ def _time(value: Any) -> int | None:
     if not isinstance(value, str):
         return None
     try:
-        moment = datetime.fromisoformat(value)
-        since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+        ms = epoch_ms_of(datetime.fromisoformat(value))
     except (ValueError, OverflowError):
         return None
-    ms = (since.days * 86_400 + since.seconds) * 1_000 + since.microseconds // 1_000
     return ms if 0 < ms <= TIME_MAX_MS else None

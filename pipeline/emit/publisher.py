@@ -14,18 +14,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.emit.buffer import Buffer, Outgoing
 from pipeline.emit.envelope import event_headers
 from pipeline.emit.policy import BufferPolicy
 from pipeline.emit.schema_wait import EventEncoder, Prepare, SchemaWait
+from pipeline.emit.scrubbing import EventScrubber
 from pipeline.emit.sender import Sender, leftover
 from pipeline.emit.stats import Counters, Leftover, PublisherStats
 from pipeline.model.cluster import Headers, RecordProducer
 from pipeline.model.errors import BufferFull, PublishError
 from pipeline.model.events import RunEvent
+from pipeline.model.scrubbing import ScrubPolicy
 
 if TYPE_CHECKING:
     from pipeline.emit.spool import Spool
@@ -44,12 +46,13 @@ class PublishOptions:
 
     `prepare(topic)` finds the schema ids and may wait and raise a ClusterError or CodecError: it is called in a thread
     of its own until it succeeds, so that an agent works while broker and registry are away (events are encoded when
-    they are sent). None: the encoder is ready.
+    they are sent). None: the encoder is ready. `scrub`: what of an event is masked before anything else is done with it.
     """
 
     topic: str = EVENTS_TOPIC
     ce_source: str | None = None
     prepare: Prepare | None = None
+    scrub: ScrubPolicy = field(default_factory=ScrubPolicy)
 
 
 class Publisher:
@@ -71,6 +74,7 @@ class Publisher:
         self.policy = policy or BufferPolicy()
         self.options = options or PublishOptions()
         self._schemas = SchemaWait(encoder, self.options.prepare)
+        self._scrub = EventScrubber(self.options.scrub)
         self._lock = threading.Condition(threading.Lock())
         self._buffer = Buffer(self.policy)
         self._counters = Counters()
@@ -189,6 +193,7 @@ class Publisher:
             return leftover(undelivered, self._sender.spool_bytes, self._sender.trouble)
 
     def _record(self, event: RunEvent, topic: str, traceparent: str | None) -> Outgoing:
+        event = self._scrub(event)
         headers = event_headers(event, traceparent, self.options.ce_source)
         return self._schemas.record(event, topic, headers)
 

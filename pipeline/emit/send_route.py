@@ -60,6 +60,7 @@ class SendRoute:
                 taken = self._buffer.launch(records)
                 self._counters.published += taken
             self._hand_over_all(records[:taken])
+            self._producer.hear()
         finally:
             self._turn.release()
         return taken

@@ -89,7 +89,7 @@ class Collector:
         lanes: dict[int, list[LaneRecord]] = defaultdict(list)
         dead: dict[int, list[LaneRecord]] = defaultdict(list)
         source: dict[int, list[SourceRecord]] = defaultdict(list)
-        for message in read_to_end(self.cluster, starts, ends, reach.seconds):
+        for message in read_to_end(self.cluster, starts, ends, reach.seconds, stop_at_open=True):
             if message.topic() == topics.source:
                 record = source_record(message)
                 if wanted(record.key, record.event_id):

@@ -8,15 +8,17 @@ unread -> queued -> (handler) -> done
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from pipeline.core.care import SUSPECTED, unclean_in_a_row
 from pipeline.core.progress import Progress
 from pipeline.inspect.records import LaneRecord, SourceRecord, is_settled, written_by_zombie
 from pipeline.model.cluster import GroupMember
+from pipeline.model.headers import HELD
 from pipeline.model.topics import LaneTopics
 
-State = Literal["done", "queued", "parked", "blocked", "due", "dead letter"]
+State = Literal["done", "queued", "parked", "blocked", "due", "dead letter", "held", "releasing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,10 @@ class Blocker:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The answer for one record of one group. `lane` and `lane_offset` say where its copy is; times are milliseconds, 0 = none."""
+    """The answer for one record of one group. `lane` and `lane_offset` say where its copy is; times are milliseconds, 0 = none.
+
+    `owners_died`: so many owners of the partition in a row, two at least, did not let it go in order; what they ran runs alone now.
+    """
 
     state: State
     group: str
@@ -71,6 +76,7 @@ class Explanation:
     blocked_by: Blocker | None = None
     owner: GroupMember | None = None
     paused: str | None = None
+    owners_died: int = 0
 
 
 def _error_text(record: LaneRecord) -> str:
@@ -128,14 +134,25 @@ def explain(view: PartitionView, wanted: Iterable[tuple[int, str]], now_ms: int)
     found = []
     for identity in sorted(set(wanted)):
         copy, letter, record = open_copies.get(identity), dead.get(identity), source.get(identity)
-        if copy is not None and (letter is None or _hops(copy) > _hops(letter)):
+        held = copy is not None and copy.delivery is not None and copy.delivery.hold  # beside its dead letter
+        if copy is not None and (held or letter is None or _hops(copy) > _hops(letter)):
             found.append(_waiting(view, copy, heads[copy.key], now_ms))
         elif letter is not None:
             found.append(_of_copy("dead letter", view, letter))
         elif record is not None:
             settled = is_settled(view.progress.get(view.topics.source), record.offset)
             found.append(_of_source("done" if settled else "queued", view, record))
-    return found
+    died = _owners_died(view)
+    return [
+        replace(one, owners_died=died) if died and one.state not in ("done", "dead letter") else one for one in found
+    ]
+
+
+def _owners_died(view: PartitionView) -> int:
+    """In a row, before the present one; one alone is nothing to speak of."""
+    known = view.progress.get(view.topics.source)
+    count = unclean_in_a_row(known.marks) - 1 if known is not None else 0
+    return count if count >= SUSPECTED - 1 else 0
 
 
 def _of_source(state: State, view: PartitionView, record: SourceRecord) -> Explanation:
@@ -175,5 +192,8 @@ def _waiting(view: PartitionView, copy: LaneRecord, head: LaneRecord, now_ms: in
         due_ms = head.delivery.due_ms if head.delivery else 0
         attempt = head.delivery.attempt if head.delivery else 0
         return _of_copy("blocked", view, copy, Blocker(head.origin, head.topic, due_ms, attempt, _error_text(head)))
+    hold = copy.delivery.hold if copy.delivery else ""
+    if hold:
+        return _of_copy("held" if hold == HELD else "releasing", view, copy)
     due_ms = copy.delivery.due_ms if copy.delivery else 0
     return _of_copy("parked" if due_ms > now_ms else "due", view, copy)

@@ -36,7 +36,7 @@ def measure(cluster: Cluster, entry: Layout, read_lanes: bool = True) -> GroupFa
     if read_lanes and waiting <= LANE_RECORDS_MAX:
         lanes = {place: starts[place] for place in places if place.topic in topics.lanes}
         keys: dict[TopicPartition, set[bytes | None]] = {}
-        for message in read_to_end(cluster, lanes, ends):
+        for message in read_to_end(cluster, lanes, ends, stop_at_open=True):
             place = TopicPartition(message.topic(), message.partition())
             if not is_settled(progress.get(place), message.offset()):
                 keys.setdefault(place, set()).add(message.key())
@@ -58,5 +58,5 @@ def _first_timestamps(
     cluster: Cluster, starts: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]
 ) -> Iterable[tuple[TopicPartition, int]]:
     one = {place: min(ends[place], start + 1) for place, start in starts.items()}
-    for message in read_to_end(cluster, starts, one, deadline_s=20.0):
+    for message in read_to_end(cluster, starts, one, deadline_s=20.0, stop_at_open=True):
         yield TopicPartition(message.topic(), message.partition()), message.timestamp()[1]

@@ -9,6 +9,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
 from confluent_kafka import (
+    OFFSET_INVALID,
     Consumer,
     ConsumerGroupTopicPartitions,
     IsolationLevel,
@@ -70,8 +71,9 @@ class KafkaAdmin:
             described = {name: each for name, each in described.items() if not each.is_internal}
         configs = self._configs(described, timeout_s)
         return {
-            name: TopicSpec(name, len(each.partitions), len(each.partitions[0].replicas), configs.get(name, {}))
+            name: TopicSpec(name, len(each.partitions), len(each.partitions[0].replicas), configs[name])
             for name, each in described.items()
+            if name in configs
         }
 
     def topic_names(self, timeout_s: float = 10.0) -> list[str]:
@@ -107,14 +109,18 @@ class KafkaAdmin:
             return {}
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
         answers = self._admin.describe_configs(resources, request_timeout=timeout_s)
-        return {
-            resource.name: {
-                entry.name: entry.value
-                for entry in self._wait(future, timeout_s, f"reading the settings of topic {resource.name}").values()
-                if entry.value is not None
-            }
-            for resource, future in answers.items()
-        }
+        found: dict[str, dict[str, str]] = {}
+        for resource, future in answers.items():
+            try:
+                entries = future.result(timeout_s + 1.0)
+            except KafkaException as exception:
+                if exception.args[0].code() in _ABSENT:  # deleted since it was listed
+                    continue
+                entries = self._wait(future, timeout_s, f"reading the settings of topic {resource.name}")
+            except FutureTimeout:
+                entries = self._wait(future, 0, f"reading the settings of topic {resource.name}")
+            found[resource.name] = {name.name: name.value for name in entries.values() if name.value is not None}
+        return found
 
     def create_topics(self, specs: Sequence[TopicSpec], timeout_s: float = 30.0) -> None:
         if not specs:
@@ -291,12 +297,16 @@ class KafkaAdmin:
         answers = self._admin.list_offsets(
             request, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=timeout_s
         )
-        return {
-            TopicPartition(tp.topic, tp.partition): self._wait(
-                future, timeout_s, f"reading offsets of {tp.topic}[{tp.partition}]"
-            ).offset
-            for tp, future in answers.items()
-        }
+        found = {}
+        for tp, future in answers.items():
+            doing = f"reading offsets of {tp.topic}[{tp.partition}]"
+            offset = self._wait(future, timeout_s, doing).offset
+            if offset == OFFSET_INVALID:  # the leader's answer is missing, and librdkafka says so by nothing else
+                raise ClusterUnavailable(
+                    f"{doing} failed: its leader did not answer; check that the brokers are reachable"
+                )
+            found[TopicPartition(tp.topic, tp.partition)] = offset
+        return found
 
     # -- brokers
 

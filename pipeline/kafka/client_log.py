@@ -20,6 +20,8 @@ KINDS_MAX: Final = 100
 _UNREACHABLE: Final = "unreachable"
 _UNREACHABLE_MARKS: Final = frozenset({"FAIL", "_TRANSPORT", "_ALL_BROKERS_DOWN", "_RESOLVE", "_TIMED_OUT"})
 _HEALING: Final = ("retrying", "Coordinator load in progress", "Coordinator not available")
+_DOWN: Final = "-> DOWN"
+_DOUBTS: Final = frozenset({"REQTMOUT", "RESPONSE"})
 _SAID_TWICE: Final = "ERROR"
 """Facility of log lines that repeat what the error callback is told."""
 
@@ -76,6 +78,24 @@ class ClientLog:
                 self._told.pop(next(iter(self._told)))
             self._told[kind] = (now_s, 0)
             return left_out
+
+
+class Trouble:
+    """The log of one client, passed on, that remembers whether it told of trouble with a connection or a coordinator.
+
+    Wants the client's `debug=broker`: what it logs by itself leaves out a trouble that it told of in the last 30 seconds.
+    """
+
+    def __init__(self, log: ClientLog) -> None:
+        self.seen = False
+        self._log = log
+
+    def log(self, level: int, pattern: str, *parts: object) -> None:
+        if level > logging.DEBUG:
+            self.seen = True
+            self._log.log(level, pattern, *parts)
+        elif _DOWN in str(parts[-1] if parts else pattern) or (parts and str(parts[0]) in _DOUBTS):
+            self.seen = True
 
 
 def readable(text: str) -> str:

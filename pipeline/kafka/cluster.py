@@ -8,17 +8,28 @@ from collections.abc import Callable, Mapping
 
 from pipeline.kafka.admin import KafkaAdmin
 from pipeline.kafka.client_log import ClientLog
+from pipeline.kafka.clock import time_difference
 from pipeline.kafka.consumer import KafkaConsumer
 from pipeline.kafka.producer import KafkaProducer
 from pipeline.kafka.reader import KafkaReader
-from pipeline.kafka.settings import admin_settings, consumer_settings, producer_settings, reader_settings
+from pipeline.kafka.settings import (
+    admin_settings,
+    consumer_settings,
+    producer_settings,
+    reader_settings,
+    transaction_settings,
+)
+from pipeline.kafka.transactions import KafkaTransactions
 from pipeline.model.cluster import (
+    BulkProducer,
     ClusterAdmin,
     ConsumerPolicy,
     GroupConsumer,
     PartitionReader,
     RecordProducer,
+    TimeDifference,
 )
+from pipeline.model.transactions import TransactionalProducer, TransactionPolicy
 
 CLIENT_LOG = "pipeline.kafka.client"
 """Name of the logger that hears what the clients say of themselves."""
@@ -48,12 +59,24 @@ class KafkaCluster:
         settings = producer_settings(self.address, client_id, self._client_settings)
         return KafkaProducer(settings | {"logger": self._client_log}, self._on_error)
 
+    def bulk_producer(self, client_id: str = "pipeline") -> BulkProducer:
+        settings = producer_settings(self.address, client_id, self._client_settings, bulk=True)
+        return KafkaProducer(settings | {"logger": self._client_log}, self._on_error, served_by_caller=True)
+
+    def transactional_producer(self, policy: TransactionPolicy) -> TransactionalProducer:
+        settings = transaction_settings(self.address, policy, self._client_settings)
+        return KafkaTransactions(settings, policy, self._client_log, self._on_error)
+
     def reader(self, client_id: str = "pipeline") -> PartitionReader:
         settings = reader_settings(self.address, client_id, self._client_settings)
         return KafkaReader(settings | {"logger": self._client_log}, self._on_error)
 
     def admin(self) -> ClusterAdmin:
         return self._shared_admin()
+
+    def time_difference(self, topic: str, timeout_s: float) -> TimeDifference:
+        settings = producer_settings(self.address, "clock", self._client_settings)
+        return time_difference(settings | {"logger": self._client_log}, topic, timeout_s)
 
     def _shared_admin(self) -> KafkaAdmin:
         with self._lock:

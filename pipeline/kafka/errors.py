@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from confluent_kafka import KafkaError, KafkaException
 
-from pipeline.model.errors import ClusterError, ClusterUnavailable, FencedError, NotAuthorized, TopologyError
+from pipeline.model.errors import (
+    ClusterError,
+    ClusterUnavailable,
+    FencedError,
+    NotAuthorized,
+    RecordTooLarge,
+    TopicExists,
+    TopologyError,
+)
 
 FENCED_CODES = frozenset(
     {
@@ -18,6 +26,13 @@ FENCED_CODES = frozenset(
         KafkaError.INVALID_PRODUCER_EPOCH,
         KafkaError._FENCED,
         KafkaError._ASSIGNMENT_LOST,
+    }
+)
+PRODUCER_FENCED_CODES = frozenset(
+    {
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError._FENCED,
     }
 )
 _DENIED = frozenset(
@@ -64,6 +79,7 @@ _FAULT_KINDS = {
     KafkaError._BAD_COMPRESSION: "bad_batch",
     KafkaError._BAD_MSG: "bad_batch",
     KafkaError.INVALID_MSG: "bad_batch",
+    KafkaError._NOT_IMPLEMENTED: "bad_batch",
     KafkaError._AUTO_OFFSET_RESET: "out_of_range",
     KafkaError.OFFSET_OUT_OF_RANGE: "out_of_range",
     KafkaError._LOG_TRUNCATION: "out_of_range",
@@ -77,7 +93,6 @@ _FAULT_KINDS = {
 }
 _TOPOLOGY = frozenset(
     {
-        KafkaError.TOPIC_ALREADY_EXISTS,
         KafkaError.INVALID_PARTITIONS,
         KafkaError.INVALID_REPLICATION_FACTOR,
         KafkaError.INVALID_CONFIG,
@@ -93,6 +108,8 @@ def cluster_error(error: KafkaError, doing: str) -> ClusterError:
         return FencedError(f"{said}; this member was replaced, so its work belongs to another one now")
     if code in _DENIED:
         return NotAuthorized(f"{said}; grant the ACL or correct the credentials")
+    if code in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE):
+        return RecordTooLarge(f"{said}; raise max.message.bytes of the topic")
     if code in _MAY_HEAL or error.retriable():
         return ClusterUnavailable(f"{said}; check that the brokers are reachable")
     return ClusterError(said)
@@ -103,6 +120,8 @@ def raised(exception: KafkaException, doing: str) -> ClusterError | TopologyErro
     error = exception.args[0]
     if not isinstance(error, KafkaError):
         return ClusterError(f"{doing} failed: {exception}")
+    if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+        return TopicExists(f"{doing} failed: {error.str()} [{error.name()}]")
     if error.code() in _TOPOLOGY:
         return TopologyError(f"{doing} failed: {error.str()} [{error.name()}]")
     return cluster_error(error, doing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
@@ -24,12 +24,31 @@ class KafkaReader:
         self._consumer = Consumer({**settings, "error_cb": self._client_error})
         self._closed = False
         self._fault: ClusterError | None = None
+        self._assigned: set[TopicPartition] = set()
+        self._ended: dict[TopicPartition, int] = {}
 
     def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        self._ended = {}
         try:
             self._consumer.assign([Assigned(t, p, offset) for (t, p), offset in positions.items()])
         except KafkaException as exception:
             raise raised(exception, "assigning partitions") from exception
+        self._assigned = set(positions)
+
+    def remove(self, partitions: Collection[TopicPartition]) -> None:
+        known = self._assigned.intersection(partitions)
+        for place in known:
+            self._ended.pop(place, None)
+        if not known:
+            return
+        try:
+            self._consumer.incremental_unassign([Assigned(t, p) for t, p in known])
+        except KafkaException as exception:
+            raise raised(exception, "unassigning partitions") from exception
+        self._assigned -= known
+
+    def ended(self) -> Mapping[TopicPartition, int]:
+        return self._ended
 
     def poll(self, max_records: int, timeout_s: float) -> list[Message]:
         if self._fault is not None:
@@ -57,7 +76,11 @@ class KafkaReader:
             error = message.error()
             if error is None:
                 continue
-            if fault_kind(error) != "other":
+            if error.code() == KafkaError._PARTITION_EOF:
+                self._ended[TopicPartition(cast(str, message.topic()), cast(int, message.partition()))] = cast(
+                    int, message.offset()
+                )
+            elif fault_kind(error) != "other":
                 where = f"reading {message.topic()}[{message.partition()}] at offset {message.offset()}"
                 self._fault = cluster_error(error, where)
             else:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.model.cluster import ConsumerPolicy
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.transactions import TransactionPolicy
 
 ROLES = ("consumer", "producer", "admin")
 PROTOCOLS = ("classic", "consumer")
@@ -21,6 +22,11 @@ _COMMON = {
     "metadata.max.age.ms": 15_000,
     "reconnect.backoff.ms": 50,
     "reconnect.backoff.max.ms": 2_000,
+    # A connection that goes nowhere (a half-open one, a node behind a network that was parted) is given up after this time without
+    # an answer, and not after 60,000: many requests wait for a connection before another one is made. Nothing that brokers do for
+    # us takes longer, but for joining a group, which librdkafka exempts. A whole answer has to arrive in it: see `fetch.max.bytes`.
+    "socket.timeout.ms": 10_000,
+    "socket.connection.setup.timeout.ms": 10_000,
     "socket.keepalive.enable": True,
     "log.connection.close": False,
     "allow.auto.create.topics": False,
@@ -31,6 +37,8 @@ _FETCHING = {
     "auto.offset.reset": "error",
     "enable.partition.eof": False,
     "check.crcs": True,
+    # 50 MB by default, which a slow line could not carry within `socket.timeout.ms`; one larger batch still comes whole.
+    "fetch.max.bytes": 16_777_216,
     # After a full queue the fetcher looks again this soon; 1,000 (the default) costs three quarters of the rate.
     "fetch.queue.backoff.ms": 5,
     "fetch.error.backoff.ms": 100,
@@ -45,6 +53,8 @@ _PRODUCING = {
     # Never give up by time: a record that did, sent again, would come behind later records of its key. Bounds are the
     # queue's size here, and the buffer policy and drain deadline of those who send.
     "delivery.timeout.ms": 0,
+    # How long a broker waits for its replicas: it has to answer (and is asked again) before its connection is given up.
+    "request.timeout.ms": 8_000,
     "queue.buffering.max.messages": 100_000,
     "queue.buffering.max.kbytes": 65_536,
     # A topic that does not exist is told this soon after its first record (30,000 is the default), so that the sender can
@@ -53,6 +63,7 @@ _PRODUCING = {
     # The broker's and the topic's limits decide: a hand-off is a little larger than the record that came in.
     "message.max.bytes": 100_000_000,
 }
+_BULK = {"linger.ms": 5}
 _FIXED = frozenset(
     {
         "enable.auto.commit",
@@ -65,6 +76,8 @@ _FIXED = frozenset(
         "partition.assignment.strategy",
         "group.protocol",
         "group.id",
+        "transactional.id",
+        "transaction.timeout.ms",
         "bootstrap.servers",
     }
 )
@@ -123,6 +136,25 @@ def consumer_settings(address: str, policy: ConsumerPolicy, client_settings: Map
     return settings | chosen(client_settings, "consumer")
 
 
+_OF_MEMBERS = (
+    "partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms", "group.protocol", "group.instance.id",
+)  # fmt: skip
+
+
+def lane_settings(member: Mapping[str, Any]) -> dict[str, Any]:
+    """A group member's properties for the client beside it that fetches its lanes and never joins."""
+    own = {name: value for name, value in member.items() if name not in _OF_MEMBERS}
+    # A lane has records ahead in memory: what matters is that hundreds of quiet partitions are not asked for all the time.
+    wait_ms = max(50, member["fetch.wait.max.ms"])
+    return own | {
+        "client.id": f"{member['client.id']}-lanes",
+        "max.poll.interval.ms": 86_400_000,
+        "fetch.wait.max.ms": wait_ms,
+        # A lane may end in offsets that hold no record (markers, aborted records): only its end tells that it was read to there.
+        "enable.partition.eof": True,
+    }
+
+
 def reader_settings(address: str, client_id: str, client_settings: Mapping[str, str]) -> dict[str, Any]:
     """Properties of a consumer that never joins or commits (librdkafka wants a group name all the same)."""
     return {
@@ -133,14 +165,36 @@ def reader_settings(address: str, client_id: str, client_settings: Mapping[str, 
         "group.id": f"{client_id}.reader",
         "fetch.wait.max.ms": 10,
         "isolation.level": "read_committed",
+        "enable.partition.eof": True,
     } | chosen(client_settings, "consumer")
 
 
-def producer_settings(address: str, client_id: str, client_settings: Mapping[str, str]) -> dict[str, Any]:
+def producer_settings(
+    address: str, client_id: str, client_settings: Mapping[str, str], bulk: bool = False
+) -> dict[str, Any]:
+    """Properties of a producer; `bulk` fills its batches before it sends them."""
     own = {name: value for name, value in _COMMON.items() if name != "allow.auto.create.topics"}
-    return {**own, **_PRODUCING, "bootstrap.servers": address, "client.id": client_id} | chosen(
-        client_settings, "producer"
-    )
+    return {
+        **own,
+        **_PRODUCING,
+        **(_BULK if bulk else {}),
+        "bootstrap.servers": address,
+        "client.id": client_id,
+    } | chosen(client_settings, "producer")
+
+
+def transaction_settings(address: str, policy: TransactionPolicy, client_settings: Mapping[str, str]) -> dict[str, Any]:
+    """Properties of a transactional producer: nothing of it may take longer than its transaction."""
+    own = producer_settings(address, policy.client_id, client_settings)
+    del own["delivery.timeout.ms"]
+    return own | {
+        "transactional.id": policy.transactional_id,
+        "transaction.timeout.ms": policy.timeout_ms,
+        "socket.timeout.ms": min(int(own["socket.timeout.ms"]), policy.timeout_ms),
+        # A connection that goes is news here: see `pipeline.kafka.transactions`.
+        "log.connection.close": True,
+        "debug": "broker",
+    }
 
 
 def admin_settings(address: str, client_settings: Mapping[str, str]) -> dict[str, Any]:

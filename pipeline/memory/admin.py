@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.memory.log import PartitionLog
 from pipeline.model.cluster import GroupMember, GroupState, Position, TopicPartition, TopicSpec
-from pipeline.model.errors import ClusterError, TopologyError
+from pipeline.model.errors import ClusterError, TopicExists, TopologyError
 
 if TYPE_CHECKING:
     from pipeline.memory.cluster import MemoryCluster
@@ -49,7 +49,7 @@ class MemoryAdmin:
         with self._cluster.changed:
             for spec in specs:
                 if spec.name in self._cluster.logs:
-                    raise TopologyError(f"creating topic {spec.name} failed: it exists already")
+                    raise TopicExists(f"creating topic {spec.name} failed: it exists already")
                 if spec.partitions < 1:
                     raise TopologyError(
                         f"creating topic {spec.name} failed: partitions={spec.partitions} must be at least 1"

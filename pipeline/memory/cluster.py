@@ -20,8 +20,10 @@ from pipeline.memory.log import PartitionLog
 from pipeline.memory.producer import MemoryProducer
 from pipeline.memory.reader import MemoryReader
 from pipeline.memory.timers import Scheduler, ThreadScheduler
-from pipeline.model.cluster import ConsumerPolicy, TopicPartition
+from pipeline.memory.transactions import Coordinator, MemoryTransactions
+from pipeline.model.cluster import ConsumerPolicy, TimeDifference, TopicPartition
 from pipeline.model.errors import ClusterError, ClusterUnavailable, ConfigurationError
+from pipeline.model.transactions import TransactionPolicy
 
 SCHEME = "memory://"
 Action = Callable[[], None]
@@ -55,7 +57,8 @@ class MemoryCluster:
         self.configs: dict[str, dict[str, str]] = {}
         self.groups: dict[str, Group] = {}
         self.consumers: list[MemoryConsumer] = []
-        self.producers: list[MemoryProducer] = []
+        self.producers: list[MemoryProducer | MemoryTransactions] = []
+        self.transactions = Coordinator(self)
         self._schedule = scheduler or ThreadScheduler(f"memory-{name}")
         self._due: list[tuple[int, int, Action]] = []
         self._sequence = itertools.count(1)
@@ -72,11 +75,23 @@ class MemoryCluster:
         self.producers.append(made)
         return made
 
+    def bulk_producer(self, client_id: str = "pipeline") -> MemoryProducer:
+        return self.producer(client_id)
+
+    def transactional_producer(self, policy: TransactionPolicy) -> MemoryTransactions:
+        made = MemoryTransactions(self, policy)
+        self.producers.append(made)
+        return made
+
     def reader(self, client_id: str = "pipeline") -> MemoryReader:
         return MemoryReader(self)
 
     def admin(self) -> MemoryAdmin:
         return MemoryAdmin(self)
+
+    def time_difference(self, topic: str, timeout_s: float) -> TimeDifference:
+        """None: the workers have this cluster's own clock."""
+        return TimeDifference(0, 0)
 
     # -- time
 
@@ -109,7 +124,8 @@ class MemoryCluster:
         while True:
             with self.changed:
                 if not self._due or self._due[0][0] > self.clock():
-                    self.changed.notify_all()
+                    if self.blocking:
+                        self.changed.notify_all()
                     return
                 action = heapq.heappop(self._due)[2]
             action()
@@ -176,9 +192,11 @@ class MemoryCluster:
     def expire(self) -> None:
         """End the sessions that are over. Called at every access, so that no timer is needed to be fair."""
         with self.changed:
-            now_ms, counts = self.clock(), self.partition_counts()
-            gone = [member for group in self.groups.values() for member in group.expire(now_ms, counts)]
-            if gone:
+            now_ms = self.clock()
+            over = [group for group in self.groups.values() if any(m.expired(now_ms) for m in group.members.values())]
+            for group in over:
+                group.expire(now_ms, self.partition_counts())
+            if over:
                 self.wake_all()
 
     def kill(self, client_id: str, late_ms: int | None = None) -> None:
@@ -201,8 +219,8 @@ class MemoryCluster:
         for client in self._clients(client_id):
             client.thaw()
 
-    def _clients(self, client_id: str) -> list[MemoryConsumer | MemoryProducer]:
-        clients: list[MemoryConsumer | MemoryProducer] = [*self.consumers, *self.producers]
+    def _clients(self, client_id: str) -> list[MemoryConsumer | MemoryProducer | MemoryTransactions]:
+        clients: list[MemoryConsumer | MemoryProducer | MemoryTransactions] = [*self.consumers, *self.producers]
         return [client for client in clients if client.client_id == client_id]
 
     def expel(self, consumer: MemoryConsumer) -> None:

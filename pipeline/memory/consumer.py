@@ -24,12 +24,14 @@ from pipeline.model.cluster import (
     RebalanceListener,
     TopicPartition,
 )
-from pipeline.model.errors import ClusterError, ConfigurationError, FencedError
+from pipeline.model.errors import ClusterError, ClusterUnavailable, ConfigurationError, FencedError
+from pipeline.model.transactions import Membership
 
 if TYPE_CHECKING:
     from pipeline.memory.cluster import MemoryCluster
 
 ASK_AGAIN_MS = 5
+COMMIT_TWICE_MS = 60
 
 
 class MemoryConsumer:
@@ -84,6 +86,9 @@ class MemoryConsumer:
     def member_id(self) -> str:
         return self._member.member_id if self._member is not None else ""
 
+    def membership(self) -> Membership | None:
+        return Membership(self.member_id(), None) if self._is_member() else None
+
     def _is_member(self) -> bool:
         return self._member is not None and self.member_id() in self._cluster.group(self.group_name).members
 
@@ -106,6 +111,8 @@ class MemoryConsumer:
                     self._cluster.changed.wait(min(left_s, ASK_AGAIN_MS / 1000) if self._letting_go else left_s)
 
     def _poll_once(self, max_records: int) -> list[MemoryMessage]:
+        if self._frozen:
+            return []  # a stopped process polls nothing: whoever still drives it must not bring it back into its group
         self._serve()
         if self._listener is not None:
             self._heartbeat()
@@ -116,7 +123,7 @@ class MemoryConsumer:
         self._serve()
         with self._cluster.changed:
             records, faults = self._fetcher.fetch(max_records)
-            if self._fetcher.ready():
+            if (records or faults) and self._fetcher.ready():
                 self.signal()
         for fault in faults:
             if self._listener is not None:
@@ -224,13 +231,20 @@ class MemoryConsumer:
             self._fetcher.paused.difference_update(partitions)
             self.signal()
 
+    def ended(self) -> Mapping[TopicPartition, int]:
+        with self._cluster.changed:
+            return {tp: end for tp, end in self._fetcher.ends().items() if tp.topic != self._topic}
+
     # -- offsets
 
     def committed(
         self, partitions: Collection[TopicPartition], timeout_s: float
     ) -> dict[TopicPartition, Position | None]:
         with self._cluster.changed:
-            positions = self._cluster.group(self.group_name).positions
+            group = self._cluster.group(self.group_name)
+            positions = group.positions
+            if undecided := [tp for tp in partitions if tp in group.pending]:
+                raise ClusterUnavailable(f"the offset of {undecided[0]} waits for a transaction's end; try again")
             return {TopicPartition(*tp): positions.get(TopicPartition(*tp)) for tp in partitions}
 
     def end_offsets(self, partitions: Collection[TopicPartition], timeout_s: float) -> dict[TopicPartition, int]:
@@ -247,7 +261,10 @@ class MemoryConsumer:
 
     def commit(self, positions: Mapping[TopicPartition, Position], done: CommitCallback) -> None:
         def answered(answer: Answer) -> None:
+            faults = self._cluster.faults
             self._answers.append((done, answer))
+            if faults.happens(faults.commit_twice):
+                self._cluster.later(COMMIT_TWICE_MS, lambda: self._answers.append((done, answer)))
             self.signal()
 
         self._commits.send(positions, self.member_id(), answered)

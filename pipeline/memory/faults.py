@@ -25,6 +25,9 @@ class Faults:
     """Not written, reported as failed."""
     ack_lost: float = 0.0
     """Written, reported as failed."""
+    ack_twice: float = 0.0
+    """The delivery report comes again, some time after the first."""
+    ack_twice_ms: Range = (0, 500)
     denied_topics: set[str] = field(default_factory=set)
     """Writing is refused (no ACL)."""
     # both ways
@@ -35,6 +38,8 @@ class Faults:
     """Each poll returns at most a number drawn from here."""
     bad_batches: set[tuple[str, int, int]] = field(default_factory=set)
     """(topic, partition, offset) that can't be read: a `FetchFault` at each try, until sought past."""
+    bad_ranges: set[tuple[str, int, int, int]] = field(default_factory=set)
+    """(topic, partition, first, last): the same for a batch of several records; any offset inside gives the fault of its first."""
     # membership
     lost_as_revoked: float = 0.0
     """A member whose session ended is told "revoked" instead of "lost" (librdkafka's flag can be missing)."""
@@ -47,6 +52,15 @@ class Faults:
     commit_late: float = 0.0
     """The answer is lost and the request is stored later: it can overtake the commits sent after it."""
     commit_late_ms: Range = (1, 2_000)
+    commit_twice: float = 0.0
+    """The answer to a commit comes again, with a later poll."""
+    transaction_refused: float = 0.0
+    """A transaction's commit is refused, and nothing of it happened."""
+    transaction_torn: float = 0.0
+    """Its positions are stored, and nobody knows how it ends: it waits for its producer's next life, or its time-out."""
+    transaction_late: float = 0.0
+    """The same, and the request to end it arrives later: unless its producer was made anew, it commits what is open by then."""
+    transaction_late_ms: Range = (1, 400)
     failing_commits: dict[tuple[str, int], int] = field(default_factory=dict)
     """How many of the next commits of a partition are refused, for that partition alone."""
     random: random.Random = field(init=False, repr=False)

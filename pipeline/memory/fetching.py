@@ -35,13 +35,24 @@ class Fetcher:
         return any(self._has_more(partition) for partition in self.positions)
 
     def _has_more(self, partition: TopicPartition) -> bool:
+        position = self.positions[partition]
+        try:
+            log = self._cluster.log(partition)
+        except ClusterError:
+            log = None
+        if log is not None and position == log.end:  # nearly always: asked of every partition at every poll
+            return False
         if partition in self.paused or partition in self._stopped or partition in self._cluster.faults.unavailable:
             return False
-        try:
-            log, position = self._cluster.log(partition), self.positions[partition]
-        except ClusterError:
+        if log is None:
             return True
         return position > log.end or position < log.start or bool(log.read(position, 1))
+
+    def ends(self) -> dict[TopicPartition, int]:
+        """The ends of those partitions that have been read to them. One that is away or has a fault has none."""
+        away = self._cluster.faults.unavailable | self._stopped | self.paused
+        reached = (place for place in self.positions if place not in away and not self._has_more(place))
+        return {place: self._cluster.log(place).stable for place in reached}
 
     def fetch(self, max_records: int) -> tuple[list[MemoryMessage], list[FetchFault]]:
         """Partitions take turns: the one read last goes to the back of the queue."""
@@ -74,10 +85,14 @@ class Fetcher:
             text = f"offset {position} is outside {log.start}..{log.end}"
             return [], FetchFault(partition, position, "out_of_range", text)
         batch = log.read(position, limit)
-        bad = {offset for topic, number, offset in self._cluster.faults.bad_batches if (topic, number) == partition}
+        faults = self._cluster.faults
+        bad = {offset: offset for topic, number, offset in faults.bad_batches if (topic, number) == partition}
+        for topic, number, first, last in faults.bad_ranges:
+            if (topic, number) == partition:
+                bad |= dict.fromkeys(range(first, last + 1), first)
         for count, record in enumerate(batch if bad else ()):
             if record.offset() in bad:
                 if count:
                     return batch[:count], None
-                return [], FetchFault(partition, record.offset(), "bad_batch", "the batch can't be decompressed")
+                return [], FetchFault(partition, bad[record.offset()], "bad_batch", "the batch can't be decompressed")
         return batch, None

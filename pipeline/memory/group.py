@@ -42,6 +42,7 @@ class Group:
         self.protocol = "classic"
         self.members: dict[str, Member] = {}
         self.positions: dict[TopicPartition, Position] = {}
+        self.pending: dict[TopicPartition, object] = {}  # by the transaction that is to decide them
 
     def join(self, member: Member, partition_counts: Mapping[str, int]) -> None:
         """A static member takes the place of the one with its instance id: that one is out, and fenced."""
@@ -82,6 +83,8 @@ class Group:
 
     def claimable(self, member: Member) -> list[TopicPartition]:
         """What it should own, does not yet, and nobody else still does."""
+        if member.target <= member.owned:
+            return []
         held = {tp for other in self.members.values() if other is not member for tp in other.owned}
         return sorted(member.target - member.owned - held)
 

@@ -1,4 +1,7 @@
-"""One partition of the simulated cluster: records by offset, with the gaps that compaction and transactions leave."""
+"""One partition of the simulated cluster: records by offset, with the gaps that compaction and transactions leave.
+
+What is read is what a reader of committed records sees: nothing at or past `stable`, where the first open transaction begins.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ class MemoryMessage:
 class PartitionLog:
     """Append, read, forget. `end` is the high watermark: the offset that the next record gets."""
 
-    __slots__ = ("_offsets", "_records", "end", "partition", "start", "topic")
+    __slots__ = ("_offsets", "_open", "_records", "end", "partition", "start", "topic")
 
     def __init__(self, topic: str, partition: int) -> None:
         self.topic = topic
@@ -69,9 +72,19 @@ class PartitionLog:
         self.end = 0
         self._offsets: list[int] = []
         self._records: list[MemoryMessage] = []
+        self._open: dict[object, list[int]] = {}
 
-    def append(self, key: bytes | None, value: bytes | None, headers: Headers | None, timestamp_ms: int) -> int:
+    def append(
+        self,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None,
+        timestamp_ms: int,
+        transaction: object = None,
+    ) -> int:
         offset = self.end
+        if transaction is not None:
+            self._open.setdefault(transaction, []).append(offset)
         where = (self.topic, self.partition, offset)
         self._records.append(MemoryMessage(where, key, value, headers, timestamp_ms))
         self._offsets.append(offset)
@@ -82,12 +95,29 @@ class PartitionLog:
         """Offsets that no reader ever sees: a transaction's markers, or its aborted records."""
         self.end += count
 
+    @property
+    def stable(self) -> int:
+        """The last stable offset."""
+        return min((offsets[0] for offsets in self._open.values()), default=self.end)
+
+    def finish(self, transaction: object, committed: bool) -> None:
+        """Write its marker; what was aborted was never there."""
+        offsets = self._open.pop(transaction, [])
+        if not committed:
+            gone = set(offsets)
+            self._records = [record for record in self._records if record.offset() not in gone]
+            self._offsets = [record.offset() for record in self._records]
+        self.end += 1
+
     def read(self, offset: int, max_records: int) -> list[MemoryMessage]:
         first = bisect_left(self._offsets, offset)
-        return self._records[first : first + max_records]
+        if self._open:
+            max_records = min(max_records, bisect_left(self._offsets, self.stable) - first)
+        return self._records[first : first + max(0, max_records)]
 
     def records(self) -> list[MemoryMessage]:
-        return list(self._records)
+        """Those that are visible by now."""
+        return self.read(0, len(self._records))
 
     def delete_before(self, offset: int) -> None:
         first = bisect_left(self._offsets, offset)

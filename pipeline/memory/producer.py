@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.memory.log import size_bytes
-from pipeline.model.cluster import DeliveryCallback, Headers, TopicPartition
-from pipeline.model.errors import BufferFull, ClusterError, ClusterUnavailable, NotAuthorized
+from pipeline.model.cluster import Acknowledgements, DeliveryCallback, Headers, OutRecord, TopicPartition
+from pipeline.model.errors import BufferFull, ClusterError, ClusterUnavailable, NotAuthorized, RecordTooLarge
 from pipeline.model.partitioner import partition_of
 
 if TYPE_CHECKING:
@@ -18,7 +19,17 @@ if TYPE_CHECKING:
 
 MAX_QUEUED_RECORDS = 100_000
 _RETRY_MS = 100
-_DEFAULT_MAX_BYTES = "1048588"
+DEFAULT_MAX_BYTES = "1048588"
+
+
+def place(cluster: MemoryCluster, topic: str, key: bytes | None, partition: int) -> TopicPartition:
+    """Where a record goes. The cluster's lock is held by the caller."""
+    count = len(cluster.logs.get(topic, []))
+    if partition >= 0 or count == 0:
+        return TopicPartition(topic, max(partition, 0))
+    if key is None:
+        return TopicPartition(topic, cluster.faults.random.randrange(count))
+    return TopicPartition(topic, partition_of(key, count))
 
 
 @dataclass(slots=True)
@@ -64,7 +75,7 @@ class MemoryProducer:
                 raise BufferFull(
                     f"the producer's buffer is full, so a record for {topic} was not taken: wait, then send again"
                 )
-            where = self._place(topic, key, partition)
+            where = place(cluster, topic, key, partition)
             now_ms = cluster.clock()
             queue = self._queues[where]
             due_ms = now_ms + cluster.faults.drawn(cluster.faults.land_delay_ms)
@@ -76,13 +87,20 @@ class MemoryProducer:
             if len(queue) == 1:
                 cluster.at(due_ms, lambda: self._land(where))
 
-    def _place(self, topic: str, key: bytes | None, partition: int) -> TopicPartition:
-        count = len(self._cluster.logs.get(topic, []))
-        if partition >= 0 or count == 0:
-            return TopicPartition(topic, max(partition, 0))
-        if key is None:
-            return TopicPartition(topic, self._cluster.faults.random.randrange(count))
-        return TopicPartition(topic, partition_of(key, count))
+    def send_many(
+        self, topic: str, partition: int, records: Sequence[OutRecord], acknowledgements: Acknowledgements
+    ) -> int:
+        def delivered(error: ClusterError | None, offset: int) -> None:
+            if error is not None:
+                acknowledgements.errors[len(acknowledgements.offsets)] = error
+            acknowledgements.offsets.append(offset)
+
+        for taken, (key, value, headers) in enumerate(records):
+            try:
+                self.send(topic, key, value, headers, partition, delivered=delivered)
+            except BufferFull:
+                return taken
+        return len(records)
 
     def _land(self, where: TopicPartition, force: bool = False) -> None:
         """Write what is due of one partition, oldest first; a partition without a leader keeps its queue."""
@@ -123,22 +141,11 @@ class MemoryProducer:
         cluster.at(report_ms, lambda: self._report(ticket))
 
     def _refusal(self, sent: _Sent) -> ClusterError | None:
-        topic, faults = sent.partition.topic, self._cluster.faults
         try:
             self._cluster.log(sent.partition)
         except ClusterError as error:
             return error
-        if topic in faults.denied_topics:
-            return NotAuthorized(f"writing to {topic} is not allowed; grant the ACL or correct the credentials")
-        size = size_bytes(sent.key, sent.value, sent.headers)
-        limit = int(self._cluster.configs[topic].get("max.message.bytes", _DEFAULT_MAX_BYTES))
-        if size > limit:
-            return ClusterError(
-                f"a record of {size} bytes is larger than max.message.bytes={limit} of {topic}; raise it"
-            )
-        if faults.happens(faults.send_failure):
-            return ClusterUnavailable(f"a record to {topic} was not written in time; send it again")
-        return None
+        return refusal(self._cluster, sent.partition.topic, sent.key, sent.value, sent.headers)
 
     def _report(self, ticket: int) -> None:
         with self._cluster.changed:
@@ -149,6 +156,21 @@ class MemoryProducer:
             self._cluster.changed.notify_all()
         if delivered is not None:
             delivered(error, offset)
+            faults = self._cluster.faults
+            if faults.happens(faults.ack_twice):
+                self._cluster.later(
+                    faults.drawn(faults.ack_twice_ms), lambda: self._report_again(delivered, error, offset)
+                )
+
+    def _report_again(self, delivered: DeliveryCallback, error: ClusterError | None, offset: int) -> None:
+        if not self._frozen and not self._killed:
+            delivered(error, offset)
+
+    def serve(self, timeout_s: float) -> None:
+        """Answers come during a tick of the cluster."""
+
+    def hear(self) -> None:
+        """Answers come by themselves."""
 
     def flush(self, timeout_s: float) -> int:
         """On a cluster that can't wait (virtual time) everything that can land does so now, whatever its delay."""
@@ -204,3 +226,19 @@ class MemoryProducer:
                 self._waiting = 0
             for where in waiting if late_ms is not None else []:
                 self._cluster.later(late_ms or 0, lambda where=where: self._land(where, True))  # type: ignore[misc]
+
+
+def refusal(
+    cluster: MemoryCluster, topic: str, key: bytes | None, value: bytes | None, headers: Headers | None
+) -> ClusterError | None:
+    """Why a partition that is there does not take this record; None: it does."""
+    faults = cluster.faults
+    if topic in faults.denied_topics:
+        return NotAuthorized(f"writing to {topic} is not allowed; grant the ACL or correct the credentials")
+    size = size_bytes(key, value, headers)
+    limit = int(cluster.configs[topic].get("max.message.bytes", DEFAULT_MAX_BYTES))
+    if size > limit:
+        return RecordTooLarge(f"a record of {size} bytes is larger than max.message.bytes={limit} of {topic}; raise it")
+    if faults.happens(faults.send_failure):
+        return ClusterUnavailable(f"a record to {topic} was not written in time; send it again")
+    return None

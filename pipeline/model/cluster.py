@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pipeline.model.errors import ClusterError
+
+if TYPE_CHECKING:
+    from pipeline.model.transactions import Membership, TransactionalProducer, TransactionPolicy
 
 Headers = list[tuple[str, bytes | None]]
 
@@ -48,7 +51,8 @@ class Position:
 class FetchFault:
     """A fetch error that concerns one partition, as data: the caller decides (seek past, stop, alarm).
 
-    `kind`: "bad_batch" (can't be decompressed or fails its CRC), "out_of_range", "unknown_topic", "not_authorized", "other".
+    `kind`: "bad_batch" (can't be decompressed or fails its CRC; `offset` is the batch's first), "out_of_range",
+    "unknown_topic", "not_authorized", "other".
     """
 
     partition: TopicPartition
@@ -147,7 +151,15 @@ class GroupConsumer(Protocol):
         """The same, waiting for the answer. A stale generation is a `FencedError` per partition."""
         ...
 
+    def ended(self) -> Mapping[TopicPartition, int]:
+        """Where the end of a lane was last met since it was added or sought; as in `PartitionReader`. Not for the source."""
+        ...
+
     def member_id(self) -> str: ...
+
+    def membership(self) -> Membership | None:
+        """For a transaction: the member as it is now; None while it is none. Never block, and may be asked within `revoked`."""
+        ...
 
     def close(self) -> None:
         """Leave the group (so that partitions move at once) and free everything. The listener is not asked any more:
@@ -156,6 +168,22 @@ class GroupConsumer(Protocol):
 
 DeliveryCallback = Callable[[ClusterError | None, int], None]
 """(error or None, offset, -1 with an error): called once per record, in any thread: post to your own thread and return."""
+
+
+OutRecord = tuple[bytes | None, bytes | None, Headers]
+"""A record to be written: key, value, headers."""
+
+
+@dataclass(slots=True)
+class Acknowledgements:
+    """What the brokers said of the records of one `send_many`, in the order they were sent, as it comes in.
+
+    `offsets` grows in another thread: -1 stands for a record that was refused (its error is in `errors`, by index), or for
+    one that is written at an offset nobody knows.
+    """
+
+    offsets: list[int] = field(default_factory=list)
+    errors: dict[int, ClusterError] = field(default_factory=dict)
 
 
 class RecordProducer(Protocol):
@@ -180,7 +208,28 @@ class RecordProducer(Protocol):
         """Wait until everything is answered; returns how many are not."""
         ...
 
+    def hear(self) -> None:
+        """Answers that are there, now and in this thread. For a caller that sends much at once: another thread would have to
+        wait for the interpreter with each of them."""
+
     def close(self, timeout_s: float) -> None: ...
+
+
+class BulkProducer(RecordProducer, Protocol):
+    """For records by the million: one may wait some milliseconds for others, and answers are heard in `serve` only."""
+
+    def serve(self, timeout_s: float) -> None:
+        """Hear answers in this thread; waits up to `timeout_s` for the first. (`flush` and `close` do so too.)"""
+
+    def send_many(
+        self, topic: str, partition: int, records: Sequence[OutRecord], acknowledgements: Acknowledgements
+    ) -> int:
+        """Queue many for one partition, in order; returns how many were taken: fewer when the local queue is full.
+
+        Raises what `send` does, but for `BufferFull`, only when the first of them was not taken. The next call for the same
+        partition may share its `acknowledgements`.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,11 +331,34 @@ class ConsumerPolicy:
 class PartitionReader(Protocol):
     """Reads partitions without a group: for tools, read-back and compacted control topics. One thread."""
 
-    def assign(self, positions: Mapping[TopicPartition, int]) -> None: ...
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Read these partitions from these offsets, instead of those before."""
 
-    def poll(self, max_records: int, timeout_s: float) -> list[Message]: ...
+    def remove(self, partitions: Collection[TopicPartition]) -> None:
+        """Stop reading them: no later poll returns their records. Those that are not assigned are ignored."""
+
+    def poll(self, max_records: int, timeout_s: float) -> list[Message]:
+        """What has been fetched, at most `max_records`; waits up to `timeout_s` for the first only, and not even that
+        long when a partition's end is met. Raises a `ClusterError` for what can't heal by itself."""
+        ...
+
+    def ended(self) -> Mapping[TopicPartition, int]:
+        """Where the end of a partition was last met by a poll: all that can be read below that offset was returned.
+
+        An end is met when nothing more can be read for now; a partition has no entry before its first. It tells what
+        records alone can't: offsets of transaction markers, aborted records and compacted ones never come. It stays
+        before the first record of a transaction that is still open.
+        """
+        ...
 
     def close(self) -> None: ...
+
+
+class TimeDifference(NamedTuple):
+    """The cluster's time is own time + `ahead_ms`, or up to `spread_ms` later."""
+
+    ahead_ms: int
+    spread_ms: int
 
 
 class Cluster(Protocol):
@@ -298,6 +370,14 @@ class Cluster(Protocol):
 
     def producer(self, client_id: str = "pipeline") -> RecordProducer: ...
 
+    def bulk_producer(self, client_id: str = "pipeline") -> BulkProducer: ...
+
+    def transactional_producer(self, policy: TransactionPolicy) -> TransactionalProducer: ...
+
     def reader(self, client_id: str = "pipeline") -> PartitionReader: ...
 
     def admin(self) -> ClusterAdmin: ...
+
+    def time_difference(self, topic: str, timeout_s: float) -> TimeDifference:
+        """Between the cluster's clock and this machine's, by records written to a topic of partition 0 that stamps them."""
+        ...

@@ -4,6 +4,7 @@
     pause/<group>                                       kind, group, who, why, at_ms
     skip/<group>/<topic>/<partition>/<origin offset>    the same + topic, partition, origin_offset, key
     release/<group>/<topic>/<partition>/<key>           the same + topic, partition, up_to_origin, key
+    replay/<plan id>                                    kind, group (the plan's), plan, state, who, why, at_ms
 
 A tombstone (null value) undoes the switch of that key. Names and keys are percent-encoded in the record key, so that a
 `/` in them can't be mistaken. In the value a key is `"key"` (text), or `"key_base64"` where it is not UTF-8, or neither (null key).
@@ -59,7 +60,19 @@ class Release:
     at_ms: int = 0
 
 
-Switch = Pause | Skip | Release
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The replay of a plan stands still ("paused"), or has ended before its time ("cancelled"). `group` is the one that executes it."""
+
+    plan_id: str
+    state: str
+    group: str = ""
+    who: str = ""
+    why: str = ""
+    at_ms: int = 0
+
+
+Switch = Pause | Skip | Release | Replay
 
 
 class ControlRecordError(ValueError):
@@ -74,6 +87,8 @@ def record_key(switch: Switch) -> str:
     """The stable key under which compaction keeps the newest state of this switch."""
     if isinstance(switch, Pause):
         return f"pause/{_part(switch.group)}"
+    if isinstance(switch, Replay):
+        return f"replay/{_part(switch.plan_id)}"
     place = f"{_part(switch.group)}/{_part(switch.topic)}/{switch.partition}"
     if isinstance(switch, Skip):
         return f"skip/{place}/{switch.origin_offset}"
@@ -99,6 +114,8 @@ def encode(switch: Switch) -> tuple[bytes, bytes]:
     }
     if isinstance(switch, Pause):
         fields["kind"] = "pause"
+    elif isinstance(switch, Replay):
+        fields |= {"kind": "replay", "plan": switch.plan_id, "state": switch.state}
     else:
         fields |= {"topic": switch.topic, "partition": switch.partition, **_key_fields(switch.key)}
         if isinstance(switch, Skip):
@@ -150,6 +167,8 @@ def decode(value: bytes) -> Switch | None:
     who, why, at_ms = _text(fields, "who", ""), _text(fields, "why", ""), _number(fields, "at_ms", 0)
     if kind == "pause":
         return Pause(group, who, why, at_ms)
+    if kind == "replay":
+        return Replay(_text(fields, "plan"), _text(fields, "state"), group, who, why, at_ms)
     if kind not in ("skip", "release"):
         return None
     topic, partition, key = _text(fields, "topic"), _number(fields, "partition"), _key(fields)
@@ -159,13 +178,18 @@ def decode(value: bytes) -> Switch | None:
 
 
 class Switches:
-    """What is switched on now: fold every record of the control topic into it, in order. Pure; one thread."""
+    """What is switched on now: fold every record of the control topic into it, in order. Pure; one thread.
+
+    `read`: the topic has been read to its end once; before that nobody knows what is paused.
+    """
 
     def __init__(self) -> None:
+        self.read = True
         self._on: dict[bytes, Switch] = {}
         self._paused: dict[str, Pause] = {}
         self._skipped: dict[tuple[str, str, int], dict[int, Skip]] = {}
-        self._released: dict[tuple[str, str, int, bytes | None], Release] = {}
+        self._released: dict[tuple[str, str, int], dict[bytes | None, Release]] = {}
+        self._replays: dict[str, Replay] = {}
 
     def fold(self, key: bytes | None, value: bytes | None) -> Switch | None:
         """Take in one record; returns the switch it turned on or off (None when nothing changed).
@@ -189,32 +213,41 @@ class Switches:
             self._paused[switch.group] = switch
         elif isinstance(switch, Skip):
             self._skipped.setdefault((switch.group, switch.topic, switch.partition), {})[switch.origin_offset] = switch
+        elif isinstance(switch, Replay):
+            self._replays[switch.plan_id] = switch
         else:
-            self._released[switch.group, switch.topic, switch.partition, switch.key] = switch
+            self._released.setdefault((switch.group, switch.topic, switch.partition), {})[switch.key] = switch
         return switch
 
     def _drop(self, switch: Switch) -> None:
         if isinstance(switch, Pause):
             del self._paused[switch.group]
+        elif isinstance(switch, Replay):
+            del self._replays[switch.plan_id]
         elif isinstance(switch, Skip):
             place = (switch.group, switch.topic, switch.partition)
             del self._skipped[place][switch.origin_offset]
             if not self._skipped[place]:
                 del self._skipped[place]
         else:
-            del self._released[switch.group, switch.topic, switch.partition, switch.key]
+            place = (switch.group, switch.topic, switch.partition)
+            del self._released[place][switch.key]
+            if not self._released[place]:
+                del self._released[place]
 
     def paused(self, group: str) -> Pause | None:
         return self._paused.get(group)
+
+    def replay(self, plan_id: str) -> Replay | None:
+        return self._replays.get(plan_id)
 
     def skips(self, group: str, topic: str, partition: int) -> dict[int, Skip]:
         """Skipped records of one source partition, by origin offset."""
         return dict(self._skipped.get((group, topic, partition), {}))
 
-    def released_up_to(self, group: str, topic: str, partition: int, key: bytes | None) -> int:
-        """The highest origin of this key that no longer waits; -1 when none is released."""
-        release = self._released.get((group, topic, partition, key))
-        return -1 if release is None else release.up_to_origin
+    def releases(self, group: str, topic: str, partition: int) -> dict[bytes | None, Release]:
+        """Released keys of one source partition."""
+        return dict(self._released.get((group, topic, partition), {}))
 
     def __iter__(self) -> Iterator[Switch]:
         return iter(tuple(self._on.values()))

@@ -3,10 +3,13 @@
     PipelineError
     |- ConfigurationError      a setting, declaration or topology that can't work; nothing was consumed
     |  |- TopologyError        topics are missing or would lose data
+    |  |  `- TopicExists       somebody else made it first, or an earlier try of ours did
     |- ClusterError            Kafka said no, or did not answer
     |  |- ClusterUnavailable   it may heal: retried with back-off by those who can wait
     |  |- NotAuthorized        an ACL is missing
+    |  |- RecordTooLarge       the topic does not take a record of this size
     |  `- FencedError          this member no longer owns what it wanted to write for
+    |     `- ProducerFenced    another process uses this one's transactional id
     |- CodecError              bytes <-> values
     |  |- UndecodableError     the bytes are wrong and stay wrong: dead letter, no retry
     |  |- EncodeError          the value does not fit its schema: nothing was sent
@@ -35,6 +38,10 @@ class TopologyError(ConfigurationError):
     """Topics are missing or their settings would lose data."""
 
 
+class TopicExists(TopologyError):
+    """A topic that was to be made is there already."""
+
+
 class ClusterError(PipelineError):
     """Kafka refused a request."""
 
@@ -47,8 +54,16 @@ class NotAuthorized(ClusterError):
     """The principal lacks an ACL."""
 
 
+class RecordTooLarge(ClusterError):
+    """The topic does not take a record of this size."""
+
+
 class FencedError(ClusterError):
     """This member no longer owns the partition."""
+
+
+class ProducerFenced(FencedError):
+    """Another process took over the transactional id: going on would only fence that one in turn."""
 
 
 class CodecError(PipelineError):

@@ -16,6 +16,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.instants import epoch_ms_of
+from pipeline.model.scrubbing import PII, SECRET, Tag
 
 NAMESPACE = "agent.run"
 
@@ -32,8 +34,7 @@ def epoch_ms(value: object) -> object:
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise ValueError("needs a time zone, such as 2026-01-31T12:00:00Z")
-        since = value - datetime(1970, 1, 1, tzinfo=UTC)
-        return (since.days * 86_400 + since.seconds) * 1_000 + since.microseconds // 1_000
+        return epoch_ms_of(value)
     return value
 
 
@@ -41,6 +42,9 @@ Long = Annotated[int, Field(ge=-_LONG_MAX - 1, le=_LONG_MAX)]
 Count = Annotated[int, Field(ge=0, le=_LONG_MAX)]
 Name = Annotated[str, Field(min_length=1)]
 Timestamp = Annotated[int, Field(ge=0, le=_LONG_MAX), BeforeValidator(epoch_ms)]
+Personal = Annotated[str, Tag(PII)]
+PersonalOrNone = Annotated[str | None, Tag(PII)]
+"""May hold personal data: tagged `pii` in the contract too."""
 
 ToolStatus = Literal["UNKNOWN", "OK", "ERROR", "TIMEOUT", "CANCELLED"]
 StepStatus = Literal["UNKNOWN", "STARTED", "COMPLETED", "FAILED", "SKIPPED"]
@@ -107,7 +111,7 @@ class RunTotals(RunEvent):
 class RunStarted(RunEvent):
     """An agent run began; the first event of a run."""
 
-    input: str | None = None
+    input: PersonalOrNone = None
     parent_run_id: str | None = None
     labels: dict[str, str] = Field(default_factory=dict)
 
@@ -121,8 +125,8 @@ class ModelCall(RunEvent):
     output_tokens: Count = 0
     duration_ms: Count = 0
     finish_reason: str | None = None
-    error: str | None = None
-    content: str | None = None
+    error: PersonalOrNone = None
+    content: PersonalOrNone = None
 
 
 class ToolCall(RunEvent):
@@ -130,7 +134,7 @@ class ToolCall(RunEvent):
 
     tool: str
     call_id: str
-    arguments: str
+    arguments: Annotated[str, Tag(SECRET, json=True), Tag(PII, json=True)]
 
 
 class ToolResult(RunEvent):
@@ -139,8 +143,8 @@ class ToolResult(RunEvent):
     tool: str
     call_id: str
     status: ToolStatus = "UNKNOWN"
-    content: str | None = None
-    error: str | None = None
+    content: Annotated[str | None, Tag(SECRET), Tag(PII)] = None
+    error: PersonalOrNone = None
     duration_ms: Count = 0
 
 
@@ -149,8 +153,8 @@ class Step(RunEvent):
 
     name: str
     status: StepStatus = "UNKNOWN"
-    detail: str | None = None
-    error: str | None = None
+    detail: PersonalOrNone = None
+    error: PersonalOrNone = None
     duration_ms: Count = 0
 
 
@@ -160,7 +164,7 @@ class Memory(RunEvent):
     operation: MemoryOperation = "UNKNOWN"
     store: str
     memory_key: str | None = None
-    content: str | None = None
+    content: PersonalOrNone = None
     items: Count = 0
 
 
@@ -169,37 +173,37 @@ class Approval(RunEvent):
 
     approval_id: str
     decision: ApprovalDecision = "UNKNOWN"
-    subject: str
-    approver: str | None = None
-    comment: str | None = None
+    subject: Personal
+    approver: PersonalOrNone = None
+    comment: PersonalOrNone = None
 
 
 class Message(RunEvent):
     """A message of the conversation."""
 
     role: MessageRole = "UNKNOWN"
-    content: str
-    name: str | None = None
+    content: Personal
+    name: PersonalOrNone = None
 
 
 class RunCompleted(RunTotals):
     """An agent run ended well; the last event of a run."""
 
-    output: str | None = None
+    output: PersonalOrNone = None
 
 
 class RunFailed(RunTotals):
     """An agent run ended with an error; the last event of a run."""
 
     error_class: str
-    error_message: str = ""
+    error_message: Personal = ""
 
 
 class RunCancelled(RunTotals):
     """An agent run was stopped before its end; the last event of a run."""
 
-    reason: str | None = None
-    cancelled_by: str | None = None
+    reason: PersonalOrNone = None
+    cancelled_by: PersonalOrNone = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,11 @@ class FailureKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An execution that failed: what the retry decision and the dead-letter headers need. `stack` is bounded by the caller."""
+    """An execution that failed: what the retry decision and the dead-letter headers need. `stack` is bounded by the caller.
+
+    `started_ms`: when the execution began (0: not known); `log`: the last lines it logged. `scrubbed`: no text of it quotes
+    a tagged field of its record any more.
+    """
 
     kind: FailureKind
     error_class: str
@@ -65,6 +69,9 @@ class Failure:
     message: str
     stack: str = ""
     after_ms: int | None = None
+    started_ms: int = 0
+    log: str = ""
+    scrubbed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,14 @@ from pipeline.model.errors import ConfigurationError
 from pipeline.model.outcome import FailureKind
 
 Order = Literal["key", "key_relaxed", "none"]
+Delivery = Literal["at_least_once", "exactly_once"]
 ValueKind = Literal["avro", "json", "bytes"]
+ExecutorKind = Literal["auto", "process"]
+EXACTLY_ONCE_COMMIT_MS = 100
+"""The default commit interval of exactly_once: readers see what is written this much later."""
+EXACTLY_ONCE_BUFFERED_MAX = 10_000
+AfterDeadLetter = Literal["release", "hold"]
+"""What a record's successors do once it is given up: run, or follow it into the dead letters until its key is released."""
 DEFAULT_TIERS = ("10s", "30s", "2m", "10m")
 
 
@@ -57,6 +64,8 @@ class FlowPolicy:
     """Bounds. `concurrency`: running at once; `buffered`: fetched and waiting; `look_ahead`: tier records kept per lane partition.
 
     `dead_letter_flood`: dead letters within `flood_window_ms` that pause the subscription (0 = never).
+    `commit_interval_ms`: how often progress is committed; with delivery "exactly_once" how often a transaction is, and
+    `transaction_timeout_ms` after how long without an end the brokers abort one.
     `amplification_alarm`: that many records waiting behind one key (and each multiple of it) raise the alarm.
     """
 
@@ -68,14 +77,33 @@ class FlowPolicy:
     dead_letter_flood: int = 1_000
     flood_window_ms: int = 60_000
     amplification_alarm: int = 1_000
+    transaction_timeout_ms: int = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """A batch handler gets up to `size` records, waiting at most `wait_ms` for them."""
+    """A batch handler gets up to `size` records, waiting at most `wait_ms` for them.
+
+    `whole`: it does all of a batch or nothing of it (a transaction, a bulk write) and returns None or raises. Then a batch may
+    hold several records of a key, in their order; otherwise one, since one that fails must not be overtaken by the next.
+    """
 
     size: int = 500
     wait_ms: int = 50
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class IsolationPolicy:
+    """Handlers in child processes: with `executor="process"`, and where records are suspected of killing their worker.
+
+    `processes`: how many at once (0: one per core); `deaths`: how many processes one record may take with it before it goes to
+    the dead letters; `memory_bytes`: the address space of each (None: no limit).
+    """
+
+    processes: int = 0
+    deaths: int = 3
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +118,7 @@ class Subscription:
     """One handler + consumer group + policies. `topic` and `group` are the names as declared (no environment prefix).
 
     `event_types`: the handler is only for these classes of events, others count as done (None: for all).
+    `on_dead_letter`: told of each record that is given up (an alert hook).
     """
 
     topic: str
@@ -106,7 +135,12 @@ class Subscription:
     timeout_ms: int = 300_000
     dead_letter_topic: str | None = None
     unknown_event: Literal["skip", "dead_letter"] = "skip"
+    dead_letter: AfterDeadLetter = "release"
     event_types: frozenset[type] | None = None
+    on_dead_letter: Callable[..., object] | None = None
+    executor: ExecutorKind = "auto"
+    isolation: IsolationPolicy = field(default_factory=IsolationPolicy)
+    delivery: Delivery = "at_least_once"
 
 
 def _between(name: str, value: int, low: int, high: int) -> None:
@@ -142,6 +176,24 @@ def check_flow(policy: FlowPolicy) -> FlowPolicy:
     _between("drain_timeout_ms", policy.drain_timeout_ms, 100, 3_600_000)
     _between("amplification_alarm", policy.amplification_alarm, 1, 1_000_000_000)
     _between("dead_letter_flood", policy.dead_letter_flood, 0, 1_000_000_000)
+    _between("transaction_timeout_ms", policy.transaction_timeout_ms, 1_000, 900_000)
+    return policy
+
+
+def check_exactly_once(policy: FlowPolicy) -> FlowPolicy:
+    """What a transaction asks for beyond `check_flow`. `buffered`: all that is done out of order must fit the commit's text."""
+    _between("buffered with delivery='exactly_once'", policy.buffered, 1, EXACTLY_ONCE_BUFFERED_MAX)
+    longest = policy.transaction_timeout_ms // 4
+    _between("commit_interval_ms (at most a quarter of transaction_timeout_ms)", policy.commit_interval_ms, 10, longest)
+    return policy
+
+
+def check_isolation(policy: IsolationPolicy) -> IsolationPolicy:
+    """The policy, or a `ConfigurationError` naming the setting."""
+    _between("processes", policy.processes, 0, 1_000)
+    _between("deaths", policy.deaths, 1, 1_000)
+    if policy.memory_bytes is not None:
+        _between("memory_bytes", policy.memory_bytes, 1 << 26, 1 << 50)
     return policy
 
 

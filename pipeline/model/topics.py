@@ -20,6 +20,14 @@ from pipeline.model.errors import ConfigurationError
 MAX_TOPIC_LENGTH = 249
 CONTROL_TOPIC = "_pipeline.control"
 SCHEMAS_TOPIC = "_pipeline.schemas"
+AUDIT_TOPIC = "_pipeline.audit"
+"""Who did what and why: an entry is acknowledged before the first effect of an action."""
+RESULTS_TOPIC = "_pipeline.replay.results"
+"""What became of every record that an action was about."""
+TASKS_TOPIC = "_pipeline.tasks"
+"""Dead letters that were turned into tasks for people."""
+CLOCK_TOPIC = "_pipeline.clock"
+"""Workers write empty records on it to learn the cluster's time from what the broker stamps on them."""
 
 _LEGAL = re.compile(r"[a-zA-Z0-9._-]+")
 

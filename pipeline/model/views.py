@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.model.events import EVENT_TYPES, Count, Long, RunState, Timestamp, TypedValue
+from pipeline.model.events import EVENT_TYPES, Count, Long, PersonalOrNone, RunState, Timestamp, TypedValue
 
 Int = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
@@ -37,7 +37,7 @@ class RunSummary(TypedValue):
     output_tokens: Count = 0
     cost_usd: float | None = None
     duration_ms: Count = 0
-    last_error: str | None = None
+    last_error: PersonalOrNone = None
 
 
 class RunRate(TypedValue):

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.model.cluster import ClusterAdmin, TopicSpec
-from pipeline.model.errors import ClusterUnavailable, PipelineError, TopologyError
+from pipeline.model.errors import ClusterUnavailable, PipelineError, TopicExists, TopologyError
 from pipeline.model.policies import Subscription
-from pipeline.model.topics import CONTROL_TOPIC
+from pipeline.model.topics import AUDIT_TOPIC, CLOCK_TOPIC, CONTROL_TOPIC, RESULTS_TOPIC, TASKS_TOPIC
 from pipeline.topology.actions import Action, AddPartitions, CreateTopic, Plan, SetConfig
 from pipeline.topology.naming import layouts, retired_of
 from pipeline.topology.planner import plan
@@ -23,10 +23,11 @@ ROUNDS_MAX = 3
 def existing_topics(
     admin: ClusterAdmin, subscriptions: Sequence[Subscription], prefix: str = "", beside: Beside | None = None
 ) -> dict[str, TopicSpec]:
-    """Those topics of the subscriptions and `beside` them that exist, old tiers and the control topic included: no other
+    """Those topics of the subscriptions and `beside` them that exist, old tiers and our own topics included: no other
     topic is looked at."""
     names = admin.topic_names()
-    wanted = {prefix + CONTROL_TOPIC, *(beside.names if beside is not None else ())}
+    own = (CONTROL_TOPIC, AUDIT_TOPIC, RESULTS_TOPIC, TASKS_TOPIC, CLOCK_TOPIC)
+    wanted = {*(prefix + name for name in own), *(beside.names if beside is not None else ())}
     for entry in layouts(subscriptions, prefix):
         topics = entry.topics
         wanted |= {topics.source, *topics.lanes, topics.dead_letters, *(t.topic for t in retired_of(entry, names))}
@@ -51,6 +52,8 @@ def _create(admin: ClusterAdmin, spec: TopicSpec) -> None:
         admin.create_topics([spec])
     except ClusterUnavailable:
         raise
+    except TopicExists:
+        return  # another deployer's, or our own first try whose answer came too late: the next round looks at it
     except PipelineError as refused:
         # Whether a broker knows a setting can't be asked without rights on the broker: trying is the only way.
         unknown = [name for name in OPTIONAL if name in spec.configs and name in str(refused)]
@@ -59,15 +62,31 @@ def _create(admin: ClusterAdmin, spec: TopicSpec) -> None:
         admin.create_topics([replace(spec, configs={k: v for k, v in spec.configs.items() if k not in unknown})])
 
 
-def _until_reported(admin: ClusterAdmin, topic: str, setting: str, value: str) -> None:
-    """The controller takes a setting before the broker that is asked next knows of it."""
+def _reported(admin: ClusterAdmin, topic: str, wanted: Callable[[TopicSpec], bool]) -> bool:
+    """The controller takes a change before the broker that is asked next knows of it: does that one say so, now or soon?"""
     deadline = time.monotonic() + VISIBLE_S
-    while admin.topics([topic])[topic].configs.get(setting) != value:
+    while not wanted(admin.topics([topic])[topic]):
         if time.monotonic() > deadline:
-            raise TopologyError(
-                f"the cluster did not keep {setting}={value} of topic {topic}: look for a broker policy that overrides it"
-            )
+            return False
         time.sleep(0.05)
+    return True
+
+
+def _set_config(admin: ClusterAdmin, topic: str, setting: str, value: str) -> None:
+    admin.set_configs(topic, {setting: value})
+    if not _reported(admin, topic, lambda spec: spec.configs.get(setting) == value):
+        raise TopologyError(
+            f"the cluster did not keep {setting}={value} of topic {topic}: look for a broker policy that overrides it"
+        )
+
+
+def _add_partitions(admin: ClusterAdmin, topic: str, total: int) -> None:
+    """A plan may come from a broker that has not heard yet of partitions that were added a moment ago: then they are there soon."""
+    try:
+        admin.add_partitions(topic, total)
+    except TopologyError:
+        if not _reported(admin, topic, lambda spec: spec.partitions >= total):
+            raise
 
 
 def execute(admin: ClusterAdmin, action: Action) -> None:
@@ -76,10 +95,9 @@ def execute(admin: ClusterAdmin, action: Action) -> None:
         case CreateTopic(spec=spec):
             _create(admin, spec)
         case AddPartitions(topic=topic, total=total):
-            admin.add_partitions(topic, total)
+            _add_partitions(admin, topic, total)
         case SetConfig(topic=topic, setting=setting, value=value):
-            admin.set_configs(topic, {setting: value})
-            _until_reported(admin, topic, setting, value)
+            _set_config(admin, topic, setting, value)
 
 
 def apply(

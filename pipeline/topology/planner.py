@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.model.cluster import TopicSpec
 from pipeline.model.policies import Subscription
-from pipeline.model.topics import CONTROL_TOPIC, check_topic
+from pipeline.model.topics import AUDIT_TOPIC, CLOCK_TOPIC, CONTROL_TOPIC, RESULTS_TOPIC, TASKS_TOPIC, check_topic
 from pipeline.topology.actions import APPLY, Action, AddPartitions, CreateTopic, Finding, Plan, SetConfig
 from pipeline.topology.naming import Layout, RetiredTier, layouts, retired_of
 from pipeline.topology.rules import (
@@ -21,14 +21,19 @@ from pipeline.topology.rules import (
     LaneKind,
     Level,
     Rule,
+    audit_rules,
+    clock_rules,
     control_rules,
     lane_rules,
     minimum_retention_ms,
+    results_rules,
     schema_rules,
     source_rules,
+    tasks_rules,
 )
 
 _CONTROL_WHY = "switches of operators travel on it"
+RESULTS_PARTITIONS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,9 @@ class _Planner:
         self.defaults = defaults
         self.actions: dict[tuple[str, str], Action] = {}
         self.findings: dict[tuple[str, str], Finding] = {}
+
+    def plan(self) -> Plan:
+        return Plan(tuple(self.actions.values()), tuple(self.findings.values()))
 
     def find(self, level: Level, topic: str, setting: str, problem: str, remedy: str) -> None:
         self.findings.setdefault((topic, setting), Finding(level, topic, setting, problem, remedy))
@@ -181,13 +189,26 @@ def plan(
     unsettled: Mapping[str, int] | None = None,
     beside: Beside | None = None,
 ) -> Plan:
-    """What has to be done to `existing` (topics with their values in force) so that the subscriptions can run, and so
-    that the topics `beside` them are there.
+    """What has to be done to `existing` (topics with their values in force) so that the subscriptions can run, so that
+    the topics `beside` them are there, and so that records can be replayed.
 
     `unsettled` (topic -> records beyond the committed offset) makes the findings about old tiers exact.
     Raises `ConfigurationError` for declarations that can't work together or names that Kafka refuses.
     """
-    planner = _Planner(existing, defaults or Defaults())
+    planner = _plan(subscriptions, existing, defaults or Defaults(), prefix, unsettled or {}, beside or Beside())
+    _records_of_actions(planner, prefix)
+    return planner.plan()
+
+
+def _plan(
+    subscriptions: Sequence[Subscription],
+    existing: Mapping[str, TopicSpec],
+    defaults: Defaults,
+    prefix: str,
+    unsettled: Mapping[str, int],
+    beside: Beside,
+) -> _Planner:
+    planner = _Planner(existing, defaults)
     known_to_broker = any(DECOMPRESSED in spec.configs for spec in existing.values())
     for entry in layouts(subscriptions, prefix):
         source = planner.source(entry.topics.source)
@@ -196,7 +217,7 @@ def plan(
         retired = retired_of(entry, existing)
         for lane in _lanes(entry, retired):
             planner.lane(lane, source, entry.group)
-        _drains(planner, entry.group, retired, unsettled or {})
+        _drains(planner, entry.group, retired, unsettled)
         if DECOMPRESSED not in source.configs and known_to_broker:
             planner.find(
                 "warning",
@@ -205,25 +226,33 @@ def plan(
                 "one small batch may unpack to any size",
                 f"set {DECOMPRESSED}",
             )
-    beside = beside or Beside()
     for name in beside.plain:
         planner.source(check_topic(name), "topic to publish to")
     if beside.schemas:
         _single(planner, beside.schemas, schema_rules(), "ids of schemas are kept on it", "schemas have one order")
     _single(planner, prefix + CONTROL_TOPIC, control_rules(), _CONTROL_WHY, "switches have one order")
-    return Plan(tuple(planner.actions.values()), tuple(planner.findings.values()))
+    return planner
+
+
+def _records_of_actions(planner: _Planner, prefix: str) -> None:
+    """Topics that replays and dead letters need, and the clock: a worker starts without them."""
+    audit, tasks = "who replayed or purged what is written on it first", "dead letters become tasks for people on it"
+    _single(planner, prefix + AUDIT_TOPIC, audit_rules(), audit, "entries have one order")
+    _single(planner, prefix + TASKS_TOPIC, tasks_rules(), tasks, "tasks have one order")
+    clock = "workers learn the cluster's time on it, so that retries keep to one clock"
+    _single(planner, prefix + CLOCK_TOPIC, clock_rules(), clock, "partition 0 is there")
+    name = prefix + RESULTS_TOPIC
+    if name in planner.known:
+        planner.settle(name, results_rules())
+    else:
+        why = "what became of each replayed record is written on it"
+        planner.create(name, RESULTS_PARTITIONS, planner.defaults.replication_factor, results_rules(), why)
 
 
 def _single(planner: _Planner, name: str, rules: Sequence[Rule], why: str, order: str) -> None:
     """A topic of our own with one partition."""
     if name not in planner.known:
-        planner.create(
-            name,
-            1,
-            planner.defaults.replication_factor,
-            rules,
-            why,
-        )
+        planner.create(name, 1, planner.defaults.replication_factor, rules, why)
         return
     planner.settle(name, rules)
     if planner.known[name].partitions != 1:
@@ -244,7 +273,7 @@ def check(
     The same rules as `plan`, except that retention is an error only when it is not longer than the delay and 7 days:
     a larger default of ours does not stop a worker.
     """
-    wanted = plan(subscriptions, existing, Defaults(create_sources=False), prefix=prefix)
+    wanted = _plan(subscriptions, existing, Defaults(create_sources=False), prefix, {}, Beside()).plan()
     strict = _retention_floors(subscriptions, existing, prefix)
     return [*wanted.findings, *(_finding(action, strict) for action in wanted.actions)]
 

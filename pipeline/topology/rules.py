@@ -181,6 +181,44 @@ def schema_rules() -> tuple[Rule, ...]:
     return (Rule("cleanup.policy", "compact", "schemas would be forgotten after a while"),)
 
 
+def audit_rules() -> tuple[Rule, ...]:
+    """What was done by whom is kept for a year."""
+    return _history_rules(365 * DAY_MS, "who did what would be forgotten")
+
+
+def results_rules() -> tuple[Rule, ...]:
+    """Results are kept for a month: a replay that is taken up again reads what it wrote before."""
+    return _history_rules(30 * DAY_MS, "a replay that is resumed would not know what it has written")
+
+
+CLOCK_RETENTION_MS = 3_600_000
+
+
+def tasks_rules() -> tuple[Rule, ...]:
+    """Tasks for people are kept until someone deletes them."""
+    return (Rule("cleanup.policy", "delete", _COMPACTED), Rule("retention.ms", "-1", "open tasks would expire"))
+
+
+def clock_rules() -> tuple[Rule, ...]:
+    """Nobody reads its records: what counts is the time that the broker puts on them."""
+    return (
+        Rule("message.timestamp.type", "LogAppendTime", "the producer's time would come back, not the cluster's"),
+        Rule("cleanup.policy", "delete", "records without a key are refused by compaction"),
+        Rule("retention.ms", str(CLOCK_RETENTION_MS), "", "initial"),
+    )
+
+
+_COMPACTED = "compaction would remove all but the last entry of a key"
+
+
+def _history_rules(retention_ms: int, why: str) -> tuple[Rule, ...]:
+    return (
+        Rule("cleanup.policy", "delete", _COMPACTED),
+        Rule("retention.ms", str(retention_ms), why, "at_least"),
+        Rule("retention.bytes", "-1", why),
+    )
+
+
 def control_rules() -> tuple[Rule, ...]:
     """The control topic keeps the newest state of every switch for ever."""
     return (Rule("cleanup.policy", "compact", "switches of operators would be forgotten after a while"),)

@@ -2,7 +2,8 @@
 
 Faust's own habits that this works around (0.15.3): it acknowledges a record whose agent raised, so an exception loses
 it (here: manual acknowledgement, and a supervisor that crashes the process, so that a restart reads it again); and it
-commits offsets even when a changelog write failed (here: every write of a batch is awaited first).
+commits offsets even when a changelog write failed (here: every write of a batch is awaited first). What it loses in a
+rebalance: see `fetching`.
 Importing this module imports Faust and mode, which patch and log: nothing else of the product imports it.
 """
 
@@ -22,6 +23,7 @@ from pipeline.model.errors import CodecError, SchemaUnavailable
 from pipeline.views import avro, batch, metrics, rates, summaries
 from pipeline.views.dead_letters import headers_of, tell
 from pipeline.views.deadline import CRASH_S, STOP_S, leave_within
+from pipeline.views.fetching import HoldingApp
 from pipeline.views.policy import ViewsPolicy
 from pipeline.views.tables import EntryTable, Writes, as_current
 from pipeline.views.topology import STATE_TABLE, TOTALS_TABLE
@@ -168,7 +170,7 @@ def build_worker(app: faust.App) -> faust.Worker:
 def build_faust(policy: ViewsPolicy, partitions: int) -> faust.App:
     """A Faust app with the settings the views rely on. The topics exist already: nothing is declared from here."""
     store = "memory://" if policy.store == "memory" else "rocksdb://"
-    return faust.App(
+    return HoldingApp(
         policy.group,
         broker=[f"kafka://{address}" for address in policy.bootstrap.split(",")],
         store=store,

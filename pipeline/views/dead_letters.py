@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.model.cluster import Headers
 from pipeline.model.errors import CodecError
 from pipeline.model.headers import DeliveryHeaders, ErrorInfo, clip_error, dead_letter_headers, producer_headers
+from pipeline.model.secret_shapes import mask_secrets
 
 if TYPE_CHECKING:
     from faust.types import TopicT
@@ -21,10 +22,13 @@ DELIVERY_TIMEOUT_S = 60.0
 
 
 def error_info(error: BaseException) -> ErrorInfo:
-    """The error as headers carry it: class "undecodable" for bytes that are wrong, "handler" for anything else."""
-    stack = "".join(traceback.format_exception(error))
+    """The error as headers carry it: class "undecodable" for bytes that are wrong, "handler" for anything else.
+
+    What looks like a secret is masked; texts of our own folds quote no values.
+    """
+    stack = mask_secrets("".join(traceback.format_exception(error)))
     error_class = "undecodable" if isinstance(error, CodecError) else "handler"
-    return clip_error(ErrorInfo(error_class, type(error).__name__, str(error), stack))
+    return clip_error(ErrorInfo(error_class, type(error).__name__, mask_secrets(str(error)), stack))
 
 
 def headers_of(message: Any, group: str, error: BaseException) -> Headers:

@@ -13,34 +13,20 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.restarts import RestartPolicy, ending
 from pipeline.views.policy import ViewsPolicy
 
 log = logging.getLogger(__name__)
 
+__all__ = ["RestartPolicy", "Worker", "check_store", "policies", "run"]
+
 COMMAND = (sys.executable, "-m", "pipeline.views.worker")
 CONFIGURATION, UNREACHABLE = 2, 3
-
-
-@dataclass(frozen=True, slots=True)
-class RestartPolicy:
-    """After the n-th crash in a row wait `first_s * 2**(n-1)`, at most `max_s`; give up after `limit`.
-
-    A process that lived `steady_s` starts a new row. A clean stop has `stop_s` before the process is killed.
-    """
-
-    first_s: float = 1.0
-    max_s: float = 30.0
-    limit: int = 10
-    steady_s: float = 60.0
-    stop_s: float = 30.0
-
-    def wait_s(self, crashes: int) -> float:
-        return float(min(self.max_s, self.first_s * 2 ** (crashes - 1)))
 
 
 class Worker:
@@ -142,10 +128,10 @@ def _look_after(crew: list[Worker], restart: RestartPolicy, now_s: float) -> int
             never_ran = worker.crashes == 1 and not any(other.pid for other in crew)
             if ended == CONFIGURATION or (ended == UNREACHABLE and never_ran):
                 return ended
-            if worker.crashes > restart.limit:
+            if 0 < restart.limit < worker.crashes:
                 log.error("A views worker crashed %d times in a row: giving up.", worker.crashes)
                 return 1
-            log.warning("A views worker ended with %d; starting it again in %.0f s.", ended, worker.due_s - now_s)
+            log.warning("A views worker was %s; starting it again in %.0f s.", ending(ended), worker.due_s - now_s)
         elif worker.pid is None and now_s >= worker.due_s:
             worker.start(now_s)
     return 0

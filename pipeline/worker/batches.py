@@ -1,23 +1,76 @@
 """Batch handlers: many events in one call, one outcome per item; only failed items are retried.
 
-A batch holds at most one record per key, so a key's order survives an item that fails.
+A batch holds one record per key, so a key's order survives an item that fails. One that is done or not done as a whole may
+hold several, in their order: when it fails, the first of each key has failed, and the others were not run.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import overload
 
+from pipeline.core.batching import gathering_ends, hold_back_behind
 from pipeline.core.delivery import Delivery
 from pipeline.core.unit import Unit
 from pipeline.model.errors import CodecError, SchemaUnavailable
 from pipeline.model.outcome import Failure, FailureKind, Reject, Retry
 from pipeline.worker.context import Context
 from pipeline.worker.engine import Engine
-from pipeline.worker.execution import SKIP, concluded, failure_of, timed_out
+from pipeline.worker.execution import SKIP, Execution, concluded, failure_of, timed_out
+from pipeline.worker.stalls import stack_of
 
 BatchHandler = Callable[[Sequence[object], Sequence[Context]], Awaitable[object] | object]
 BATCHES_AT_ONCE = 4
+BUSY_WAIT_S = 0.005
+"""How long a batch waits for other keys while records wait behind it."""
+
+
+class Contexts(Sequence[Context]):
+    """The contexts of a batch, each made when it is asked for: most handlers look at few of them."""
+
+    __slots__ = ("_deliveries", "_execution", "_made", "_names")
+
+    def __init__(self, execution: Execution, deliveries: Sequence[Delivery], names: Sequence[str]) -> None:
+        self._execution = execution
+        self._deliveries = deliveries
+        self._names = names
+        self._made: dict[int, Context] = {}
+
+    def __len__(self) -> int:
+        return len(self._deliveries)
+
+    @overload
+    def __getitem__(self, index: int) -> Context: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Context]: ...
+    def __getitem__(self, index: int | slice) -> Context | list[Context]:
+        places = range(len(self._deliveries))[index]
+        return self._at(places) if isinstance(places, int) else [self._at(place) for place in places]
+
+    def __iter__(self) -> Iterator[Context]:
+        return map(self._at, range(len(self._deliveries)))
+
+    def _at(self, place: int) -> Context:
+        context = self._made.get(place)
+        if context is None:
+            context = self._made[place] = Context(self._execution, self._deliveries[place])
+            if self._names:
+                context.record_name = self._names[place]
+        return context
+
+    @property
+    def any_emitted(self) -> bool:
+        return any(context.emitted is not None for context in self._made.values())
+
+
+def _is_waited_for(delivery: Delivery) -> bool:
+    return delivery.key in delivery.unit.waiting or delivery.key in delivery.unit.blocked
 
 
 class BatchRunners:
@@ -30,6 +83,7 @@ class BatchRunners:
         self._is_async = is_async
         self._loop = loop
         self._size = subscription.batch.size
+        self._whole = subscription.batch.whole
         self._wait_s = subscription.batch.wait_ms / 1000
         self._at_once = max(1, min(BATCHES_AT_ONCE, subscription.flow.concurrency // self._size)) if is_async else 1
         self._timeout_s = subscription.timeout_ms / 1000
@@ -41,12 +95,14 @@ class BatchRunners:
         engine = self._engine
         while len(self._running) < self._at_once:
             gathered = self._gathered
-            engine.take_many(gathered, self._size - len(gathered))
+            engine.take_many(gathered, self._size - len(gathered), self._whole)
             if len(gathered) < self._size:
                 break
             self._start()
         if self._gathered and self._timer is None and len(self._running) < self._at_once:
-            self._timer = self._loop.call_later(self._wait_s, self._time_is_up)
+            # What waits behind this batch can't fill it: a few busy keys would get one record per wait.
+            wait_s = min(BUSY_WAIT_S, self._wait_s) if any(map(_is_waited_for, self._gathered)) else self._wait_s
+            self._timer = self._loop.call_later(wait_s, self._time_is_up)
 
     def _time_is_up(self) -> None:
         self._timer = None
@@ -58,6 +114,7 @@ class BatchRunners:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        gathering_ends(self._gathered)
         batch, self._gathered = [d for d in self._gathered if not d.unit.draining], []
         if batch:
             task = self._loop.create_task(self._run(batch))
@@ -71,45 +128,88 @@ class BatchRunners:
         self._engine.wake()
 
     async def _run(self, batch: list[Delivery]) -> None:
-        deliveries, events, contexts = self._decode(batch)
+        deliveries, events, contexts = self._decode_all(batch) or self._decode(batch)
         if not deliveries:
             return
+        engine = self._engine
+        began_s, began_ms = self._loop.time(), engine.clock.read()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                if self._is_async:
+            if self._is_async:
+                async with asyncio.timeout(self._timeout_s):
                     returned = await self._handler(events, contexts)  # type: ignore[misc]
-                else:
-                    returned = await self._loop.run_in_executor(None, self._handler, events, contexts)
+            else:
+                returned = await self._in_thread(deliveries[0], partial(self._handler, events, contexts))
         except TimeoutError:
-            self._fail_all(deliveries, timed_out(self._engine.execution.subscription.timeout_ms))
+            self._fail_all(deliveries, timed_out(engine.execution.subscription.timeout_ms), began_ms)
             return
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise  # the unit is let go, or the pool stops
             inside = RuntimeError("the handler was cancelled from inside: something it awaited was cancelled")
-            self._fail_all(deliveries, failure_of(inside, ()))
+            self._fail_all(deliveries, failure_of(inside, ()), began_ms)
             return
         except Exception as error:
-            self._fail_all(deliveries, failure_of(error, self._engine.execution.subscription.retry.terminal))
+            self._fail_all(deliveries, failure_of(error, engine.execution.subscription.retry.terminal), began_ms)
             return
-        self._conclude(deliveries, contexts, returned)
+        finally:
+            engine.stats.durations.observe(self._loop.time() - began_s)
+        first, processed = deliveries[0], engine.stats.processed
+        self._conclude(deliveries, contexts, returned, began_ms)
+        if returned is None and engine.stats.processed > processed:
+            engine.stats.took(first, engine.clock.read())
 
-    def _decode(self, batch: list[Delivery]) -> tuple[list[Delivery], list[object], list[Context]]:
+    async def _in_thread(self, first: Delivery, call: Callable[[], object]) -> object:
+        """A thread can't be stopped: past the deadline it is told as stalled, and its keys wait until it returns."""
+        engine, began_s, thread = self._engine, self._loop.time(), [0]
+
+        def run() -> object:
+            thread[0] = threading.get_ident()
+            return call()
+
+        def late() -> None:
+            engine.stalls.begin(first, time.monotonic() - self._timeout_s, stack_of(thread[0]))
+
+        watch = self._loop.call_later(self._timeout_s, late)
+        try:
+            returned = await self._loop.run_in_executor(None, run)
+        finally:
+            watch.cancel()
+            engine.stalls.keep(set())
+        if self._loop.time() - began_s > self._timeout_s:
+            raise TimeoutError
+        return returned
+
+    def _decode_all(self, batch: list[Delivery]) -> tuple[list[Delivery], list[object], Contexts] | None:
+        """The whole batch at once; None when something is amiss with one of them."""
+        decode_many = self._engine.execution.decode_many
+        if decode_many is None:
+            return None
+        try:
+            names, events = decode_many(batch)
+        except CodecError:
+            return None
+        return batch, events, Contexts(self._engine.execution, batch, names)
+
+    def _decode(self, batch: list[Delivery]) -> tuple[list[Delivery], list[object], Contexts]:
         """What can be given to the handler; the rest gets its ending here."""
         engine, execution = self._engine, self._engine.execution
         decode = execution.decode
         deliveries: list[Delivery] = []
         events: list[object] = []
-        contexts: list[Context] = []
-        for delivery in batch:
+        names: list[str] = []
+        left = deque(batch)
+        while left:
+            delivery = left.popleft()
             context = Context(execution, delivery)
             try:
                 event = decode(delivery, context)
             except SchemaUnavailable as error:
+                left = self._hold_back(delivery, left)
                 engine.await_schema(delivery, error.schema_id or 0)
                 continue
             except CodecError as error:
+                left = self._hold_back(delivery, left)
                 self._answer(engine.complete(delivery, failure_of(error, ())))
                 continue
             if event is SKIP:
@@ -117,29 +217,42 @@ class BatchRunners:
                 continue
             deliveries.append(delivery)
             events.append(event)
-            contexts.append(context)
-        return deliveries, events, contexts
+            names.append(context.record_name)
+        return deliveries, events, Contexts(execution, deliveries, names)
 
-    def _conclude(self, deliveries: list[Delivery], contexts: list[Context], returned: object) -> None:
+    @staticmethod
+    def _hold_back(stopped: Delivery, left: deque[Delivery]) -> deque[Delivery]:
+        """Those of its key that come after it wait behind it; returns the others."""
+        behind = hold_back_behind(stopped, left)
+        return deque(delivery for delivery in left if delivery not in behind) if behind else left
+
+    def _conclude(self, deliveries: list[Delivery], contexts: Contexts, returned: object, began_ms: int) -> None:
         engine = self._engine
         if returned is None:
-            if all(context.emitted is None for context in contexts):
+            if not contexts.any_emitted:
                 engine.done_many(deliveries)
                 return
             returned = [None] * len(deliveries)
-        if not isinstance(returned, (list, tuple)) or len(returned) != len(deliveries):
-            text = f"a batch handler returns None or a list with one outcome per item ({len(deliveries)}), not {type(returned).__name__}"
-            self._fail_all(deliveries, Failure(FailureKind.TERMINAL, "UnexpectedReturn", type(returned).__name__, text))
+        elif self._whole or not isinstance(returned, (list, tuple)) or len(returned) != len(deliveries):
+            wanted = "None" if self._whole else f"None or a list with one outcome per item ({len(deliveries)})"
+            text = f"a batch handler{' of whole batches' if self._whole else ''} returns {wanted}, not {type(returned).__name__}"
+            failure = Failure(FailureKind.TERMINAL, "UnexpectedReturn", type(returned).__name__, text)
+            self._fail_all(deliveries, failure, began_ms)
             return
         for delivery, context, item in zip(deliveries, contexts, returned, strict=True):
             if isinstance(item, (Retry, Reject, Exception)):
-                self._answer(engine.complete(delivery, failure_of(item, engine.execution.subscription.retry.terminal)))
+                failure = failure_of(item, engine.execution.subscription.retry.terminal)
+                self._answer(engine.complete(delivery, replace(failure, started_ms=began_ms)))
                 continue
             outcome, emitted = concluded(item, context)
             self._answer(engine.complete(delivery, outcome, emitted))
 
-    def _fail_all(self, deliveries: Sequence[Delivery], failure: Failure) -> None:
-        for delivery in deliveries:
+    def _fail_all(self, deliveries: Sequence[Delivery], failure: Failure, began_ms: int) -> None:
+        failure = self._engine.diagnose_all(deliveries, replace(failure, started_ms=began_ms))
+        left = deque(deliveries)
+        while left:
+            delivery = left.popleft()
+            left = self._hold_back(delivery, left)
             self._answer(self._engine.complete(delivery, failure))
 
     def _answer(self, following: Delivery | None) -> None:

@@ -1,16 +1,16 @@
-"""Where a partition's lanes stand when it is opened, and why it can't be: records that waited were deleted."""
+"""Why a partition can't be opened: records that waited, or that were still to be read, were deleted."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.core.progress import Progress, decode
 from pipeline.model.cluster import Position, TopicPartition
 from pipeline.model.errors import TopologyError
 
 
 def expired_lane(
     group: str,
+    source: str,
     lanes: Sequence[TopicPartition],
     committed: Mapping[TopicPartition, Position | None],
     beginnings: Mapping[TopicPartition, int],
@@ -22,7 +22,8 @@ def expired_lane(
             return TopologyError(
                 f"{tp.topic}-{tp.partition} now begins at offset {beginnings[tp]}, but group {group} had "
                 f"records waiting from {position.offset}: they were deleted; raise retention.ms of the topic, "
-                "then, with the workers stopped, set the group's offset to that place (kafka-consumer-groups --reset-offsets)"
+                f"then, with the workers stopped, `pipeline groups reset {group} --topic {source} --partition {tp.partition} "
+                "--to-current --execute` lets it go on from there"
             )
     return None
 
@@ -30,13 +31,6 @@ def expired_lane(
 def out_of_range(group: str, source: TopicPartition, offset: int, beginning: int, end: int) -> TopologyError:
     return TopologyError(
         f"group {group} stands at offset {offset} of {source.topic}-{source.partition}, which holds {beginning}..{end}: "
-        "records were deleted before they were processed; set its offset where it shall go on, with the workers stopped "
-        "(kafka-consumer-groups --reset-offsets)"
+        "records were deleted before they were processed; with the workers stopped, say where it shall go on: "
+        f"`pipeline groups reset {group} --topic {source.topic} --partition {source.partition} --to-earliest --execute`"
     )
-
-
-def lane_progress(position: Position | None, beginning: int, end: int) -> Progress:
-    """Lanes always start at the earliest; a lane that was made anew (its end is below the commit) starts over."""
-    if position is None or position.offset > end:
-        return Progress(beginning, beginning)
-    return decode(position.offset, position.metadata)

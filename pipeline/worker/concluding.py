@@ -10,16 +10,18 @@ from typing import Any
 from pipeline.core.delivery import Delivery
 from pipeline.core.flow import FloodGuard
 from pipeline.core.unit import DeadLetter, HandOff, Unit
-from pipeline.model.errors import ClusterError, EncodeError, PipelineError, SchemaUnavailable
-from pipeline.model.headers import EVENT_ID
+from pipeline.model.errors import ClusterError, EncodeError, SchemaUnavailable
+from pipeline.model.headers import EVENT_ID, HELD_CLASS
 from pipeline.model.outcome import Done, Emit, Failure
 from pipeline.worker.dispatch import Dispatch
-from pipeline.worker.execution import failure_of
+from pipeline.worker.execution import failure_of, output_failure
 from pipeline.worker.inputs import Delivered
 from pipeline.worker.parts import EngineParts
 from pipeline.worker.sending import OutRecord, Sender
 from pipeline.worker.stats import Stats
 
+OUTPUTS_SAMPLED = 16
+"""Of records with outputs every so-manieth is timed from its publication to the last acknowledgement."""
 REGISTRY_RETRY_S = 0.2
 REGISTRY_RETRY_MAX_S = 5.0
 
@@ -37,15 +39,15 @@ class Background:
     ) -> None:
         self._loop = loop
         self._failed = failed
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # a set that keeps its order
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failed(error)
 
@@ -74,6 +76,7 @@ class Conclusions:
         self._flood = flood
         self._background = background
         self._log = parts.log
+        self.alert: Callable[[DeadLetter, Any], None] = lambda effect, sent: parts.alert(effect, sent.offset)
         self.perform: Callable[[Unit], None]
         self.flooded: Callable[[], None]
         self.wake: Callable[[], None]
@@ -91,11 +94,17 @@ class Conclusions:
 
     def done_many(self, deliveries: Sequence[Delivery]) -> None:
         """`done` for a batch; what follows in their keys is queued."""
-        resumed = self._dispatch.resumed
+        resumed, now_ms, count = self._dispatch.resumed, self._clock.now_ms, 0
         for delivery in deliveries:
-            following = self.done(delivery)
-            if following is not None:
-                resumed.append(following)
+            unit = delivery.unit
+            if unit.open:
+                count += 1
+                following = unit.done(delivery, now_ms)
+                if unit.effects:
+                    self.perform(unit)
+                if following is not None:
+                    resumed.append(following)
+        self._stats.processed += count
 
     def complete(self, delivery: Delivery, outcome: Done | Failure, emitted: Sequence[Emit] = ()) -> Delivery | None:
         """Any ending of an execution."""
@@ -111,6 +120,8 @@ class Conclusions:
 
     def _failed(self, delivery: Delivery, failure: Failure) -> Delivery | None:
         unit = delivery.unit
+        if self._parts.diagnosis is not None:
+            failure = self._parts.diagnosis.complete(delivery, failure)
         self._stats.failed(failure.kind.value)
         self._log.warning(
             "attempt failed",
@@ -122,9 +133,15 @@ class Conclusions:
             message=failure.message[:300],
         )
         # The clock is asked anew and its part of a millisecond counted as a whole one: a delay never ends early (I8).
-        following = unit.failed(delivery, failure, self._clock.read() + 1, self._parts.rng.random())
+        now_ms = self._clock.read() + self._clock.spread_ms + 1
+        following = unit.failed(delivery, failure, now_ms, self._parts.rng.random())
         self.perform(unit)
         return self._dispatch.unless_paused(following)
+
+    def diagnose_all(self, deliveries: Sequence[Delivery], failure: Failure) -> Failure:
+        """The failure of all of them at once, fit for the headers of each."""
+        diagnosis = self._parts.diagnosis
+        return failure if diagnosis is None else diagnosis.complete_all(deliveries, failure)
 
     # -- outputs
 
@@ -134,10 +151,8 @@ class Conclusions:
         except SchemaUnavailable:
             self._sender.hold(delivery.unit)
             self._background.start(self._prepare_outputs(delivery, outcome, emitted))
-        except PipelineError as error:
-            return self._failed(delivery, failure_of(error, ()))
-        except Exception as error:  # a value that has no JSON form, a key that is a number: no attempt will change it
-            return self._failed(delivery, failure_of(error, (Exception,)))
+        except Exception as error:
+            return self._failed(delivery, output_failure(error))
         else:
             self._sender.outputs(delivery, records, outcome.warning, self._clock.now_ms)
         return None
@@ -184,22 +199,39 @@ class Conclusions:
         if complete is None or not unit.open:
             return
         if isinstance(complete, HandOff):
-            unit.handed_off(complete.delivery)
-            return
-        if isinstance(complete, DeadLetter):
+            following = unit.handed_off(complete.delivery, complete.lane, sent.offset, self._clock.now_ms)
+        elif isinstance(complete, DeadLetter):
             following = unit.dead_lettered(complete.delivery, self._clock.now_ms)
             self._count_dead_letter(complete)
+            self.alert(complete, sent)
         else:
             if complete.warning:
                 self._warn(complete.delivery, complete.warning)
             self._stats.processed += 1
+            if not self._stats.processed % OUTPUTS_SAMPLED:
+                self._stats.took(complete.delivery, self._clock.read())
             following = unit.done(complete.delivery, self._clock.now_ms)
         if following is not None:
             self._dispatch.resumed.append(following)
 
+    def watch_amplification(self, delivery: Delivery, alarm: int) -> None:
+        """Each successor of a head costs a hop: a long queue behind one key is worth an alarm."""
+        unit = delivery.unit
+        waiting = len(unit.parking.keys.get(delivery.key, ()))
+        if waiting and waiting % alarm == 0:
+            self._stats.amplification_alarms += 1
+            self._log.error(
+                "many records wait behind one key until its head succeeds or is given up; `pipeline keys skip` gives it up now",
+                key=(delivery.key or b"").decode("utf-8", "replace"),
+                partition=unit.partition,
+                waiting=waiting,
+                amplification=round(self._stats.amplification, 1),
+            )
+
     def _count_dead_letter(self, effect: DeadLetter) -> None:
         self._stats.dead_lettered(effect.failure.error_class)
-        if self._flood.count(self._clock.now_ms):
+        # One record that is given up can have any number behind it: they say nothing about the next one.
+        if effect.failure.error_class != HELD_CLASS and self._flood.count(self._clock.now_ms):
             self._log.error(
                 "flood of dead letters: the subscription is paused; fix the cause, then `pipeline resume`",
                 group=self._parts.group,

@@ -10,6 +10,7 @@ from pipeline.core.delivery import Delivery
 from pipeline.model.cluster import Headers
 from pipeline.model.headers import DeliveryHeaders
 from pipeline.model.outcome import Emit
+from pipeline.worker.log_tail import LogTail, TailLogger
 
 if TYPE_CHECKING:
     from pipeline.worker.execution import Execution
@@ -33,10 +34,12 @@ class Context:
 
     __slots__ = ("_delivery", "_execution", "_log", "emitted", "record_name")
 
+    _log: TailLogger
+    """Not set before it is used: most records log nothing."""
+
     def __init__(self, execution: Execution, delivery: Delivery) -> None:
         self._execution = execution
         self._delivery = delivery
-        self._log: Any = None
         self.emitted: list[Emit] | None = None
         self.record_name = ""
 
@@ -117,16 +120,20 @@ class Context:
 
     @property
     def log(self) -> Any:
-        """A structlog logger bound to this record."""
-        if self._log is None:
-            self._log = self._execution.log.bind(
+        """A structlog logger bound to this record. Should the attempt end in a dead letter, its last lines go with it."""
+        try:
+            return self._log
+        except AttributeError:
+            bound = self._execution.log.bind(
                 key=self.run_id,
                 event_id=self.event_id,
                 partition=self.partition,
                 offset=self.offset,
                 attempt=self.attempt,
             )
-        return self._log
+            tail = self._delivery.tail = LogTail()
+            self._log = TailLogger(bound, tail)
+            return self._log
 
     def emit(self, topic: str, key: str | bytes | None, value: object, headers: Headers | None = None) -> _Accepted:
         """Publish a record when this execution succeeds; the input is settled only after it is acknowledged. `await` is optional."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from pipeline.model.errors import PipelineError
 
 POLL_S = 0.25
 RETRY_S = 1.0
+FIRST_READ_S = 10.0
+"""How long a worker that has just started takes no work because it has not read the control topic to its end."""
 
 
 class ControlFollower:
@@ -36,6 +39,8 @@ class ControlFollower:
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._next = 0
         self._attached = False
+        self._caught_up = switches.read = False
+        self._until_s = time.monotonic() + FIRST_READ_S
         self.resumed: set[str] = set()
 
     def attach(self) -> None:
@@ -61,10 +66,23 @@ class ControlFollower:
             self._log.error("the control topic can't be read: trying again", error=str(error))
             self._stop.wait(RETRY_S if timeout_s else 0)
             self._attached = False
+            self._go_on()
             return
         if messages:
             self._next = (messages[-1].offset() or 0) + 1
             self._deliver(lambda: self._fold(messages))
+        if not self._caught_up and (self._partition in self._reader.ended() or time.monotonic() > self._until_s):
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Read to its end, or it can't be read now: the subscriptions begin to work."""
+        if not self._caught_up:
+            self._caught_up = True
+            self._deliver(self._first_read)
+
+    def _first_read(self) -> None:
+        self._switches.read = True
+        self._changed()
 
     def _fold(self, messages: list[Message]) -> None:
         for message in messages:

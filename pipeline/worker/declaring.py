@@ -14,16 +14,23 @@ from pipeline.model.errors import ConfigurationError
 from pipeline.model.events import RunEvent, epoch_ms
 from pipeline.model.policies import (
     DEFAULT_TIERS,
+    EXACTLY_ONCE_COMMIT_MS,
+    AfterDeadLetter,
     Backoff,
     BatchPolicy,
+    Delivery,
+    ExecutorKind,
     FlowPolicy,
     HandlerKind,
+    IsolationPolicy,
     Order,
     RetryPolicy,
     Start,
     Subscription,
     ValueKind,
+    check_exactly_once,
     check_flow,
+    check_isolation,
     check_retry,
     parse_tiers,
 )
@@ -56,17 +63,36 @@ class Declaration:
     flow: FlowPolicy | None = None
     dead_letter_topic: str | None = None
     unknown_event: Literal["skip", "dead_letter"] = "skip"
+    dead_letter: AfterDeadLetter = "release"
+    on_dead_letter: Callable[..., Any] | None = None
+    executor: ExecutorKind = "auto"
+    isolation: IsolationPolicy | None = None
+    delivery: Delivery = "at_least_once"
 
     def check(self) -> None:
         """Raises ConfigurationError naming the argument, before there is a handler."""
-        for name, allowed in (("order", Order), ("value", ValueKind)):
+        choices_of = (
+            ("order", Order),
+            ("value", ValueKind),
+            ("executor", ExecutorKind),
+            ("delivery", Delivery),
+            ("dead_letter", AfterDeadLetter),
+        )
+        for name, allowed in choices_of:
             if getattr(self, name) not in typing.get_args(allowed):
                 choices = ", ".join(typing.get_args(allowed))
                 raise ConfigurationError(f"{name}={getattr(self, name)!r} is not one of {choices}")
+        if self.dead_letter == "hold" and self.order != "key":
+            raise ConfigurationError(
+                f'dead_letter="hold" keeps the order of a key, which order={self.order!r} does not: use order="key"'
+            )
+        if self.dead_letter == "hold" and self.delivery == "exactly_once":
+            raise ConfigurationError('dead_letter="hold" is not built for delivery="exactly_once": use one of the two')
         if parse_duration_ms(self.timeout, "timeout") <= 0:
             raise ConfigurationError("timeout must be longer than zero: it is the deadline of one attempt")
         self._retry()
         self._flow()
+        self._isolation()
         start_of(self.start)
 
     def _retry(self) -> RetryPolicy:
@@ -75,10 +101,21 @@ class Declaration:
         return check_retry(RetryPolicy(self.attempts, tiers_ms, more.backoff, more.jitter, more.terminal))
 
     def _flow(self) -> FlowPolicy:
-        return check_flow(replace(self.flow or FlowPolicy(), concurrency=self.concurrency))
+        if self.delivery == "at_least_once":
+            return check_flow(replace(self.flow or FlowPolicy(), concurrency=self.concurrency))
+        flow = self.flow or FlowPolicy(commit_interval_ms=EXACTLY_ONCE_COMMIT_MS)
+        return check_exactly_once(check_flow(replace(flow, concurrency=self.concurrency)))
+
+    def _isolation(self) -> IsolationPolicy:
+        return check_isolation(self.isolation or IsolationPolicy())
 
     def subscription(self, handler: Callable[..., Any]) -> Subscription:
         """The subscription of `handler`: its kind from how it is defined, its events from its first parameter."""
+        if self.executor == "process" and (self.batch or is_async(handler)):
+            raise ConfigurationError(
+                f"executor='process' of group={self.group!r} is for a plain `def` handler without batch: "
+                "a coroutine is cancelled by its timeout anyway"
+            )
         typed, event_types = _wanted(handler)
         batch = BatchPolicy(size=self.batch) if isinstance(self.batch, int) else self.batch
         return Subscription(
@@ -96,7 +133,12 @@ class Declaration:
             timeout_ms=parse_duration_ms(self.timeout, "timeout"),
             dead_letter_topic=self.dead_letter_topic,
             unknown_event=self.unknown_event,
+            dead_letter=self.dead_letter,
             event_types=event_types,
+            on_dead_letter=self.on_dead_letter,
+            executor=self.executor,
+            isolation=self._isolation(),
+            delivery=self.delivery,
         )
 
 

@@ -7,6 +7,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable
 
+from pipeline.core.batching import admit_many, gather
 from pipeline.core.delivery import Delivery
 from pipeline.core.unit import RunAgain, Unit
 from pipeline.worker.parts import Clock
@@ -45,11 +46,22 @@ class Dispatch:
                 self._perform(unit)
         return None
 
-    def take_many(self, into: list[Delivery], limit: int) -> None:
-        """Append up to `limit` deliveries that may run now."""
-        while limit > 0 and (delivery := self.take()) is not None:
-            into.append(delivery)
-            limit -= 1
+    def take_many(self, into: list[Delivery], limit: int, chained: bool = False) -> None:
+        """Append up to `limit` deliveries that may run now; `chained` as in `admit_many`."""
+        ready, full = self.ready, len(into) + limit
+        while len(into) < full:
+            if ready and not self.resumed and not self.paused:
+                unit = ready[0].unit
+                admit_many(unit, ready, into, full, self._clock.now_ms, chained)
+                if unit.effects:
+                    self._perform(unit)
+            elif (delivery := self.take()) is not None:
+                if chained:
+                    gather(delivery, into, full)
+                else:
+                    into.append(delivery)
+            else:
+                return
 
     def unless_paused(self, following: Delivery | None) -> Delivery | None:
         """A key's next record, to be run at once; while paused it is kept for later."""

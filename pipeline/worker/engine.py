@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from pipeline.core.delivery import Delivery
 from pipeline.core.effects import DeadLetter, Effect, HandOff
 from pipeline.core.flow import FloodGuard
-from pipeline.core.parking import Identity
 from pipeline.core.unit import Unit, UnitPolicy
-from pipeline.model.control import Release
 from pipeline.model.errors import PipelineError
 from pipeline.worker.committing import Committer
 from pipeline.worker.concluding import Background, Conclusions
@@ -32,6 +30,7 @@ from pipeline.worker.inputs import (
     Claimed,
     Committed,
     Delivered,
+    Ended,
     Faulted,
     Fetched,
     Input,
@@ -39,67 +38,102 @@ from pipeline.worker.inputs import (
     Opened,
     Refused,
     Revoking,
+    Transacted,
+    Unreadable,
 )
-from pipeline.worker.ownership import Ownership
+from pipeline.worker.ownership import Ownership, unit_policy
 from pipeline.worker.parts import EngineParts, Executor
+from pipeline.worker.quarantine import Quarantine
 from pipeline.worker.regulating import Regulator
 from pipeline.worker.schema_waits import SchemaWaits
 from pipeline.worker.sending import Sender
+from pipeline.worker.stalls import Stalls
 from pipeline.worker.stats import Stats
-
-LAST_REPLAY = chr(0x10FFFF)
-"""Sorts after every replay id: a release covers the replays of its last record too."""
+from pipeline.worker.switching import Switching
+from pipeline.worker.transacting import transactions_of
+from pipeline.worker.transaction_parts import SPAN_MAX
 
 
 class Engine:
-    """See the module. Public to executors: `ready`, `resumed`, `take`, `done`, `complete`, `abandoned`, `await_schema`."""
+    """See the module. Public to executors: `ready`, `resumed`, `take`, `done`, `complete`, `abandoned`, `await_schema`, `stats`."""
 
     def __init__(self, execution: Execution, parts: EngineParts, loop: asyncio.AbstractEventLoop) -> None:
         sub = execution.subscription
         self.execution = execution
-        self.stats = Stats()
+        self.stats: Stats = Stats()
+        self.stalls: Stalls = Stalls(parts.log)
         self.broken: BaseException | None = None
         self.flood = FloodGuard(sub.flow.dead_letter_flood, sub.flow.flood_window_ms)
         self._flow = sub.flow
-        self._parts = parts
-        self._clock = parts.clock
-        self._log = parts.log
-        self._loop = loop
+        self.parts = self._parts = parts
+        self.clock = self._clock = parts.clock
+        self.log = self._log = parts.log
+        self.loop = self._loop = loop
         self._inbox: deque[Input] = deque()
-        self._woken = False
+        self._woken, self._timer_ms = False, 0
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_ms = 0
         self._ticker: asyncio.TimerHandle | None = None
-        self._assemble(UnitPolicy(parts.topics.source, parts.group, sub.order, sub.retry, sub.flow.look_ahead))
+        self._assemble(unit_policy(parts, sub))
         self.fetcher: Fetcher
         self.executor: Executor
 
     def _assemble(self, policy: UnitPolicy) -> None:
         parts, flow = self._parts, self._flow
         self._background = Background(self._loop, self.fail)
-        self._sender = Sender(parts.producer, parts.topics.dead_letters, self.post, parts.schema_of)
         self._committer = Committer()
+        self.transactions = transactions = transactions_of(parts, flow, self._committer, self, self.stats)
+        self._sender = Sender(transactions or parts.producer, parts.topics.dead_letters, self.post, parts.schema_of)
         self._ownership = Ownership(policy, self._committer, self._clock, flow.drain_timeout_ms, self._log)
         self._ownership.connect(self, self._loop)
-        self._regulator = Regulator(flow, self._committer, self._sender)
+        self._regulator = Regulator(flow, self._committer, self._sender, SPAN_MAX if transactions else 0)
+        self.quarantine: Quarantine = Quarantine(self, self._committer)
         self._schema_waits = SchemaWaits(parts.fetch_schema, self._schema_known, self._background, self._log)
         self._dispatch = dispatch = Dispatch(self._clock, self.perform)
-        self._conclusions = ends = Conclusions(parts, dispatch, self._sender, self.stats, self.flood, self._background)
+        self._switching = Switching(parts, dispatch, self.flood)
+        self.restart, self.stall = self._ownership.restart, self._switching.stall
+        self.concluded: Callable[[Unit], bool] = transactions.concluded if transactions else lambda _unit: True
+        self.give_up: Callable[[str], None] = transactions.give_up if transactions else lambda _reason: None
+        tally = transactions.tally if transactions else self.stats
+        self._commit_due = transactions.tick if transactions else self._commit
+        self._conclusions = ends = Conclusions(parts, dispatch, self._sender, tally, self.flood, self._background)
         ends.perform, ends.flooded, ends.wake = self.perform, self.follow_switches, self.wake
+        if transactions is not None:
+            ends.alert = lambda effect, sent: transactions.after_commit(lambda: parts.alert(effect, sent.offset))
         # Executors call these once per record: bound once, so that there is no second call in between.
         self.ready, self.resumed = dispatch.ready, dispatch.resumed
         self.take, self.take_many = dispatch.take, dispatch.take_many
         self.done, self.done_many, self.complete = ends.done, ends.done_many, ends.complete
-        self.await_schema = self._schema_waits.add
+        self._handlers = self._inputs()
+        self.diagnose_all, self.await_schema = ends.diagnose_all, self._schema_waits.add
+
+    def _inputs(self) -> dict[type, Callable[[Any], None]]:
+        owner = self._ownership
+        handlers: dict[type, Callable[[Any], None]] = {
+            Fetched: partial(owner.fetched, ready=self.ready),
+            Ended: owner.ended,
+            Opened: owner.open,
+            Claimed: owner.claimed,
+            Refused: owner.refuse,
+            Revoking: owner.revoking,
+            Lost: self._on_lost,
+            Committed: self._on_committed,
+            Faulted: self._on_faulted,
+            Unreadable: self._on_unreadable,
+            Delivered: self._on_delivered,
+        }
+        if self.transactions is not None:
+            handlers[Transacted] = self.transactions.answered
+        return handlers
 
     # -- wiring
 
     def connect(self, fetcher: Fetcher, executor: Executor) -> None:
-        self.fetcher = fetcher
-        self.executor = executor
+        self.fetcher, self.executor = fetcher, executor
 
     def start(self) -> None:
         self.follow_switches()
+        if self.transactions is not None:
+            self.transactions.start()
         self._tick()
 
     def post(self, item: Input) -> None:
@@ -115,7 +149,6 @@ class Engine:
 
     def backlog(self, fetched: int) -> int:
         """Records fetched that nothing has looked at yet, given how many the poll thread has fetched in all. From any thread.
-
         What waits behind its own key is bounded per partition (`Regulator`): counted here, one stalled key would stop them all.
         """
         return fetched - self._ownership.received + len(self._dispatch)
@@ -125,13 +158,12 @@ class Engine:
     def _step(self) -> None:
         self._woken = False
         if self.broken is not None:
-            # What the step that failed left undone would be a gap to those after it, and a gap counts as done.
-            return
-        inbox = self._inbox
+            return  # what the step that failed left undone would be a gap to those after it, and a gap counts as done
+        inbox, handlers = self._inbox, self._handlers
         try:
             while inbox:
                 item = inbox.popleft()
-                _HANDLERS[type(item)](self, item)
+                handlers[type(item)](item)
             self.advance()
         except Exception as error:
             self.fail(error)
@@ -142,7 +174,7 @@ class Engine:
         units = self._ownership.units
         times = [self._dispatch.resume_due(now_ms), self._sender.resend_due(now_ms)]
         for unit in units:
-            times.append(unit.release_due(now_ms, self.ready))
+            times.append(unit.release_due(now_ms, self.ready if unit.care is None else unit.care.inbox))
             if unit.effects:
                 self.perform(unit)
         # Known ids keep working while the registry is away, until what waits for it fills the buffer.
@@ -151,8 +183,7 @@ class Engine:
         self.executor.pump()
         if self._ownership.is_draining:
             self._ownership.let_go_drained()
-        wake_at = min((at for at in times if at is not None), default=None)
-        if wake_at is not None:
+        if (wake_at := min((at for at in times if at is not None), default=None)) is not None:
             self._wake_at(wake_at, now_ms)
 
     def _wake_at(self, at_ms: int, now_ms: int) -> None:
@@ -173,13 +204,16 @@ class Engine:
         if self.broken is not None:
             return
         try:
-            units = (unit for unit in self._ownership.units if not unit.draining)
-            positions = self._committer.next(units, self._clock.now_ms)
-            if positions:
-                self.fetcher.request(partial(self.fetcher.commit, positions))
+            self._commit_due()
         except Exception as error:
             self.fail(error)
-        self._ticker = self._loop.call_later(self._flow.commit_interval_ms / 1000, self._tick)
+        self._ticker = self._loop.call_later(self.quarantine.commit_interval_s(self._flow), self._tick)
+
+    def _commit(self) -> None:
+        units = (unit for unit in self._ownership.units if not unit.draining)
+        positions = self._committer.next(units, self._clock.now_ms)
+        if positions:
+            self.fetcher.request(partial(self.fetcher.commit, positions))
 
     def perform(self, unit: Unit) -> None:
         """Effects of a unit, in order."""
@@ -194,7 +228,7 @@ class Engine:
             self.stats.handed_off(unit.lanes[effect.lane].spec.name, effect.caused_by)
             self._sender.hand_off(effect, now_ms)
             if effect.caused_by == "wait":
-                self._watch_amplification(unit, effect.delivery)
+                self._conclusions.watch_amplification(effect.delivery, self._flow.amplification_alarm)
         elif isinstance(effect, DeadLetter):
             self._sender.dead_letter(effect, now_ms)
         elif unit.draining:
@@ -204,41 +238,17 @@ class Engine:
             self._dispatch.run_later(effect)
             self._wake_at(effect.at_ms, now_ms)
 
-    def _watch_amplification(self, unit: Unit, delivery: Delivery) -> None:
-        """Each hop of a head costs a hop of every successor: a long queue behind one key is worth an alarm."""
-        waiting = len(unit.parking.keys.get(delivery.key, ()))
-        if waiting and waiting % self._flow.amplification_alarm == 0:
-            self.stats.amplification_alarms += 1
-            self._log.error(
-                "many records wait behind one key: each of its retries moves them all; `pipeline keys skip` gives up its head",
-                key=(delivery.key or b"").decode("utf-8", "replace"),
-                partition=unit.partition,
-                waiting=waiting,
-                amplification=round(self.stats.amplification, 1),
-            )
-
     # -- inputs
-
-    def _on_fetched(self, item: Fetched) -> None:
-        self._ownership.fetched(item, self.ready)
-
-    def _on_opened(self, item: Opened) -> None:
-        self._ownership.open(item)
-
-    def _on_claimed(self, item: Claimed) -> None:
-        self._ownership.claimed(item)
-
-    def _on_refused(self, item: Refused) -> None:
-        self._ownership.refuse(item)
-
-    def _on_revoking(self, item: Revoking) -> None:
-        self._ownership.revoking(item)
 
     def _on_lost(self, item: Lost) -> None:
         self._ownership.lost(item)
+        if self.transactions is not None:
+            self.transactions.lost()
 
     def _on_delivered(self, item: Delivered) -> None:
         self._conclusions.delivered(item)
+        if self.transactions is not None:
+            self.transactions.settled()
 
     def _on_committed(self, item: Committed) -> None:
         for tp, error in self._committer.answered(item.errors, self._clock.now_ms, item.asked).items():
@@ -248,17 +258,20 @@ class Engine:
         fault, (topic, partition) = item.fault, item.fault.partition
         self.stats.fetch_faults += 1
         self._log.error("fetch error", topic=topic, partition=partition, kind=fault.kind, text=fault.text)
-        if (
-            fault.kind == "out_of_range" or partition < 0
-        ):  # below zero: the subscription as a whole, such as a deleted topic
+        if fault.kind == "out_of_range" or partition < 0:  # below zero: the subscription as a whole, its topic deleted
             self._ownership.refused[partition] = PipelineError(fault.text)
+
+    def _on_unreadable(self, item: Unreadable) -> None:
+        if (unit := self._ownership.unreadable(item)) is not None:
+            self.stats.unreadable_batches += 1
+            self.perform(unit)
 
     def _schema_known(self, waited: list[Delivery]) -> None:
         self.resumed.extend(waited)
         self.wake()
 
-    def abandoned(self, delivery: Delivery) -> None:
-        """Cancelled because its unit is let go: it runs again elsewhere."""
+    def rested(self) -> None:
+        """An executor has nothing to do, or was cancelled: a unit that drains may be idle now, and nothing else may wake us for long."""
         if self._ownership.is_draining:
             self.wake()
 
@@ -266,7 +279,8 @@ class Engine:
 
     def opened(self, unit: Unit) -> None:
         self._regulator.add(unit, len(self._ownership.units))
-        self._apply_switches(unit)
+        self.executor = self.quarantine.take(unit, self.executor)
+        self._switching.apply(unit)
 
     def draining(self, unit: Unit) -> None:
         now_ms = self._clock.read()
@@ -286,36 +300,40 @@ class Engine:
         self._schema_waits.forget(unit)
         self._dispatch.drop(unit)
 
+    # -- what Transactions ask of their keeper
+
+    @property
+    def owned(self) -> Sequence[Unit]:
+        return self._ownership.units
+
+    def later(self, delay_ms: int, action: Callable[[], None]) -> None:
+        self._loop.call_later(delay_ms / 1000, self._guarded, action)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        self._step()
+        if self.broken is None:
+            try:
+                action()
+            except Exception as error:
+                self.fail(error)
+
     # -- operators
 
     @property
     def paused(self) -> bool:
-        return self._dispatch.paused
+        return self._switching.paused
 
     def follow_switches(self) -> None:
         """The control topic changed, or the flood guard tripped."""
         if self.broken is not None:
             return
-        paused = self.flood.tripped or self._parts.switches.paused(self._parts.group) is not None
-        if paused != self.paused:
-            self._dispatch.paused = paused
-            self._log.warning("subscription paused" if paused else "subscription resumed", group=self._parts.group)
-        for unit in self._ownership.units:
-            self._apply_switches(unit)
+        self._switching.follow(self._ownership.units)
         self.wake()
 
     def resume(self) -> None:
         """An operator resumed the group: a tripped flood guard starts over."""
         self.flood.reset()
         self.follow_switches()
-
-    def _apply_switches(self, unit: Unit) -> None:
-        switches, place = self._parts.switches, (self._parts.group, self._parts.topics.source, unit.partition)
-        for origin, skip in switches.skips(*place).items():
-            unit.skip(skip.key, Identity(origin))
-        for switch in switches:
-            if isinstance(switch, Release) and (switch.group, switch.topic, switch.partition) == place:
-                unit.release(switch.key, Identity(switch.up_to_origin, LAST_REPLAY))
 
     # -- the end
 
@@ -334,6 +352,8 @@ class Engine:
         self.executor.abandon()
 
     def _stop_timers(self) -> None:
+        if self.transactions is not None:
+            self.transactions.stop()
         for handle in (self._ticker, self._timer):
             if handle is not None:
                 handle.cancel()
@@ -368,29 +388,13 @@ class Engine:
 
     @property
     def buffered(self) -> int:
-        """Records received and not started, those that wait behind their key included."""
-        return self.backlog(self._ownership.received) + sum(unit.waiting_count for unit in self._ownership.units)
+        """Records received and not started, also those behind their key."""
+        return self.backlog(self._ownership.received) + sum(u.waiting.count + u.blocked.count for u in self.owned)
 
     @property
     def stuck(self) -> Mapping[int, PipelineError]:
-        """Partitions that take no new work because a write of theirs does not get through, with the last refusal."""
-        error = self._sender.last_error
-        found = [unit.partition for unit in self._ownership.units if self._sender.troubled(unit)]
-        return dict.fromkeys(found, error) if error is not None else {}
-
-    @property
-    def last_write_error(self) -> PipelineError | None:
-        return self._sender.last_error
-
-
-_HANDLERS: dict[type, Callable[[Engine, Any], None]] = {
-    Fetched: Engine._on_fetched,
-    Opened: Engine._on_opened,
-    Claimed: Engine._on_claimed,
-    Refused: Engine._on_refused,
-    Revoking: Engine._on_revoking,
-    Lost: Engine._on_lost,
-    Committed: Engine._on_committed,
-    Faulted: Engine._on_faulted,
-    Delivered: Engine._on_delivered,
-}
+        """Partitions that take no new work because a write does not get through, with the last refusal."""
+        doubt = self.transactions.counts.why if self.transactions is not None else None
+        error, units = doubt or self._sender.last_error, self._ownership.units
+        found = [unit.partition for unit in units if doubt is not None or self._sender.troubled(unit)]
+        return dict.fromkeys(found or ([-1] if doubt else []), error) if error is not None else {}

@@ -10,33 +10,21 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pipeline.core.progress import Progress, decode
 from pipeline.core.unit import LaneSpec
 from pipeline.model.cluster import FetchFault, GroupConsumer, Position, TopicPartition
 from pipeline.model.errors import ClusterError, ClusterUnavailable, PipelineError, TopologyError
-from pipeline.model.policies import Start
-from pipeline.worker.beginnings import expired_lane, lane_progress, out_of_range
-from pipeline.worker.inputs import Claimed, Committed, Faulted, Fetched, Input, Lost, Opened, Refused, Revoking
+from pipeline.model.transactions import Membership
+from pipeline.worker.damage import DamagedBatches
+from pipeline.worker.inputs import Claimed, Committed, Ended, Faulted, Fetched, Input, Lost, Opened, Refused, Revoking
+from pipeline.worker.opening import REQUEST_TIMEOUT_S, FetchPolicy, Opener
 
-REQUEST_TIMEOUT_S = 10.0
 OPEN_RETRY_S = (0.1, 0.3, 1.0, 3.0, 10.0)
 FULL_BEFORE_PAUSE_S = 0.5
 LAST_COMMIT_TRIES, LAST_COMMIT_PAUSE_S = 30, 0.1
 LAST_COMMIT_GAP_S = 2.5
 """Below any session timeout in use, above the second that a coordinator in a rebalance may take to answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class FetchPolicy:
-    """`buffered`: records fetched and not started, at which fetching stops; `batch`: records per poll."""
-
-    source: str
-    group: str
-    start: Start
-    buffered: int = 10_000
-    batch: int = 2_000
 
 
 @dataclass(slots=True)
@@ -46,10 +34,9 @@ class _Opening:
 
 
 class Fetcher:
-    """See the module. Only `request`, `release` and `polled_at` may be used from another thread.
+    """See the module. Only `request`, `release`, `vouch` and `polled_at` may be used from another thread.
 
-    `lanes` gives the group's lanes as they are on the cluster now (asked at every assignment, so that workers of a rolling
-    deploy that adds or removes a tier agree); `backlog(fetched)` is how many of all records fetched so far have not been started.
+    `lanes`: see `Opener`; `backlog(fetched)` is how many of all records fetched so far have not been started.
     """
 
     def __init__(
@@ -64,7 +51,7 @@ class Fetcher:
     ) -> None:
         self._consumer = consumer
         self._policy = policy
-        self._lanes = lanes
+        self._opener = Opener(consumer, policy, lanes)
         self._post = post
         self._backlog = backlog
         self._monotonic = monotonic
@@ -77,9 +64,14 @@ class Fetcher:
         self._revoking: tuple[int, ...] = ()
         self._added: set[TopicPartition] = set()
         self._paused: set[TopicPartition] = set()
+        self._rebuilding: set[int] = set()
+        self._members: dict[int, str] = {}  # by partition: who we were when it was assigned
+        self._vouching: deque[tuple[Collection[TopicPartition], Callable[[Membership | None], None]]] = deque()
+        self._ends_told: dict[TopicPartition, int] = {}
         self._full_since: float | None = None
         self._held = False
         self._fetched = 0
+        self._damaged = DamagedBatches(consumer, post, monotonic)
         self.wake_driver: Callable[[], None] = consumer.wake
         self.polled_at = monotonic()
 
@@ -88,6 +80,11 @@ class Fetcher:
     def request(self, command: Callable[[], None]) -> None:
         """Run `command` (a bound method below) in the poll thread, soon."""
         self._commands.append(command)
+        self.wake_driver()
+
+    def vouch(self, partitions: Collection[TopicPartition], reply: Callable[[Membership | None], None]) -> None:
+        """`reply`, soon and in the poll thread, with the membership by which these may be committed; None: not all are ours."""
+        self._vouching.append((partitions, reply))
         self.wake_driver()
 
     def release(self, partition: int, positions: Mapping[TopicPartition, Position], term: int = 0) -> None:
@@ -113,6 +110,7 @@ class Fetcher:
         """Fetch these from these offsets (again: a seek). Partitions that were let go meanwhile are left out, here and below."""
         ours = self._ours()
         positions = {tp: offset for tp, offset in positions.items() if tp in ours}
+        self._damaged.sought(positions)
         fresh = {tp: offset for tp, offset in positions.items() if tp not in self._added}
         for tp, offset in positions.items():
             if tp in self._added:
@@ -124,6 +122,23 @@ class Fetcher:
             self._paused.difference_update(fresh)
             if self._held:
                 self._consumer.pause(fresh)
+
+    def reopen(self, terms: Mapping[int, int]) -> None:
+        """Start over with these, where the cluster says they are; those that went, or came anew meanwhile, are left out."""
+        for partition, term in terms.items():
+            if partition in self._owned and partition not in self._opening and self._terms.get(partition) == term:
+                self._stop_fetching(self._owned[partition])
+                self._opening[partition] = _Opening()
+
+    def _vouch(self) -> None:
+        """See `vouch`. Member and ownership are looked at in one moment of this thread, where callbacks change them (rule h)."""
+        while self._vouching:
+            partitions, reply = self._vouching.popleft()
+            member, ours = self._consumer.membership(), self._ours()
+            fine = member is not None and all(
+                tp in ours and self._members.get(tp.partition) == member.member_id for tp in partitions
+            )
+            reply(member if fine else None)
 
     def _ours(self) -> set[TopicPartition]:
         return {tp for unit in self._owned.values() for tp in unit}
@@ -180,6 +195,7 @@ class Fetcher:
             # callback; if it is not ours any more, the rebalance takes it out of the openings.
             self._again(partition, bad[1])
             return
+        self._rebuilding.discard(partition)
         self.add({tp: position.offset for positions in (lanes, source) for tp, position in positions.items()})
         self._post(Claimed(partition, epoch))
 
@@ -192,6 +208,8 @@ class Fetcher:
         """Commands, openings, then one poll. Returns how many records were fetched."""
         while self._commands:
             self._commands.popleft()()
+        self._vouch()
+        timeout_s = min(timeout_s, self._policy.poll_s)
         if self._opening:
             self._open_due()
             timeout_s = min(timeout_s, 0.02)
@@ -202,10 +220,25 @@ class Fetcher:
             else []
         )
         self.polled_at = self._monotonic()
+        if self._damaged:
+            messages = self._damaged.sift(messages, self._paused, held)
         if messages:
             self._fetched += len(messages)
             self._post(Fetched(messages))
+        if self._rebuilding:
+            self._tell_ends()
         return len(messages)
+
+    def _tell_ends(self) -> None:
+        """After the records before them; the end of one with a damaged batch is met while it is measured, and says nothing."""
+        ends = {
+            tp: at
+            for tp, at in self._consumer.ended().items()
+            if tp.partition in self._rebuilding and tp not in self._damaged
+        }
+        if news := {tp: at for tp, at in ends.items() if self._ends_told.get(tp) != at}:
+            self._post(Ended(news))
+        self._ends_told = ends
 
     def _hold_if_full(self) -> bool:
         """True when nothing should be fetched now. A short while is waited out; a longer one pauses every partition."""
@@ -271,66 +304,27 @@ class Fetcher:
         for partition in partitions:
             # Opened before, and its claim failed: a record fetched past the fence must not reach the next rebuild first.
             self._stop_fetching(self._owned.get(partition, ()))
-        lanes = tuple(self._lanes())
-        sources = [TopicPartition(self._policy.source, partition) for partition in partitions]
-        lane_partitions = [TopicPartition(lane.topic, partition) for partition in partitions for lane in lanes]
-        committed = self._consumer.committed([*sources, *lane_partitions], REQUEST_TIMEOUT_S)
-        beginnings = self._consumer.beginning_offsets([*sources, *lane_partitions], REQUEST_TIMEOUT_S)
-        # Ends after committed offsets: a hand-off that landed before a commit counted it must be below the fence.
-        ends = self._consumer.end_offsets([*sources, *lane_partitions], REQUEST_TIMEOUT_S)
-        fresh = dict(self._starts([tp for tp in sources if committed[tp] is None], beginnings, ends).items())
-        for source in sources:
-            position = committed[source]
-            progress = (
-                Progress(fresh[source], fresh[source])
-                if position is None
-                else decode(position.offset, position.metadata)
-            )
-            partition = source.partition
-            if progress.offset < beginnings[source] or progress.offset > ends[source]:
-                del self._opening[partition]
-                self._post(
-                    Refused(
-                        partition,
-                        out_of_range(self._policy.group, source, progress.offset, beginnings[source], ends[source]),
-                    )
-                )
-                continue
-            its_lanes = [TopicPartition(lane.topic, partition) for lane in lanes]
-            expired = expired_lane(self._policy.group, its_lanes, committed, beginnings)
-            if expired is not None:
-                del self._opening[partition]
-                self._post(Refused(partition, expired))
-                continue
-            by_lane = {lane.name: TopicPartition(lane.topic, partition) for lane in lanes}
-            found = {name: lane_progress(committed[tp], beginnings[tp], ends[tp]) for name, tp in by_lane.items()}
-            self._owned[partition] = (source, *by_lane.values())
+        for answer in self._opener.read(partitions):
+            partition = answer.partition
             del self._opening[partition]
-            self._terms[partition] = term = self._terms.get(partition, 0) + 1
-            fences = {name: ends[tp] for name, tp in by_lane.items()}
-            self._post(Opened(partition, lanes, progress, found, fences, term))
-
-    def _starts(
-        self,
-        partitions: Sequence[TopicPartition],
-        beginnings: Mapping[TopicPartition, int],
-        ends: Mapping[TopicPartition, int],
-    ) -> Mapping[TopicPartition, int]:
-        at = self._policy.start.at
-        if not partitions or at == "earliest":
-            return {tp: beginnings[tp] for tp in partitions}
-        if at == "latest":
-            return {tp: ends[tp] for tp in partitions}
-        return self._consumer.offsets_at(partitions, at, REQUEST_TIMEOUT_S)
+            if isinstance(answer, Opened):
+                source = TopicPartition(self._policy.source, partition)
+                self._owned[partition] = (source, *(TopicPartition(lane.topic, partition) for lane in answer.lanes))
+                self._terms[partition] = term = self._terms.get(partition, 0) + 1
+                self._rebuilding.add(partition)
+                answer = replace(answer, term=term)
+            self._post(answer)
 
     # -- RebalanceListener
 
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
         for tp in partitions:
             self._released.pop(tp.partition, None)
+            self._members[tp.partition] = self._consumer.member_id()
             self._opening[tp.partition] = _Opening()
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> bool:
+        self._vouch()  # the last transaction of what is let go
         numbers = tuple(tp.partition for tp in partitions)
         for number in numbers:
             self._opening.pop(number, None)
@@ -381,16 +375,19 @@ class Fetcher:
         self._forget([number for number in numbers if number in self._owned])
 
     def fault(self, fault: FetchFault) -> None:
-        self._post(Faulted(fault))
+        if not self._damaged.told(fault):
+            self._post(Faulted(fault))
 
     def _forget(self, partitions: Collection[int]) -> None:
         for number in partitions:
             gone = self._owned.pop(number)
+            self._rebuilding.discard(number)
             self._released.pop(number, None)
             self._stop_fetching(gone)
 
     def _stop_fetching(self, partitions: Collection[TopicPartition]) -> None:
         if partitions:
             self._consumer.remove(partitions)
+            self._damaged.forget(partitions)
             self._added.difference_update(partitions)
             self._paused.difference_update(partitions)

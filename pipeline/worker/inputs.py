@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pipeline.core.progress import Progress
 from pipeline.core.unit import Effect, LaneSpec
+from pipeline.core.unreadable import Damage
 from pipeline.model.cluster import FetchFault, Message, Position, TopicPartition
 from pipeline.model.errors import ClusterError, PipelineError
+from pipeline.model.transactions import Membership
+
+if TYPE_CHECKING:
+    from pipeline.worker.transaction_parts import State
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,13 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """Lanes that are read for a rebuild were read to here: what is below and was not fetched holds no record."""
+
+    offsets: Mapping[TopicPartition, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Revoking:
     """Drain these partitions, then `Fetcher.release` them."""
 
@@ -75,6 +88,14 @@ class Faulted:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A batch that can't be read was passed over; records from behind it are posted after this."""
+
+    partition: TopicPartition
+    damage: Damage
+
+
+@dataclass(frozen=True, slots=True)
 class Delivered:
     """The broker's answer to an effect that was sent, or to an output of a delivery."""
 
@@ -82,4 +103,27 @@ class Delivered:
     error: ClusterError | None
 
 
-Input = Opened | Claimed | Refused | Fetched | Revoking | Lost | Committed | Faulted | Delivered
+@dataclass(frozen=True, slots=True)
+class Transacted:
+    """An answer to the transaction's `number`th question, asked in the state `asked`."""
+
+    asked: State
+    number: int
+    error: ClusterError | None
+    membership: Membership | None = None
+
+
+Input = (
+    Opened
+    | Claimed
+    | Refused
+    | Fetched
+    | Ended
+    | Revoking
+    | Lost
+    | Committed
+    | Faulted
+    | Unreadable
+    | Delivered
+    | Transacted
+)

@@ -12,14 +12,28 @@ told apart by the scraper's `instance` label: no shared files, no merging.
 | pipeline_warnings_total | counter | group | records done with a warning |
 | pipeline_attempts_timed_out_total | counter | group | attempts ended by their deadline |
 | pipeline_fetch_faults_total | counter | group | fetch errors of a partition |
+| pipeline_unreadable_batches_total | counter | group | batches that no client can read, passed over with a pointer in the dead letters |
 | pipeline_running | gauge | group | records being handled now |
 | pipeline_buffered | gauge | group | records fetched and not started |
+| pipeline_suspects | gauge | group | records that run alone because their partition's owners died |
 | pipeline_parked_records | gauge | group | records waiting in retry tiers, of the partitions owned here |
 | pipeline_parked_keys | gauge | group | keys that wait |
+| pipeline_held_keys | gauge | group | keys held behind a dead letter, of the partitions owned here |
 | pipeline_partitions | gauge | group | partitions owned here |
 | pipeline_commit_failures_total | counter | group | partitions whose commit was refused |
+| pipeline_stalls_total | counter | group | handlers that did not end at their deadline and can't be stopped |
+| pipeline_stalled | gauge | group | those that have not ended yet |
+| pipeline_loop_blocks_total | counter | | times that the event loop did not turn for a second |
+| pipeline_process_deaths_total | counter | group | child processes that ended while they ran a record |
+| pipeline_transactions_committed_total | counter | group | transactions of exactly_once that were committed |
+| pipeline_transactions_aborted_total | counter | group | those that were given up, their records done again |
+| pipeline_transaction_commit_seconds_total | counter | group | time from the last record to the commit's answer, summed up |
+| pipeline_transactional_producers_rebuilt_total | counter | group | producers made anew after a doubt |
 | pipeline_amplification_alarms_total | counter | group | times that very many records waited behind one key |
 | pipeline_handoff_amplification | gauge | group | hand-offs of successors per retried record |
+| pipeline_handler_duration_seconds | histogram | group | how long the handler took, of a sample (see `histograms`) |
+| pipeline_latency_seconds | histogram | group | from publication to done, through retries, of a sample |
+| pipeline_alerts_total | counter | group, result | alerts: delivered, failed, dropped, summarised |
 | pipeline_consuming | gauge | group | 1 while the group takes work, 0 while it does not |
 """
 
@@ -32,7 +46,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
@@ -44,17 +58,35 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Running], float]], ...] = (
     ("pipeline_warnings", "Records done with a warning.", lambda r: r.engine.stats.warnings),
     ("pipeline_attempts_timed_out", "Attempts ended by their deadline.", lambda r: r.engine.stats.timeouts),
     ("pipeline_fetch_faults", "Fetch errors of a partition.", lambda r: r.engine.stats.fetch_faults),
+    ("pipeline_unreadable_batches", "Batches passed over with a pointer.", lambda r: r.engine.stats.unreadable_batches),
     (
         "pipeline_amplification_alarms",
         "Times that very many records waited behind one key.",
         lambda r: r.engine.stats.amplification_alarms,
     ),
+    ("pipeline_stalls", "Handlers that did not end at their deadline.", lambda r: r.engine.stalls.count),
+    (
+        "pipeline_process_deaths",
+        "Child processes that ended while they ran a record.",
+        lambda r: r.engine.stats.process_deaths,
+    ),
     ("pipeline_commit_failures", "Partitions whose commit was refused.", lambda r: r.engine.commit_failures),
 )
 _GAUGES: tuple[tuple[str, str, Callable[[Running], float]], ...] = (
+    ("pipeline_stalled", "Handlers past their deadline that still run.", lambda r: len(r.engine.stalls.current)),
     ("pipeline_running", "Records being handled now.", lambda r: r.engine.executor.running()),
     ("pipeline_buffered", "Records fetched and not started.", lambda r: r.engine.buffered),
+    (
+        "pipeline_suspects",
+        "Records that run alone because their partition's owners died.",
+        lambda r: sum(r.engine.quarantine.by_partition().values()),
+    ),
     ("pipeline_parked_records", "Records waiting in retry tiers.", lambda r: sum(map(len, _parking(r)))),
+    (
+        "pipeline_held_keys",
+        "Keys held behind a dead letter.",
+        lambda r: sum(map(_held, list(r.engine.partitions.values()))),
+    ),
     ("pipeline_parked_keys", "Keys that wait.", lambda r: sum(len(p.keys) for p in _parking(r))),
     ("pipeline_partitions", "Partitions owned here.", lambda r: len(r.engine.partitions)),
     (
@@ -63,6 +95,10 @@ _GAUGES: tuple[tuple[str, str, Callable[[Running], float]], ...] = (
         lambda r: r.engine.stats.amplification,
     ),
 )
+
+
+def _held(unit: Any) -> int:
+    return len(unit.holds.heads)
 
 
 def _parking(running: Running) -> list[Any]:
@@ -87,7 +123,54 @@ class WorkerCollector(Collector):
             for each in running:
                 gauge.add_metric([each.layout.group], read(each))
             yield gauge
+        watch = self._worker.loop_watch
+        text = "Times that the event loop did not turn for a second."
+        yield CounterMetricFamily("pipeline_loop_blocks", text, value=watch.blocked if watch is not None else 0)
         yield from self._by_cause(running)
+        yield from self._timed(running)
+        yield from self._transactions(running)
+        alerts = CounterMetricFamily("pipeline_alerts", "Alerts of dead letters.", labels=["group", "result"])
+        if self._worker.alerts is not None:
+            for labels, count in dict(self._worker.alerts.results).items():
+                alerts.add_metric(labels, count)
+        yield alerts
+
+    @staticmethod
+    def _transactions(running: list[Running]) -> Iterator[Metric]:
+        """Of groups that have none there is no line."""
+        counts = [
+            (each.layout.group, each.engine.transactions.counts, each.engine.transactions.rebuilt)
+            for each in running
+            if each.engine.transactions is not None
+        ]
+        made = CounterMetricFamily("pipeline_transactions_committed", "Transactions committed.", labels=["group"])
+        given_up = CounterMetricFamily("pipeline_transactions_aborted", "Transactions given up.", labels=["group"])
+        took = CounterMetricFamily(
+            "pipeline_transaction_commit_seconds", "Time to commit transactions, summed up.", labels=["group"]
+        )
+        anew = CounterMetricFamily(
+            "pipeline_transactional_producers_rebuilt", "Producers made anew after a doubt.", labels=["group"]
+        )
+        for group, count, rebuilt in counts:
+            made.add_metric([group], count.committed)
+            given_up.add_metric([group], count.aborted)
+            took.add_metric([group], count.commit_s)
+            anew.add_metric([group], max(0, rebuilt))
+        yield from (made, given_up, took, anew)
+
+    @staticmethod
+    def _timed(running: list[Running]) -> Iterator[Metric]:
+        took = HistogramMetricFamily(
+            "pipeline_handler_duration_seconds", "How long the handler took, of a sample.", labels=["group"]
+        )
+        latency = HistogramMetricFamily(
+            "pipeline_latency_seconds", "From publication to done, of a sample.", labels=["group"]
+        )
+        for each in running:
+            stats = each.engine.stats
+            took.add_metric([each.layout.group], stats.durations.cumulative(), stats.durations.sum_s)
+            latency.add_metric([each.layout.group], stats.latencies.cumulative(), stats.latencies.sum_s)
+        yield from (took, latency)
 
     def _by_cause(self, running: list[Running]) -> Iterator[Metric]:
         failed = CounterMetricFamily("pipeline_attempts_failed", "Executions that failed.", labels=["group", "kind"])

@@ -13,18 +13,29 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from pipeline.core.care import let_go, take_care
 from pipeline.core.delivery import SOURCE
 from pipeline.core.rebuild import Rebuild
 from pipeline.core.unit import LaneSpec, Unit, UnitPolicy
+from pipeline.core.unreadable import point_at
 from pipeline.model.cluster import Message, Position, TopicPartition
 from pipeline.model.errors import PipelineError
+from pipeline.model.policies import Subscription
 from pipeline.worker.committing import Committer
 from pipeline.worker.fetcher import Fetcher
-from pipeline.worker.inputs import Claimed, Fetched, Lost, Opened, Refused, Revoking
-from pipeline.worker.parts import Clock
+from pipeline.worker.inputs import Claimed, Ended, Fetched, Lost, Opened, Refused, Revoking, Unreadable
+from pipeline.worker.parts import Clock, EngineParts
 
 NO_PARTITION = -1
 """In `refused`: the subscription as a whole, for example because its topic was deleted."""
+
+
+def unit_policy(parts: EngineParts, sub: Subscription) -> UnitPolicy:
+    """What its units know of a subscription."""
+    isolated = sub.executor == "process"
+    topic, group, buffered = parts.topics.source, parts.group, sub.flow.buffered
+    hold = sub.dead_letter == "hold"
+    return UnitPolicy(topic, group, sub.order, sub.retry, blocked=buffered, isolated=isolated, hold=hold)
 
 
 @dataclass(slots=True)
@@ -51,6 +62,13 @@ class Keeper(Protocol):
         """Nothing of it runs, nothing of it is being written."""
         ...
 
+    def concluded(self, unit: Unit) -> bool:
+        """May it be let go, now that nothing of it runs? (exactly_once: what it did is committed.)"""
+        ...
+
+    def give_up(self, reason: str) -> None:
+        """What is not committed yet, of any unit, is done again (exactly_once)."""
+
     def cancel(self, unit: Unit) -> None:
         """Stop what runs for it."""
 
@@ -74,14 +92,16 @@ class Ownership:
         self._policy = policy
         self._committer = committer
         self._clock = clock
-        self._drain_s = drain_timeout_ms * 0.8 / 1000
+        self._drain_s, self._last_s = drain_timeout_ms * 0.8 / 1000, drain_timeout_ms * 0.15 / 1000
         self._log = log
         self._openings: dict[int, _Opening] = {}
         self._routes: dict[tuple[str, int], tuple[Unit | _Opening, int]] = {}
         self._draining: dict[Unit, asyncio.TimerHandle] = {}
+        self._forced: set[Unit] = set()
         self._emptied: asyncio.Future[None] | None = None
         self._stopping = False
         self._terms: dict[int, int] = {}
+        self._epochs: dict[int, int] = {}
         self.trusted = True
         self._keeper: Keeper
         self._loop: asyncio.AbstractEventLoop
@@ -106,7 +126,7 @@ class Ownership:
         target, lane = self._routes.get((topic, partition), (None, 0))
         if isinstance(target, Unit):
             if lane == SOURCE:
-                target.receive_source(messages, ready)
+                target.receive_source(messages, ready if target.care is None else target.care.inbox)
             else:
                 target.receive_lane(lane, messages)
         elif target is not None and target.unit is None and lane != SOURCE:
@@ -114,6 +134,31 @@ class Ownership:
                 target.rebuild.observe(lane, message.offset(), message.key(), message.headers())
             if target.rebuild.complete:
                 self._claim(partition, target)
+
+    def ended(self, item: Ended) -> None:
+        """Lanes were read to here; past their last record, which may lie before the fence, only this tells."""
+        for tp, offset in item.offsets.items():
+            target, lane = self._routes.get(tp, (None, SOURCE))
+            if isinstance(target, _Opening) and target.unit is None and lane != SOURCE:
+                target.rebuild.reached(lane, offset)
+                if target.rebuild.complete:
+                    self._claim(tp.partition, target)
+
+    def unreadable(self, item: Unreadable) -> Unit | None:
+        """A batch was passed over; gives the unit that has a pointer to write for it."""
+        (topic, partition), damage = item.partition, item.damage
+        self._log.error(
+            "offsets can't be read and are passed over", topic=topic, partition=partition,
+            first=damage.first, last=damage.next - 1, kind=damage.kind, text=damage.text,
+        )  # fmt: skip
+        target, lane = self._routes.get(item.partition, (None, SOURCE))
+        if isinstance(target, Unit):
+            return target if not target.draining and point_at(target, lane, damage) else None
+        if target is not None and target.unit is None and lane != SOURCE:
+            target.rebuild.unreadable(lane, damage.first, damage.next)
+            if target.rebuild.complete:
+                self._claim(partition, target)
+        return None
 
     # -- becoming the owner
 
@@ -140,6 +185,9 @@ class Ownership:
 
     def _claim(self, partition: int, opening: _Opening) -> None:
         opening.unit = unit = Unit(partition, self._policy, opening.lanes, opening.rebuild)
+        before = opening.rebuild.source
+        take_care(unit, before.marks, self._clock.now_ms, before.epoch == self._epochs.get(partition))
+        self._epochs[partition] = unit.epoch
         positions = self._committer.positions(unit, self._clock.now_ms)
         source = TopicPartition(self._policy.source, partition)
         lanes = {tp: position for tp, position in positions.items() if tp != source}
@@ -223,24 +271,46 @@ class Ownership:
 
     def let_go_drained(self) -> None:
         for unit in tuple(self._draining):
-            if self._keeper.idle(unit):
+            if (unit in self._forced or self._keeper.idle(unit)) and self._keeper.concluded(unit):
                 self._let_go(unit)
 
     def _force(self, unit: Unit) -> None:
         self._log.warning("drain deadline reached: cancelling what still runs", partition=unit.partition)
         self._keeper.cancel(unit)
-        self._let_go(unit)
+        if self._keeper.concluded(unit):
+            self._let_go(unit)
+            return
+        self._forced.add(unit)
+        self._draining[unit] = self._loop.call_later(self._last_s, self._keeper.give_up, "the drain deadline passed")
+        self._keeper.wake()
+
+    def restart(self) -> dict[int, int]:
+        """Close every unit; those that were being let go are, the others are returned with their terms, to be opened again."""
+        terms: dict[int, int] = {}
+        for unit in self.units:
+            handle = self._draining.pop(unit, None)
+            if handle is None:
+                terms[unit.partition] = self._terms[unit.partition]
+            else:
+                handle.cancel()
+                self._keeper.fetcher.release(unit.partition, {}, self._terms[unit.partition])
+            self._keeper.cancel(unit)
+            self._drop(unit)
+        return terms
 
     def _let_go(self, unit: Unit) -> None:
         self._draining.pop(unit).cancel()
         positions: dict[TopicPartition, Position] = {}
         if self.trusted:
-            positions = self._committer.positions(unit, self._clock.now_ms)
+            let_go(unit)
+            self._epochs.pop(unit.partition, None)  # in order: whoever is next, also we, goes by what is written
+            positions = self._committer.positions(unit, self._clock.now_ms, last=True)
         self._keeper.fetcher.release(unit.partition, positions, self._terms[unit.partition])
         self._drop(unit)
 
     def _drop(self, unit: Unit) -> None:
         unit.close()
+        self._forced.discard(unit)
         self.by_partition.pop(unit.partition, None)
         self.units = tuple(self.by_partition.values())
         self._committer.forget(unit)

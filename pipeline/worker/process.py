@@ -31,7 +31,8 @@ _TARGET = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 class ProcessSpec:
     """`index` is this process's number among its siblings; its status port is `metrics_port + index` (0: any free one).
 
-    With `parent_pid` it stops, in order, when that process is gone: no orphans after a killed supervisor.
+    With `parent_pid` it stops, in order, when that process is gone: no orphans after a killed supervisor. `ready_fd` hears when it
+    has started.
     """
 
     target: str
@@ -40,6 +41,7 @@ class ProcessSpec:
     metrics_port: int | None = None
     metrics_host: str = "127.0.0.1"
     parent_pid: int | None = None
+    ready_fd: int | None = None
 
 
 def load(target: str) -> Pipeline:
@@ -106,8 +108,11 @@ async def _serve(app: Pipeline, spec: ProcessSpec) -> int:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    worker = Worker(app, spec.groups, spec.index)
+    worker = Worker(app, spec.groups, spec.index, spec.target)
     await worker.start()
+    if spec.ready_fd is not None:
+        os.write(spec.ready_fd, b"ready\n")
+        os.close(spec.ready_fd)
     relax()
     status = None
     if spec.metrics_port is not None:
@@ -141,10 +146,11 @@ async def _until_ended(worker: Worker, stopping: asyncio.Event) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m pipeline.worker.process PARENT TARGET INDEX PORT HOST [GROUP ...]`: how the supervisor starts one."""
+    """`python -m pipeline.worker.process PARENT TARGET INDEX PORT HOST [GROUP ...] [--ready=FD]`: how the supervisor starts one."""
     parent, target, index, port, host, *groups = arguments
+    ready = [int(groups.pop().partition("=")[2])] if groups and groups[-1].startswith("--ready=") else [None]
     metrics_port = int(port) if port != "-" else None
-    return run(ProcessSpec(target, tuple(groups), int(index), metrics_port, host, int(parent)))
+    return run(ProcessSpec(target, tuple(groups), int(index), metrics_port, host, int(parent), ready[0]))
 
 
 if __name__ == "__main__":

@@ -23,12 +23,16 @@ class Regulator:
     and a lane whose look-ahead is full, or all lanes of a partition whose records queue up behind their keys.
     All of them while the subscription is paused or a schema is awaited."""
 
-    def __init__(self, flow: FlowPolicy, committer: Committer, sender: Sender) -> None:
+    def __init__(self, flow: FlowPolicy, committer: Committer, sender: Sender, span_max: int = 0) -> None:
+        """`span_max`: offsets from the first that is open to the last that was fetched (0: what the commit's text can hold)."""
+        self._span_max = span_max
         self._flow = flow
         self._committer = committer
         self._sender = sender
         self._gates: dict[Unit, Gate] = {}
         self._lane_gates: dict[Unit, Gate] = {}
+        # Made once: every step asks for each lane of each unit.
+        self._places: dict[Unit, tuple[TopicPartition, ...]] = {}
         self._held: set[TopicPartition] = set()
 
     def add(self, unit: Unit, owned: int) -> None:
@@ -36,10 +40,12 @@ class Regulator:
         share = max(100, 2 * self._flow.buffered // max(1, owned))
         # Apart from the source's: the retries of other keys go on while one key's source records queue up.
         self._gates[unit], self._lane_gates[unit] = Gate(share), Gate(share)
+        self._places[unit] = tuple(TopicPartition(lane.spec.topic, unit.partition) for lane in unit.lanes)
 
     def forget(self, unit: Unit) -> None:
         self._gates.pop(unit, None)
         self._lane_gates.pop(unit, None)
+        self._places.pop(unit, None)
         self._held = {tp for tp in self._held if tp.partition != unit.partition}
 
     def regulate(self, units: Iterable[Unit], fetcher: Fetcher, paused: bool, full_of_waits: bool) -> None:
@@ -47,15 +53,14 @@ class Regulator:
         free: list[TopicPartition] = []
         for unit in units:
             stop_source = paused or full_of_waits or self._crowded(unit)
-            stop_lanes = self._lane_gates[unit].update(unit.waiting_of_lanes) or paused
-            for index, lane in enumerate(unit.lanes):
-                tp = TopicPartition(lane.spec.topic, unit.partition)
+            stop_lanes = self._lane_gates[unit].update(unit.waiting.of_lanes) or paused or _held_back(unit)
+            for index, tp in enumerate(self._places[unit]):
                 held = tp in self._held
                 if index == SOURCE:
                     stop = stop_source
                 else:
                     bound = self._flow.look_ahead // 2 if held else self._flow.look_ahead
-                    stop = stop_lanes or len(lane.look_ahead) >= max(1, bound)
+                    stop = stop_lanes or len(unit.lanes[index].look_ahead) >= max(1, bound)
                 if stop != held:
                     (hold if stop else free).append(tp)
         if hold:
@@ -65,9 +70,20 @@ class Regulator:
             self._held.difference_update(free)
             fetcher.request(partial(fetcher.resume, tuple(free)))
 
+    @staticmethod
+    def _span(unit: Unit) -> int:
+        tracker = unit.lanes[SOURCE].tracker
+        return tracker.next_offset - tracker.position
+
     def _crowded(self, unit: Unit) -> bool:
-        return (
-            self._gates[unit].update(unit.waiting_count - unit.waiting_of_lanes)
+        return bool(
+            self._gates[unit].update(unit.waiting.count - unit.waiting.of_lanes)
             or self._committer.loads.get(unit, 0.0) >= METADATA_FULL
             or self._sender.troubled(unit)
+            or (self._span_max and self._span(unit) > self._span_max)
+            or _held_back(unit)
         )
+
+
+def _held_back(unit: Unit) -> bool:
+    return unit.care is not None and unit.care.full

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from pipeline.core.delivery import Delivery
 from pipeline.core.unit import Unit
@@ -49,13 +51,14 @@ class AsyncRunners:
         self._handler = handler
         self._concurrency = concurrency
         self._loop = loop
-        self._runners: set[_Runner] = set()
+        self._runners: dict[_Runner, None] = {}  # a set that keeps its order: a history can be repeated
         self._idle: list[_Runner] = []
         self._baton = False
         self._context = contextvars.copy_context()
         self._timeout_s = engine.execution.subscription.timeout_ms / 1000
         self._sweep_s = min(1.0, max(0.01, self._timeout_s / 10))
         self._sweeper = loop.call_later(self._sweep_s, self._sweep)
+        self._clock = engine.clock
 
     def pump(self) -> None:
         if not self._baton and (self._engine.ready or self._engine.resumed):
@@ -69,7 +72,7 @@ class AsyncRunners:
             runner.wake.set_result(None)
         elif len(self._runners) < self._concurrency:
             runner = _Runner()
-            self._runners.add(runner)
+            self._runners[runner] = None
             runner.task = self._loop.create_task(self._run(runner), context=self._context.copy())
         else:
             return
@@ -91,6 +94,7 @@ class AsyncRunners:
             if delivery is None:
                 runner.wake = self._loop.create_future()
                 self._idle.append(runner)
+                engine.rested()
                 await runner.wake
                 self._baton = False
                 turn = 0
@@ -99,7 +103,7 @@ class AsyncRunners:
                 runner.delivery = delivery
                 if not self._baton and (engine.ready or engine.resumed):
                     self._pass_baton()
-                delivery = await self._execute(runner, delivery)
+                delivery = await self._execute(runner, delivery, self._handler if turn else self._timed)
                 if runner.ended_by and self._swallowed(runner) == "stop":
                     return
                 turn += 1
@@ -115,28 +119,40 @@ class AsyncRunners:
                 self._retire(runner)
                 return
 
-    async def _execute(self, runner: _Runner, delivery: Delivery) -> Delivery | None:
+    async def _timed(self, event: object, context: Context) -> object:
+        """The handler, and how long it took: for the first record of a turn, so that the others need not look at a clock."""
+        stats, began_s = self._engine.stats, self._loop.time()
+        try:
+            returned = await self._handler(event, context)
+        finally:
+            stats.durations.observe(self._loop.time() - began_s)
+        if returned is None and context.emitted is None:
+            stats.took(context._delivery, self._clock.read())
+        return returned
+
+    async def _execute(self, runner: _Runner, delivery: Delivery, handler: Handler) -> Delivery | None:
         engine = self._engine
-        execution = engine.execution
+        execution, began_ms = engine.execution, self._clock.now_ms
         context = Context(execution, delivery)
         try:
             event = execution.decode(delivery, context)
             if event is SKIP:
                 return engine.done(delivery)
-            returned = await self._handler(event, context)
+            returned = await handler(event, context)
         except SchemaUnavailable as error:
             engine.await_schema(delivery, error.schema_id or 0)
             return None
         except asyncio.CancelledError as error:
             failure = self._cancelled(runner, error)
             if failure is None:
-                engine.abandoned(delivery)
+                engine.rested()  # let go: it runs again elsewhere
                 return None
-            return engine.complete(delivery, failure)
+            return engine.complete(delivery, replace(failure, started_ms=began_ms))
         except (SystemExit, KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
-            return engine.complete(delivery, failure_of(error, execution.subscription.retry.terminal))
+            failure = failure_of(error, execution.subscription.retry.terminal)
+            return engine.complete(delivery, replace(failure, started_ms=began_ms))
         if returned is None and context.emitted is None:
             return engine.done(delivery)
         outcome, emitted = concluded(returned, context)
@@ -162,7 +178,8 @@ class AsyncRunners:
         return reason
 
     def _retire(self, runner: _Runner) -> None:
-        self._runners.discard(runner)
+        self._runners.pop(runner, None)
+        self._engine.rested()
         self.pump()
 
     def _sweep(self) -> None:
@@ -174,9 +191,14 @@ class AsyncRunners:
                 runner.seen, runner.since_s = delivery, now
                 runner.seen_attempt = delivery.attempt if delivery is not None else 0
             elif now - runner.since_s >= self._timeout_s:
+                if runner.ended_by == "timeout":  # it was cancelled a timeout ago, and goes on
+                    stack = "".join(map(str, runner.task.get_stack()))
+                    self._engine.stalls.begin(delivery, time.monotonic() - self._timeout_s, stack)
                 runner.since_s = now  # cancel again after another timeout, should the handler swallow this one
                 runner.ended_by = "timeout"
                 runner.task.cancel()
+        if self._engine.stalls.current:
+            self._engine.stalls.keep({runner.delivery for runner in self._runners if runner.delivery is not None})
         self._sweeper = self._loop.call_later(self._sweep_s, self._sweep)
 
     def holds(self, unit: Unit) -> bool:

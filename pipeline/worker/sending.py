@@ -11,15 +11,32 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 from pipeline.core.delivery import Delivery
+from pipeline.core.parking import Identity
 from pipeline.core.unit import DeadLetter, HandOff, Unit
-from pipeline.model.cluster import Headers, RecordProducer
-from pipeline.model.errors import BufferFull, ClusterError
-from pipeline.model.headers import SCHEMA, dead_letter_headers, encode, producer_headers
+from pipeline.model.cluster import DeliveryCallback, Headers
+from pipeline.model.errors import BufferFull, ClusterError, RecordTooLarge
+from pipeline.model.headers import SCHEMA, Pointer, dead_letter_headers, encode, producer_headers
 from pipeline.worker.inputs import Delivered, Input
 
 RESEND_MS = (100, 300, 1_000, 3_000, 10_000)
+
+
+class Outlet(Protocol):
+    """What of a `RecordProducer` is needed here."""
+
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None = None,
+        partition: int = -1,
+        timestamp_ms: int = 0,
+        delivered: DeliveryCallback | None = None,
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +62,8 @@ class Outputs:
 class _Sent:
     """One record under way. `what` is the effect or the `Outputs` it belongs to; `failed`: a try of it was refused.
 
-    `again_ms`: when it is to go out again; an entry of the queue with another time is out of date.
+    `again_ms`: when it is to go out again; an entry of the queue with another time is out of date. `offset`: where it was written.
+    `accepted`: it is written, or in the open transaction.
     """
 
     what: HandOff | DeadLetter | Outputs
@@ -55,6 +73,8 @@ class _Sent:
     tries: int = 0
     failed: bool = False
     again_ms: int = 0
+    offset: int = -1
+    accepted: bool = False
 
     @property
     def lane(self) -> tuple[Unit, int] | None:
@@ -67,7 +87,7 @@ class Sender:
 
     def __init__(
         self,
-        producer: RecordProducer,
+        producer: Outlet,
         dead_letters: str,
         post: Callable[[Input], None],
         schema_of: Callable[[Delivery], str],
@@ -81,6 +101,7 @@ class Sender:
         self._troubled: Counter[Unit] = Counter()
         self._stuck: dict[tuple[Unit, int], deque[_Sent]] = {}
         self._numbers = itertools.count()
+        self._too_large: set[tuple[int, Identity]] = set()
         self.last_error: ClusterError | None = None
 
     def hand_off(self, effect: HandOff, now_ms: int) -> None:
@@ -95,7 +116,10 @@ class Sender:
         schema = self._schema_of(delivery)
         if schema:
             headers.append((SCHEMA, schema.encode()))
-        self._start(effect, self._copy(self._dead_letters, delivery, headers), delivery.unit.partition, now_ms)
+        record = self._copy(self._dead_letters, delivery, headers)
+        if self._too_large and self._place(effect) in self._too_large:
+            record = self._pointer(effect, record)
+        self._start(effect, record, delivery.unit.partition, now_ms)
 
     def outputs(self, delivery: Delivery, records: Sequence[OutRecord], warning: str | None, now_ms: int) -> None:
         waiting = Outputs(delivery, len(records), warning)
@@ -109,6 +133,16 @@ class Sender:
         lane = delivery.unit.lanes[effect.lane]
         headers = replace(effect.headers, due_ms=max(effect.headers.due_ms, lane.last_due_ms))
         return replace(record, headers=encode(producer_headers(delivery.message.headers()), headers))
+
+    @staticmethod
+    def _place(effect: DeadLetter) -> tuple[int, Identity]:
+        return effect.delivery.unit.partition, effect.delivery.identity
+
+    @staticmethod
+    def _pointer(effect: DeadLetter, record: OutRecord) -> OutRecord:
+        pointer = Pointer("too_large", effect.headers.origin_offset)
+        own = producer_headers(effect.delivery.message.headers())
+        return replace(record, value=None, headers=dead_letter_headers(own, replace(effect.headers, pointer=pointer)))
 
     @staticmethod
     def _copy(topic: str, delivery: Delivery, headers: Headers) -> OutRecord:
@@ -135,8 +169,15 @@ class Sender:
         except (BufferFull, ClusterError) as error:
             self._later(sent, error, now_ms)
 
-    def _answered(self, sent: _Sent, error: ClusterError | None, _offset: int) -> None:
-        self._post(Delivered(sent, error))
+    def _answered(self, sent: _Sent, error: ClusterError | None, offset: int) -> None:
+        if offset >= 0:
+            sent.offset = offset
+        if not sent.accepted:
+            sent.accepted = error is None
+            self._post(Delivered(sent, error))
+        elif isinstance(error, RecordTooLarge) and isinstance(sent.what, DeadLetter):
+            # It fails its transaction; when its record is done again, the dead letter is a pointer from the start.
+            self._too_large.add(self._place(sent.what))
 
     def hold(self, unit: Unit) -> None:
         """Outputs of this unit are still to come: it is not drained before `let_go`."""
@@ -166,6 +207,9 @@ class Sender:
         return sent.what
 
     def _later(self, sent: _Sent, error: Exception, now_ms: int) -> None:
+        if isinstance(error, RecordTooLarge) and isinstance(sent.what, DeadLetter) and sent.record.value is not None:
+            # A small batch can unpack to more than a lane takes. Its bytes stay where they are; its partition goes on.
+            sent.record = self._pointer(sent.what, sent.record)
         if not sent.failed:
             sent.failed = True
             self._troubled[sent.what.delivery.unit] += 1

@@ -3,42 +3,59 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import FrameType
 
+from pipeline.model.restarts import RestartPolicy, ending
 from pipeline.worker.logs import logger
 from pipeline.worker.process import ProcessSpec
 from pipeline.worker.process import run as run_one
 
-RESTART_S = (0.5, 1.0, 2.0, 5.0, 15.0)
-STABLE_S = 60.0
-"""A process that lived this long starts again at once, and its count of restarts with it."""
-CONFIGURATION = 2
+RESTARTS = RestartPolicy(first_s=0.5, max_s=30.0, limit=0, jitter=0.2)
+"""Never gives up: what makes workers die may be mended while they wait, and a dead record gets out of the way by itself."""
+CONFIGURATION, GAVE_UP = 2, 1
 CHECK_S = 0.1
+READY = b"ready\n"
+
+Command = Callable[[int, int], Sequence[str]]
+"""(index, file descriptor that hears when it is ready) -> what to start."""
 
 
 @dataclass(slots=True)
 class _Child:
+    """One place for a process. `crashes` in a row; `due_s`: when it is started again; `ready`: it has joined its groups."""
+
     index: int
     process: subprocess.Popen[bytes] | None = None
+    pipe: int = -1
     started_s: float = 0.0
-    restarts: int = 0
-    at_s: float = 0.0
-    codes: list[int] = field(default_factory=list)
+    ready: bool = False
+    crashes: int = 0
+    due_s: float = 0.0
 
 
 class Supervisor:
-    """`grace_s` is how long stopping processes have before they are killed."""
+    """`grace_s` is how long stopping processes have before they are killed. `command` is for tests."""
 
-    def __init__(self, spec: ProcessSpec, processes: int, grace_s: float = 40.0) -> None:
+    def __init__(
+        self,
+        spec: ProcessSpec,
+        processes: int,
+        grace_s: float = 40.0,
+        restarts: RestartPolicy = RESTARTS,
+        command: Command | None = None,
+    ) -> None:
         self._spec = spec
         self._children = [_Child(index) for index in range(processes)]
         self._grace_s = grace_s
+        self._restarts = restarts
+        self._command = command or self._worker
         self._stopping = False
         self._log = logger(supervisor=spec.target)
 
@@ -48,50 +65,85 @@ class Supervisor:
         return {c.index: c.process.pid for c in self._children if c.process is not None and c.process.poll() is None}
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT. Returns 2 when a process says that the configuration is wrong, else 0."""
+        """Until SIGTERM or SIGINT: 0. 2 when a process says that the configuration is wrong, 1 when one crashed too often."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         code = 0
-        while not self._stopping:
+        while not self._stopping and not code:
             for child in self._children:
-                code = self._look_after(child) or code
-            if code:
-                break
-            time.sleep(CHECK_S)
+                code = self._look_after(child, time.monotonic()) or code
+            if not code:
+                time.sleep(CHECK_S)
         self.stop_all()
         return code
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping = True
 
-    def _look_after(self, child: _Child) -> int:
-        now = time.monotonic()
+    def _look_after(self, child: _Child, now_s: float) -> int:
+        """One round; an exit code when it makes no sense to go on."""
         if child.process is None:
-            if now >= child.at_s:
-                self._start(child, now)
+            if now_s >= child.due_s and not self._stopping:
+                self._start(child, now_s)
             return 0
         code = child.process.poll()
-        if code is None:
-            return 0
-        if code == CONFIGURATION:
-            return code
-        if now - child.started_s > STABLE_S:
-            child.restarts = 0
-        wait = RESTART_S[min(child.restarts, len(RESTART_S) - 1)]
-        self._log.error("worker process ended: starting it again", index=child.index, code=code, in_s=wait)
-        child.process, child.at_s = None, now + wait
-        child.restarts += 1
+        if code is not None:
+            return self._ended(child, code, now_s)
+        if not child.ready:
+            child.ready = self._says_ready(child)
+            if not child.ready and now_s - child.started_s > self._restarts.ready_s:
+                self._log.error(
+                    "worker process is not ready in time: killed", index=child.index, after_s=self._restarts.ready_s
+                )
+                child.process.kill()
         return 0
 
-    def _start(self, child: _Child, now: float) -> None:
+    @staticmethod
+    def _says_ready(child: _Child) -> bool:
+        try:
+            return os.read(child.pipe, len(READY)) != b""
+        except BlockingIOError:
+            return False
+
+    def _ended(self, child: _Child, code: int, now_s: float) -> int:
+        os.close(child.pipe)
+        if code == CONFIGURATION:
+            return code
+        steady = child.ready and now_s - child.started_s > self._restarts.steady_s
+        child.crashes = 1 if steady else child.crashes + 1
+        if 0 < self._restarts.limit < child.crashes:
+            child.process = None
+            self._log.error("worker process crashed too often: giving up", index=child.index, crashes=child.crashes)
+            return GAVE_UP
+        wait_s = self._restarts.wait_s(child.crashes, random.random())
+        self._log.error(
+            "worker process ended: starting it again",
+            index=child.index,
+            how=ending(code),
+            crashes=child.crashes,
+            was_ready=child.ready,
+            in_s=round(wait_s, 2),
+        )
+        child.process, child.due_s = None, now_s + wait_s
+        return 0
+
+    def _worker(self, index: int, ready: int) -> Sequence[str]:
         spec = self._spec
         port = "-" if spec.metrics_port is None else str(spec.metrics_port)
-        own = [str(os.getpid()), spec.target, str(child.index), port, spec.metrics_host, *spec.groups]
-        # A session of their own: Ctrl-C in the terminal reaches the supervisor alone, which stops them in order.
-        child.process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.worker.process", *own], start_new_session=True
-        )
-        child.started_s = now
+        own = [str(os.getpid()), spec.target, str(index), port, spec.metrics_host, *spec.groups, f"--ready={ready}"]
+        return [sys.executable, "-m", "pipeline.worker.process", *own]
+
+    def _start(self, child: _Child, now_s: float) -> None:
+        child.pipe, theirs = os.pipe()
+        os.set_blocking(child.pipe, False)
+        try:
+            # A session of their own: Ctrl-C in the terminal reaches the supervisor alone, which stops them in order.
+            child.process = subprocess.Popen(
+                self._command(child.index, theirs), start_new_session=True, pass_fds=(theirs,)
+            )
+        finally:
+            os.close(theirs)
+        child.started_s, child.ready = now_s, False
 
     def stop_all(self) -> None:
         """SIGTERM to all, SIGKILL to those that do not end in time."""

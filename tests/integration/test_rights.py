@@ -1,4 +1,4 @@
-"""docs/guide/security.md says which rights each role needs: here they get those and no others, on a Kafka that enforces them."""
+"""The guide says which rights each role needs: here they get those and no others, on a Kafka that enforces them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from confluent_kafka import KafkaException
@@ -26,10 +26,17 @@ from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker
 from tests.integration.harness import until
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "guide" / "security.md"
+PAGE, EXACTLY_ONCE = (ROOT / "docs" / "guide" / name for name in ("security.md", "exactly-once.md"))
 ROLES = ("deployer", "agent", "worker", "operator")
-_ROW = re.compile(r"^\| (\w+) \| (topic|group) \| `([^`]+)`( prefixed)? \| ([\w, ]+) \|$", re.MULTILINE)
+_ROW = re.compile(
+    r"^\| (\w+) \| (topic|group|transactional id) \| `([^`]+)`( prefixed)? \| ([\w, ]+) \|$", re.MULTILINE
+)
 _OPERATIONS = {re.sub("_", "", each.name).lower(): each for each in AclOperation}
+_RESOURCES = {
+    "topic": ResourceType.TOPIC,
+    "group": ResourceType.GROUP,
+    "transactional id": ResourceType.TRANSACTIONAL_ID,
+}
 PATIENCE_S = 60
 
 
@@ -72,18 +79,18 @@ class GuardedBroker(EmbeddedBroker):
             time.sleep(0.05)
 
 
-def rows() -> list[tuple[str, str, str, bool, list[AclOperation]]]:
-    """The table of the page: role, resource type, name, prefixed?, operations."""
+def rows(page: Path = PAGE) -> list[tuple[str, str, str, bool, list[AclOperation]]]:
+    """The table of a page: role, resource type, name, prefixed?, operations."""
     return [
         (role, kind, name, bool(prefixed), [_OPERATIONS[right.strip().lower()] for right in rights.split(",")])
-        for role, kind, name, prefixed, rights in _ROW.findall(PAGE.read_text(encoding="utf-8"))
+        for role, kind, name, prefixed, rights in _ROW.findall(page.read_text(encoding="utf-8"))
     ]
 
 
-def _bindings() -> list[AclBinding]:
+def _bindings(page: Path = PAGE) -> list[AclBinding]:
     return [
         AclBinding(
-            ResourceType.TOPIC if kind == "topic" else ResourceType.GROUP,
+            _RESOURCES[kind],
             name,
             ResourcePatternType.PREFIXED if prefixed else ResourcePatternType.LITERAL,
             f"User:{role}",
@@ -91,17 +98,29 @@ def _bindings() -> list[AclBinding]:
             operation,
             AclPermissionType.ALLOW,
         )
-        for role, kind, name, prefixed, operations in rows()
+        for role, kind, name, prefixed, operations in rows(page)
         for operation in operations
     ]
+
+
+def grant(address: str, page: Path) -> None:
+    """All that a page's table says."""
+    admin = AdminClient(_login(address, "admin"))
+    for future in admin.create_acls(_bindings(page)).values():
+        future.result(10)
 
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[str]:
     with GuardedBroker() as broker:
-        admin = AdminClient(_login(broker.bootstrap, "admin"))
-        for future in admin.create_acls(_bindings()).values():
-            future.result(10)
+        grant(broker.bootstrap, PAGE)
+        deployer = Person(broker.bootstrap, "deployer")
+        for words in (
+            ("topics", "apply", "billing:app", "--partitions", "2"),
+            ("schemas", "register", "agent.run.events"),
+        ):
+            code, out, err = deployer.does("pipeline", *words)
+            assert code == 0, out + err
         yield broker.bootstrap
 
 
@@ -121,11 +140,11 @@ class Person:
             "PYTHONPATH": str(ROOT),
         }
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, log: IO[str] | None = None) -> subprocess.Popen[str]:
         program = ["-c", "from pipeline.cli.main import run; run()", *words[1:]] if words[0] == "pipeline" else words
         return subprocess.Popen(
             [sys.executable, *program], cwd=ROOT / "examples", env=self.environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=log or subprocess.PIPE, stderr=log or subprocess.PIPE,
         )  # fmt: skip
 
     def does(self, *words: str) -> tuple[int, str, str]:
@@ -146,12 +165,8 @@ def test_the_table_is_read() -> None:
 
 @pytest.mark.timeout(240)
 def test_each_role_can_do_its_work_and_no_more(guarded: str) -> None:
-    deployer, agent, worker, operator = (Person(guarded, role) for role in ROLES)
-
-    code, out, err = deployer.does("pipeline", "topics", "apply", "billing:app", "--partitions", "2")
-    assert code == 0, out + err
-    code, out, err = deployer.does("pipeline", "schemas", "register", "agent.run.events")
-    assert code == 0, out + err
+    """The deployer did his already."""
+    agent, worker, operator = (Person(guarded, role) for role in ROLES[1:])
 
     code, out, err = agent.does("support_bot.py")
     assert code == 0, err
@@ -189,3 +204,46 @@ def test_each_role_can_do_its_work_and_no_more(guarded: str) -> None:
     assert code == 1 or code == 2, out + err
     code, out, err = worker.does("support_bot.py")
     assert "not delivered" in err, "a worker can write to its source"
+
+
+IN_TRANSACTIONS = """
+from typing import Any
+from pipeline import Context, FlowPolicy, Pipeline
+
+app = Pipeline("billing")
+
+@app.subscribe("agent.run.events", group="billing", value="bytes", delivery="exactly_once", tiers=("10s", "30s", "2m", "10m"),
+               flow=FlowPolicy(transaction_timeout_ms=5000))
+async def bill(event: bytes, ctx: Context) -> None:
+    ctx.emit("billing.charges", ctx.key, {"of": ctx.offset})
+"""
+
+
+@pytest.mark.timeout(240)
+def test_exactly_once_needs_the_right_to_its_transactional_ids(guarded: str, tmp_path: Path) -> None:
+    """Without it the worker says what is missing; with it, it works."""
+    (tmp_path / "transactions.py").write_text(IN_TRANSACTIONS)
+    worker, admin = Person(guarded, "worker"), Person(guarded, "admin")
+    worker.environment["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    code, _, err = Person(guarded, "agent").does("support_bot.py")
+    assert code == 0, err
+
+    def charged() -> int:
+        _, out, _ = admin.does("pipeline", "tail", "billing.charges", "--from", "earliest", "--no-follow", "--json")
+        return out.count('"of":')
+
+    def run_until(what: str, condition: Callable[[str], object]) -> str:
+        log = tmp_path / f"{what}.log"
+        with log.open("w") as into:
+            working = worker.start("pipeline", "run", "transactions:app", log=into)
+            try:
+                until(what, lambda: condition(log.read_text()), PATIENCE_S, log.read_text)
+            finally:
+                working.terminate()
+                working.wait(PATIENCE_S)
+        return log.read_text()
+
+    run_until("it says what is missing", lambda log: "ransactional Id authorization failed" in log)
+    assert not charged(), "something was written without the right"
+    grant(guarded, EXACTLY_ONCE)
+    assert "uthoriz" not in run_until("records are charged in transactions", lambda _: charged())

@@ -55,7 +55,7 @@ def test_apply_makes_what_a_worker_accepts_and_a_second_time_does_nothing(
     left = apply(admin, [subscription], Defaults(PARTITIONS), prefix, taken.append)
     assert left.actions == ()
     assert left.errors == ()
-    assert len({action.topic for action in taken}) == 6  # type: ignore[attr-defined]
+    assert len({action.topic for action in taken}) == 10  # type: ignore[attr-defined]
     topics = admin.topics()
     assert check([subscription], topics, prefix=prefix) == []
     source = topics[prefix + subscription.topic]

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,18 +29,14 @@ from pipeline.kafka.schema_log import KafkaSchemaLog
 from pipeline.model.events import ModelCall, RunCompleted, RunEvent, RunFailed, RunStarted, ToolCall, ToolResult
 from pipeline.model.headers import decode as decode_headers
 from pipeline.views.policy import ViewsPolicy
+from tests.integration.waiting import until as until_in
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.first, pytest.mark.timeout(240)]
 ROOT = Path(__file__).parents[2]
 PARTITIONS = 4
 MINUTE = 60_000
 
-
-def until(what: str, condition: Callable[[], bool], deadline_s: float = 90.0) -> None:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {deadline_s} s: {what}"
-        time.sleep(0.05)
+until = partial(until_in, deadline_s=90.0)
 
 
 def a_run(number: int) -> list[RunEvent]:
@@ -114,10 +110,12 @@ class Scene:
             self.producer.produce(self.topics.source, value, event.run_id)
         assert self.producer.flush(30) == 0
 
-    def start(self, policy: ViewsPolicy | None = None) -> subprocess.Popen[bytes]:
+    def start(
+        self, policy: ViewsPolicy | None = None, module: str = "pipeline.views.worker"
+    ) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.views.worker"], stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=ROOT
+                [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=ROOT
             )
         self.processes.append(process)
         assert process.stdin is not None
@@ -201,7 +199,7 @@ class Scene:
             rates = self.latest(self.topics.rates)
             return self.events_counted() >= len(events) and sum(r["events"] for r in rates.values()) >= len(events)
 
-        until("views caught up", done)
+        until("views caught up", done, tell=self.describe)
         rates = self.latest(self.topics.rates)
         assert {key: {n: fields[n] for n in names} for key, fields in rates.items()} == {
             key: {n: counts[n] for n in names} for key, counts in wanted.items()
@@ -224,6 +222,21 @@ class Scene:
             }
             assert got["last_error"] == ("Boom: no" if number % 3 == 0 else "t: ERROR" if number % 5 == 0 else None)
             assert got["duration_ms"] == 90_000
+
+    def describe(self) -> str:
+        """For failures: how far each view is, and of each partition the committed and the end offset."""
+        group = self.admin.describe_consumer_groups([self.policy.group])[self.policy.group].result(10)
+        rates = sum(rate["events"] for rate in self.latest(self.topics.rates).values())
+        lines = [f"{self.events_counted()} events in summaries, {rates} in rates; {len(group.members)} members"]
+        consumer = Consumer(self.config | {"group.id": self.policy.group})
+        try:
+            for topic in (self.topics.source, self.topics.partials):
+                asked = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
+                ends = [(p.partition, p.offset, self.end_of(consumer, p)) for p in consumer.committed(asked, 10)]
+                lines.append(f"{topic}: {ends}")
+        finally:
+            consumer.close()
+        return "\n".join(lines)
 
     def close(self) -> None:
         for process in self.processes:
@@ -337,6 +350,21 @@ def test_two_workers_share_the_partitions(scene: Scene, unused_ports: tuple[int,
     stop_cleanly(process)
 
 
+def test_a_slow_start_on_a_backlog_loses_nothing(scene: Scene) -> None:
+    """Records are there to be fetched while the worker that takes over still asks from which offset on."""
+    scene.policy = replace(scene.policy, batch_records=10)
+    runs = list(range(150))
+    events = sorted((event for number in runs for event in a_run(number)), key=lambda event: event.sequence)
+    scene.publish(events[:700])
+    worker = scene.start()
+    until("events are counted", partial(scene.has_counted, 1))
+    worker.kill()
+    scene.publish(events[700:])
+    slow = scene.start(module="tests.integration.slow_seek_views_worker")
+    scene.check(runs)
+    stop_cleanly(slow)
+
+
 def test_a_refused_write_ends_the_worker_before_its_offset_is_committed(scene: Scene) -> None:
     scene.publish(a_run(1))
     worker = scene.start()
@@ -405,7 +433,7 @@ def test_workers_end_when_their_parent_is_killed(scene: Scene) -> None:
     scene.check([1])
     parent.kill()
     parent.wait(10)
-    until("the worker ended", lambda: not running(worker), 30)
+    until("the worker ended", lambda: not running(worker), deadline_s=30)
 
 
 def running(pid: int) -> bool:

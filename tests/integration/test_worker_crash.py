@@ -13,7 +13,7 @@ import pytest
 from pipeline.model.headers import decode
 from tests.integration.harness import SESSION_S, Scene, verdict
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.first, pytest.mark.timeout(180)]
 TIERS = ("800ms", "1600ms")
 TIERS_S = (0.8, 1.6)
 
@@ -111,9 +111,11 @@ def test_a_parked_key_survives_a_crash_in_each_tier(scene: Scene, tier: int) -> 
     head_at = scene.publish("k", {"fails": 3})
     scene.publish_many([("k", {"n": n}) for n in range(5)])
     lane = scene.lane(f"retry.{TIERS[tier]}")
+    # Successors hop once: in the second tier there is the head alone, and what is due in the first waits in memory.
+    copies = 6 if tier == 0 else 1
     scene.until(
-        f"head and successors are in tier {tier}",
-        lambda: len(scene.ledger.marks("fail")) == tier + 1 and scene.count(lane) >= 6,
+        f"the head is in tier {tier}",
+        lambda: len(scene.ledger.marks("fail")) == tier + 1 and scene.count(lane) >= copies,
     )
     first.kill()
     scene.publish_many([("k", {"n": n}) for n in range(5, 8)])

@@ -211,7 +211,7 @@ def test_a_dead_letter_topic_that_is_gone_stops_the_partition_until_it_is_back(s
             engine, fetcher = app.worker.running[0].engine, app.worker.running[0].fetcher
             scene.admin.delete_topics([dlq])
             bad = await asyncio.to_thread(scene.publish, "bad", 0, None, 0)
-            await until_async("the write is refused", lambda: engine.last_write_error is not None, 60)
+            await until_async("the write is refused", lambda: engine.stuck, 60)
             # A poll under way may still bring a batch; what is published after it stays at the broker.
             await until_async("it is not fetched any more", lambda: (scene.topic(), 0) in fetcher._paused)
             await asyncio.sleep(0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -270,7 +271,7 @@ def test_outputs_are_acknowledged_before_the_input_is_settled(scene: Scene) -> N
             assert app.worker
             engine = app.worker.running[0].engine
             await until_async("the handler ran", lambda: runs)
-            await until_async("the write was refused", lambda: engine.last_write_error is not None)
+            await until_async("the write was refused", lambda: engine.stuck)
             assert engine.stats.processed == 0
             committed = scene.committed().get((scene.topic(), origin[0]))
             assert committed is None or committed.offset <= origin[1], committed
@@ -299,6 +300,77 @@ def test_typed_outputs_are_encoded_for_their_own_topic(scene: Scene) -> None:
     codec = scene.app().codec
     codec.prepare(scene.topic(OUT))
     assert codec.decode(scene.topic(OUT), message.value(), message.headers()) == started
+
+
+def test_a_whole_batch_that_fails_fails_the_first_of_each_key_and_the_others_wait_behind_it(scene: Scene) -> None:
+    app = scene.app()
+    calls: list[list[tuple[str, int, int]]] = []
+
+    @app.subscribe(SOURCE, group="g", tiers=TIER, attempts=2, value="json", batch=BatchPolicy(6, 200, whole=True))
+    def handle(values: list[int], contexts: list[Context]) -> None:
+        calls.append([(ctx.run_id, value, ctx.attempt) for value, ctx in zip(values, contexts, strict=True)])
+        if len(calls) == 1:
+            raise RuntimeError("the store is away")
+
+    scene.make_topics(app)
+    scene.publish_many([(key, n) for n in range(3) for key in "ab"], partition=0)
+    asyncio.run(serve(app, "all ran", lambda: sum(map(len, calls)) >= 12))
+    assert calls[0] == [(key, n, 1) for n in range(3) for key in "ab"]
+    again = [entry for call in calls[1:] for entry in call]
+    for key in "ab":
+        assert [(value, attempt) for k, value, attempt in again if k == key] == [(0, 2), (1, 1), (2, 1)]
+    assert scene.settled()
+
+
+def test_whole_batches_are_full_of_one_key_and_wait_behind_one_that_can_not_be_read(scene: Scene) -> None:
+    app = scene.app()
+    calls: list[list[Any]] = []
+
+    @app.subscribe(SOURCE, group="g", tiers=TIER, attempts=2, value="json", batch=BatchPolicy(10, 2_000, whole=True))
+    async def handle(values: list[Any], contexts: list[Context]) -> None:
+        calls.append(values)
+        for value, ctx in zip(values, contexts, strict=True):
+            ctx.emit(OUT, ctx.run_id, value)
+
+    scene.make_topics(app, OUT)
+    for n in range(40):
+        scene.publish("k", b"{" if n == 17 else n, partition=0)
+    asyncio.run(serve(app, "all ended", lambda: scene.count(scene.topic(OUT)) >= 39))
+    assert [json.loads(m.value()) for m in scene.read(scene.topic(OUT))] == [n for n in range(40) if n != 17]
+    assert [n for call in calls for n in call] == [n for n in range(40) if n != 17]
+    assert max(map(len, calls)) == 10
+    assert scene.count(scene.lane("dlq")) == 1
+    assert scene.settled()
+
+
+def test_a_whole_batch_has_no_outcomes_of_items(scene: Scene) -> None:
+    app = scene.app()
+
+    @app.subscribe(SOURCE, group="g", tiers=TIER, value="json", batch=BatchPolicy(2, 100, whole=True))
+    async def handle(values: list[Any], contexts: list[Context]) -> list[None]:
+        return [None] * len(values)
+
+    scene.make_topics(app)
+    scene.publish("k", 1)
+    asyncio.run(serve(app, "it is dead", lambda: scene.count(scene.lane("dlq")) == 1))
+    assert dict(scene.dead()[0].headers())["pl.error.class"] == b"UnexpectedReturn"
+
+
+def test_one_busy_key_does_not_wait_for_each_of_its_batches(scene: Scene) -> None:
+    """One record per key and batch: waiting half a second for others each time would take 20 s."""
+    app = scene.app()
+    seen: list[int] = []
+
+    @app.subscribe(SOURCE, group="g", tiers=TIER, value="json", batch=BatchPolicy(10, 500))
+    async def handle(values: list[int], contexts: list[Context]) -> None:
+        seen.extend(values)
+
+    scene.make_topics(app)
+    scene.publish_many([("k", n) for n in range(40)], partition=0)
+    began = time.monotonic()
+    asyncio.run(serve(app, "all ran", lambda: len(seen) >= 40))
+    assert time.monotonic() - began < 12
+    assert seen == list(range(40))
 
 
 def test_batch_items_have_outcomes_of_their_own(scene: Scene) -> None:

@@ -22,6 +22,8 @@ from pipeline.model.events import EVENT_TYPES, RunEvent, RunStarted, ToolCall
 from pipeline.topology import Defaults, apply
 from tests.integration.harness import GROUP, SOURCE, Scene, make_app, running, until_async, verdict
 
+pytestmark = pytest.mark.first
+
 TIERS = ("300ms",)
 DAY_MS = 86_400_000
 

@@ -14,14 +14,14 @@ import argparse
 import sys
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pipeline.core.delivery import Delivery
 from pipeline.core.parking import Identity
 from pipeline.core.progress import METADATA_LIMIT, Progress, decode, encode
 from pipeline.core.rebuild import Rebuild
-from pipeline.core.unit import DeadLetter, HandOff, LaneSpec, RunAgain, Unit, UnitPolicy
+from pipeline.core.unit import SKIPPED, DeadLetter, HandOff, LaneSpec, RunAgain, Unit, UnitPolicy
 from pipeline.model.headers import encode as encode_headers
 from pipeline.model.headers import producer_headers
 from pipeline.model.outcome import Failure, FailureKind
@@ -77,7 +77,7 @@ class Life:
         self.waits: list[RunAgain] = []
         self.unlanded: dict[str, deque[tuple[Send, Delivery]]] = defaultdict(deque)
         self.unacked: dict[str, deque[Delivery]] = defaultdict(deque)
-        self.dead_letters: list[Delivery] = []
+        self.dead_letters: list[DeadLetter] = []
         self.written: list[Delivery] = []
         self.commits: list[Commit] = []
         self.retry: Commit = {}
@@ -152,7 +152,18 @@ class Life:
     def _policy(self) -> UnitPolicy:
         tiers_ms = tuple(delay for name, delay in TIERS.items() if name not in self.retired)
         self.retry_policy = RetryPolicy(attempts=ATTEMPTS, tiers_ms=tiers_ms)
-        return UnitPolicy(TOPIC, GROUP, self.world.plan.order, self.retry_policy)  # type: ignore[arg-type]
+        blocked, held_back = self.rng.choice(((0, 100), (2, 100), (10_000, 3), (10_000, 100)))
+        order = self.world.plan.order
+        return UnitPolicy(
+            TOPIC,
+            GROUP,
+            order,
+            self.retry_policy,
+            blocked=blocked,
+            held_back=held_back,
+            hold=self.world.plan.hold,
+            renew_ms=self.world.plan.renew_ms,
+        )  # type: ignore[arg-type]
 
     def _spec(self, name: str) -> LaneSpec:
         return LaneSpec(name, f"{TOPIC}.{GROUP}.{name}", TIERS.get(name), name not in self.retired)
@@ -183,6 +194,9 @@ class Life:
             return True
         if self.world.late:
             self.world.now += 1
+            return True
+        if self.world.plan.hold and self.world.operator.step(self.rng, final=True):
+            self.step_commit()
             return True
         if self.world.replays_left and self.world.dead:
             self.world.inject_replay()
@@ -239,6 +253,8 @@ class Life:
             self.waits.clear()
         if world.replays_left and world.dead and rng.random() < 0.02:
             world.inject_replay()
+        if world.plan.hold and rng.random() < world.plan.operator_rate:
+            world.operator.step(rng)
         if world.plan.switches and self.unit.parking.keys and rng.random() < 0.03:
             key = rng.choice(list(self.unit.parking.keys))
             waiting = self.unit.parking.keys[key]
@@ -280,6 +296,7 @@ class Life:
             return
         identity, key = delivery.identity, delivery.key
         self.world.started(identity, delivery.attempt + 1)
+        self.world.operator.may_start(key, identity)
         if self.world.plan.order != "none" and key is not None and any(other.key == key for other in self.running):
             raise Violation("two records of a key run at once")
         if self.world.plan.order == "key" and key is not None and identity.origin > self.world.released.get(key, -1):
@@ -332,9 +349,9 @@ class Life:
                     (Send(name, delivery.key, headers, (self.names[delivery.lane], delivery.offset)), delivery)
                 )
                 if not self.rules.settle_after_ack:
-                    self.unit.handed_off(delivery)
+                    self.start(self.unit.handed_off(delivery, now_ms=self.world.now))
             elif isinstance(effect, DeadLetter):
-                self.dead_letters.append(delivery)
+                self.dead_letters.append(effect)
                 if not self.rules.free_after_dead_letter:
                     self.start(self.unit.free(delivery.key, self.world.now))
             elif self.draining:
@@ -353,12 +370,17 @@ class Life:
     def ack(self, name: str) -> None:
         delivery = self.unacked[name].popleft()
         if self.rules.settle_after_ack:
-            self.unit.handed_off(delivery)
+            self.start(self.unit.handed_off(delivery, now_ms=self.world.now))
 
     def write_dead_letter(self) -> None:
-        delivery = self.dead_letters.pop(self.rng.randrange(len(self.dead_letters)))
-        self.world.ended(delivery.identity, "dead")
-        self.written.append(delivery)
+        effect = self.dead_letters.pop(self.rng.randrange(len(self.dead_letters)))
+        self._dead_letter_landed(effect)
+        self.written.append(effect.delivery)
+
+    def _dead_letter_landed(self, effect: DeadLetter) -> None:
+        delivery, behind = effect.delivery, bool(effect.headers.hold)
+        self.world.operator.letter(delivery.key, delivery.identity, behind, effect.failure is not SKIPPED)
+        self.world.ended(delivery.identity, "behind" if behind else "dead")
 
     def ack_dead_letter(self) -> None:
         delivery = self.written.pop(self.rng.randrange(len(self.written)))
@@ -407,9 +429,9 @@ class Life:
                 sends.pop()
             if sends:
                 self.world.late.append(sends)
-        for delivery in self.dead_letters:
+        for effect in self.dead_letters:
             if self.rng.random() < 0.3:
-                self.world.ended(delivery.identity, "dead")
+                self._dead_letter_landed(effect)
         self.world.owner_gone(self.ran)
 
     def hand_over(self) -> None:
@@ -429,7 +451,7 @@ class Life:
             for name, lane in zip(self.names, unit.lanes, strict=True)
             if lane.look_ahead or any(offset < self.world.logs[name].end for offset in lane.tracker.open)
         ]
-        if left or len(unit.parking) or unit.parking.keys or unit.busy or unit.waiting or unit.waiting_count:
+        if left or len(unit.parking) or unit.parking.keys or unit.busy or unit.waiting.count or unit.blocked.count:
             raise Violation(f"something is left at the end: {left or 'a key'}")
         return False
 
@@ -446,7 +468,7 @@ def history(seed: int, rules: Rules | None = None) -> World:
         return world
 
 
-def check(seeds: range, rules: Rules | None = None, stop: bool = True) -> list[tuple[int, str]]:
+def check(seeds: Iterable[int], rules: Rules | None = None, stop: bool = True) -> list[tuple[int, str]]:
     """(seed, what went wrong) of the histories that break an invariant; with `stop`, the first only."""
     found = []
     for seed in seeds:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import random
 from bisect import bisect_left
 from collections import defaultdict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.core.parking import Identity
 from pipeline.core.progress import METADATA_LIMIT, decode
 from pipeline.model.cluster import Headers
 from pipeline.model.headers import DeliveryHeaders, encode
+from tests.property.history_operator import Operator, Violation
 
 TIERS = {"3": 3, "9": 9, "27": 27}
 REPLAY = "replay"
@@ -22,10 +23,6 @@ SOURCE_NAME = "source"
 ATTEMPTS = 5
 TOPIC = "t"
 GROUP = "g"
-
-
-class Violation(Exception):
-    """Something that must never happen did."""
 
 
 class Record:
@@ -116,11 +113,22 @@ class Plan:
     ack_rate: float
     slow_lanes: frozenset[str]
     bring_up_death_rate: float
+    hold: bool = False
+    renew_ms: int = 1 << 40
+    operator_rate: float = 0.0
 
     @classmethod
     def draw(cls, rng: random.Random) -> Plan:
         storm = rng.random() < 0.3  # owners die one after the other while their predecessors' hand-offs arrive
         keys: tuple[bytes | None, ...] = tuple(b"k%d" % i for i in range(rng.choice((1, 3, 4, 6))))
+        plan = cls._draw(rng, storm, keys)
+        # Drawn last: the histories without it stay what they were.
+        hold = plan.order == "key" and rng.random() < 0.4
+        renew_ms = rng.choice((20, 200, 1 << 40)) if hold else 1 << 40
+        return replace(plan, hold=hold, renew_ms=renew_ms, operator_rate=rng.choice((0.005, 0.02, 0.1)))
+
+    @classmethod
+    def _draw(cls, rng: random.Random, storm: bool, keys: tuple[bytes | None, ...]) -> Plan:
         return cls(
             order=rng.choice(("key", "key", "key", "key", "key_relaxed", "none")),
             keys=(*keys, None) if rng.random() < 0.3 else keys,
@@ -177,6 +185,7 @@ class World:
         self.released: dict[bytes | None, int] = {}
         self.replays_left = self.plan.replays
         self.dead: list[Identity] = []
+        self.operator = Operator(self)
         self._by_key: dict[bytes | None, list[Identity]] = defaultdict(list)
         self._first_open: dict[bytes | None, int] = defaultdict(int)
         for _ in range(self.plan.records):
@@ -219,6 +228,11 @@ class World:
         headers = DeliveryHeaders(0, 0, 0, TOPIC, 0, origin, 0, GROUP, replay_id=identity.replay_id, replay_count=1)
         self.logs[REPLAY].append(key, encode([], headers), self.gap(), None)
 
+    def bring_back(self, identity: Identity, key: bytes | None) -> None:
+        """A release sends it back: a record of its own, with a story of its own."""
+        if identity not in self.stories:
+            self.stories[identity] = Story(key, _script(self.rng))
+
     # -- the oracle
 
     def started(self, identity: Identity, attempt: int) -> None:
@@ -236,7 +250,7 @@ class World:
         story.endings.add(ending)
         if ending == "dead" and not identity.replay_id:
             self.dead.append(identity)
-        if first and not identity.replay_id:
+        if first and not identity.replay_id and ending != "behind":
             self._check_order(identity, story.key)
 
     def _check_order(self, identity: Identity, key: bytes | None) -> None:
@@ -272,9 +286,11 @@ class World:
         for identity, story in self.stories.items():
             if not story.endings:
                 raise Violation(f"lost: {identity}")
-            allowed = {_ending(story.script)} | ({"dead", "done"} if identity in self.skipped else set())
-            if not story.endings <= allowed or (len(story.endings) > 1 and identity not in self.skipped):
+            allowed = {_ending(story.script), "behind"} | ({"dead", "done"} if identity in self.skipped else set())
+            if not story.endings <= allowed or (len(story.endings - {"behind"}) > 1 and identity not in self.skipped):
                 raise Violation(f"wrong or two endings: {identity} {story.endings}")
+            if story.endings == {"behind"} and not self.operator.was_sent(identity):
+                raise Violation(f"left behind: {identity}")
             needed = min(len(story.script), ATTEMPTS)
             if story.executions - needed > story.may_repeat and self.plan.limit == METADATA_LIMIT:
                 raise Violation(f"ran again without cause: {identity}")

@@ -23,6 +23,8 @@ from pipeline.model.headers import (
     encode,
     producer_headers,
     replay_count_of,
+    spelled_out,
+    standing_of,
 )
 from pipeline.model.topics import MAX_TOPIC_LENGTH, escape, lane_topics
 
@@ -30,12 +32,13 @@ numbers = st.integers(0, 2**62)
 any_text = st.text(max_size=50)
 clean_text = st.text(st.characters(exclude_categories=("Cs",)), max_size=50)
 errors = st.builds(ErrorInfo, clean_text, clean_text, clean_text, clean_text)
+topics = st.from_regex(r"[a-zA-Z0-9._-]{1,40}", fullmatch=True)
 deliveries = st.builds(
     DeliveryHeaders,
     attempt=numbers,
     hop=numbers,
     epoch=numbers,
-    origin_topic=clean_text,
+    origin_topic=topics,
     origin_partition=numbers,
     origin_offset=numbers,
     origin_timestamp_ms=numbers,
@@ -49,7 +52,18 @@ deliveries = st.builds(
     error=errors,
 )
 names = st.sampled_from(
-    ["pl.event_id", "pl.hop", "pl.due", "pl.v", "traceparent", "ce_id", "__dlq.errors.topic", "x", "pl.replay.count"]
+    [
+        "pl.event_id",
+        "pl.hop",
+        "pl.due",
+        "pl.v",
+        "pl.d",
+        "traceparent",
+        "ce_id",
+        "__dlq.errors.topic",
+        "x",
+        "pl.replay.count",
+    ]
 )
 foreign: st.SearchStrategy[Headers] = st.lists(st.tuples(names, st.none() | st.binary(max_size=20)), max_size=12)
 
@@ -60,6 +74,7 @@ def test_headers_come_back(given_headers: Headers, delivery: DeliveryHeaders) ->
     wire = encode(kept, delivery)
     assert decode(wire) == delivery
     assert producer_headers(wire) == kept
+    assert replay_count_of(wire) == (replay_count_of(kept) or delivery.replay_count)
     assert decode(encode(producer_headers(wire), replace(delivery, hop=7))) == replace(delivery, hop=7)
     dead = dead_letter_headers(kept, delivery)
     assert decode(dead) == replace(delivery, due_ms=0, not_before_ms=0)
@@ -76,21 +91,51 @@ def test_a_producers_headers_do_not_pretend_to_be_deliveries(given_headers: Head
     assert replay_count_of(given_headers) >= 0
 
 
+def test_of_two_headers_that_tell_of_replays_the_higher_counts() -> None:
+    """A forged one that nobody can read must not hide the other, or a loop has no end."""
+    count, copy = ("pl.replay.count", b"3"), ("pl.d", b"forged")
+    assert replay_count_of([copy, count]) == replay_count_of([count, copy]) == 3
+    assert replay_count_of([("pl.replay.count", b"x"), count]) == 3
+
+
+BAD_NUMBERS = [b"", b"-1", b"+1", b"1_0", b"x", b"\xff", b"9" * 20, "٣".encode()]
+
+
 @given(deliveries, st.data())
-def test_a_missing_or_malformed_number_is_named(delivery: DeliveryHeaders, data: st.DataObject) -> None:
-    wire = encode([], delivery)
-    needed = [
-        i
-        for i, (name, _) in enumerate(wire)
-        if name in ("pl.v", "pl.attempt", "pl.hop", "pl.epoch", "pl.origin.offset")
-    ]
-    at = data.draw(st.sampled_from(needed))
+def test_a_missing_or_malformed_number_of_a_dead_letter_is_named(
+    delivery: DeliveryHeaders, data: st.DataObject
+) -> None:
+    wire = dead_letter_headers([], delivery)
+    names = ("pl.v", "pl.attempt", "pl.hop", "pl.epoch", "pl.origin.offset")
+    at = data.draw(st.sampled_from([i for i, (name, _) in enumerate(wire) if name in names]))
     name = wire[at][0]
-    with pytest.raises(HeaderError, match=re.escape(name)):
+    with pytest.raises(HeaderError, match=re.escape("pl.d" if name == "pl.v" else name)):
         decode(wire[:at] + wire[at + 1 :])
-    bad = data.draw(st.sampled_from([b"", b"-1", b"+1", b"1_0", b" 1", b"x", b"\xff", b"9" * 20, "٣".encode()]))
+    bad = data.draw(st.sampled_from([*BAD_NUMBERS, b" 1"]))
     with pytest.raises(HeaderError, match=re.escape(name)):
         decode([*wire[:at], (name, bad), *wire[at + 1 :]])
+
+
+@given(deliveries, st.integers(0, 10), st.sampled_from(BAD_NUMBERS))
+def test_a_malformed_delivery_of_a_copy_is_named(delivery: DeliveryHeaders, at: int, bad: bytes) -> None:
+    wire = encode([], delivery)
+    (packed,) = [value for name, value in wire if name == "pl.d"]
+    assert packed is not None
+    parts = packed.split(b" ")
+    for wrong in (b" ".join([*parts[:at], bad, *parts[at + 1 :]]), b" ".join(parts[:at]), b""):
+        with pytest.raises(HeaderError, match=re.escape("header pl.d is not a delivery")):
+            decode([("pl.d", wrong)])
+    with pytest.raises(HeaderError, match=re.escape("header pl.d is missing")):
+        decode([header for header in wire if header[0] != "pl.d"])
+
+
+@given(deliveries)
+def test_a_copy_spelled_out_reads_like_a_dead_letter(delivery: DeliveryHeaders) -> None:
+    copy = spelled_out(dict(encode([], delivery)))
+    dead = dict(dead_letter_headers([], delivery))
+    same = [name for name in dead if name.startswith("pl.")]
+    assert {name: copy.get(name) for name in same} == {name: dead[name] for name in same}
+    assert spelled_out({"pl.d": b"x", "a": b"b"}) == {"pl.d": b"x", "a": b"b"}
 
 
 long_text = st.text(max_size=30).flatmap(lambda part: st.integers(0, 2_000).map(lambda times: part * times))
@@ -147,3 +192,30 @@ def test_a_duration_is_milliseconds_or_a_sentence(text: str | float) -> None:
     except ConfigurationError as error:
         found = str(error).index("timeout=")
     assert found >= 0
+
+
+mangled = st.sampled_from(
+    [b"", b"x", b"1 2 3", b"1 " * 11 + b"t g", b"9" * 20 + b" 1" * 10 + b" t g", b"-1" + b" 1" * 10 + b" t g"]
+)
+
+
+@given(foreign, deliveries, st.sampled_from(["", "held", "open/1", "behind/7"]), st.booleans(), st.none() | mangled)
+def test_a_standing_is_what_decode_says(
+    given_headers: Headers, delivery: DeliveryHeaders, hold: str, spelled: bool, bad: bytes | None
+) -> None:
+    """The same answer or the same error, for tier copies, for dead letters, and for what is neither."""
+    made = replace(delivery, hold=hold)
+    kept = producer_headers(given_headers)
+    headers = dead_letter_headers(kept, made) if spelled else encode(kept, made)
+    if bad is not None:
+        headers = [(name, bad if name in ("pl.d", "pl.hop") else value) for name, value in headers]
+    more = [("pl.hold", None), ("pl.replay.id", None), ("pl.replay.id", b"last"), ("pl.d", None)]
+    for each in (headers, given_headers, None, *([*headers, one] for one in more)):
+        try:
+            wanted = decode(each)
+        except HeaderError as error:
+            with pytest.raises(HeaderError, match=re.escape(str(error))):
+                standing_of(each)
+            continue
+        found = standing_of(each)
+        assert found == tuple(getattr(wanted, name) for name in found._fields)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from tests.property.histories import check
-from tests.property.history_mutants import MUTANTS, mutant
+from tests.property.history_mutants import MUTANTS, mutant, seeds
 
 CHUNK = 50
 MUTANT_HISTORIES_MAX = 600
@@ -25,7 +25,7 @@ def test_every_history_keeps_every_promise(first: int) -> None:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_broken_rule_is_noticed(name: str) -> None:
     with mutant(name) as rules:
-        found = check(range(MUTANT_HISTORIES_MAX), rules)
+        found = check(seeds(name, MUTANT_HISTORIES_MAX), rules)
     assert found, f"{name}: not noticed in {MUTANT_HISTORIES_MAX} histories"
 
 

@@ -1,25 +1,132 @@
-"""`python -m tests.simulation SEED [COUNT]`: run simulations and print what happened in those that do not hold."""
+"""Simulated histories of whole workers.
+
+python -m tests.simulation --histories 1000            seeds 0 to 999, on every core; exit 1 when one does not hold
+python -m tests.simulation --seed 1234                 one history again; when it does not hold it is shrunk and printed
+python -m tests.simulation --seed 1234 --keep "e3 r7"  only these parts of it, printed in full
+"""
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 
-from tests.simulation.world import Scenario, simulate
+from tests.simulation.scenario import Scenario, drawn
+from tests.simulation.shrink import promise, shrunk
+from tests.simulation.world import World, simulate
+
+CHUNK = 20
+SHOWN_MAX = 5
+"""Failing seeds that are shrunk; of the others the number is printed."""
 
 
-def main(arguments: list[str]) -> int:
-    first, count = int(arguments[0]) if arguments else 0, int(arguments[1]) if len(arguments) > 1 else 1
-    bad = 0
+def run_chunk(first: int, count: int) -> tuple[int, int, Counter[str], int, list[tuple[int, list[str]]]]:
+    """(records, executions, situations, repeats, failing seeds with their problems) of some histories."""
+    seen: Counter[str] = Counter()
+    failing = []
+    repeats = 0
     for seed in range(first, first + count):
-        world = simulate(Scenario(seed))
-        problems = world.problems
-        counts = f"{len(world.published)} records, {len(world.attempts)} executions, {world.disturbances} disturbances"
-        print(f"seed {seed}: {counts}, {len(problems)} problems")
-        if problems:
-            bad += 1
-            print("\n".join((*problems, *world.events)))
-    return min(bad, 1)
+        world = simulate(drawn(seed))
+        seen += world.seen
+        repeats += world.repeats
+        if world.problems:
+            failing.append((seed, world.problems))
+    return seen["published"], seen["execution"], seen, repeats, failing
+
+
+def again(seed: int, kept: str = "") -> str:
+    return f'make sim SEED={seed} KEEP="{kept}"' if kept else f"make sim SEED={seed}"
+
+
+def smallest(seed: int, problems: list[str]) -> tuple[Scenario, World]:
+    broken = promise(problems[0])
+
+    def breaks(scenario: Scenario) -> bool:
+        return any(promise(problem) == broken for problem in simulate(scenario).problems)
+
+    scenario = shrunk(drawn(seed), breaks)
+    return scenario, simulate(scenario)
+
+
+def show(world: World, kept: str) -> None:
+    """A history, readable."""
+    scenario = world.scenario
+    print(
+        f"seed {scenario.seed}: {scenario.executor} handlers, order {scenario.order}, {scenario.partitions} partitions, "
+        f"{scenario.workers} workers, {scenario.limits}, concurrency {scenario.concurrency}"
+    )
+    print(
+        "faults:",
+        ", ".join(f"{name} {chance}" for name, chance in scenario.faults) or "none",
+        "delays:",
+        scenario.delays,
+    )
+    for record in scenario.records:
+        print(
+            f"  r{record.number}: key {record.key!r} at {record.at_ms} ms, {', '.join(record.steps)}, takes {record.takes_ms} ms"
+        )
+    for event in scenario.events:
+        print(f"  e{event.number}: {event.kind} at {event.at_ms} ms, pick {event.pick}, value {event.value}")
+    print("\n".join(world.told()))
+    print("\n".join(f"PROBLEM {problem}" for problem in world.problems) or "everything held")
+    print("again:", again(scenario.seed, kept))
+
+
+def many(first: int, count: int, jobs: int) -> int:
+    began = time.monotonic()
+    seen: Counter[str] = Counter()
+    failing: list[tuple[int, list[str]]] = []
+    repeats = done = 0
+    starts = range(first, first + count, CHUNK)
+    with ProcessPoolExecutor(jobs) as pool:
+        for _, _, met, again_ran, found in pool.map(run_chunk, starts, [min(CHUNK, first + count - s) for s in starts]):
+            seen += met
+            repeats += again_ran
+            failing += found
+            done += CHUNK
+            if done % 2_000 == 0:
+                print(f"{done} histories, {len(failing)} failing, {time.monotonic() - began:.0f} s", flush=True)
+    for name, times in sorted(seen.items()):
+        print(f"{times:10}  {name}")
+    print(
+        f"{count} histories, {seen['published']} records, {seen['execution']} executions, {repeats} of them repeated; "
+        f"{len(failing)} histories do not hold; {time.monotonic() - began:.0f} s on {jobs} cores"
+    )
+    for seed, problems in failing[:SHOWN_MAX]:
+        print(f"\nseed {seed}: {problems[0]}   again: {again(seed)}")
+    for seed, problems in failing[SHOWN_MAX:50]:
+        print(f"seed {seed}: {problems[0][:160]}")
+    return 1 if failing else 0
+
+
+def one(seed: int, keep: str) -> int:
+    if keep:
+        world = simulate(drawn(seed).only(keep.split()))
+    else:
+        world = simulate(drawn(seed))
+        if world.problems:
+            print(f"seed {seed}: {world.problems[0]}; shrinking", flush=True)
+            scenario, world = smallest(seed, world.problems)
+            keep = " ".join(scenario.parts())
+    show(world, keep)
+    return 1 if world.problems else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--seed", type=int, help="one history; with --histories: the first of them")
+    parser.add_argument("--histories", type=int, default=0)
+    parser.add_argument("--keep", default="", help="names of the parts to keep, as a shrunk failure prints them")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    if arguments.histories:
+        return many(arguments.seed or 0, arguments.histories, arguments.jobs)
+    return one(arguments.seed or 0, arguments.keep)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

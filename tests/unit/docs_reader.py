@@ -1,7 +1,8 @@
 """Reads the project's Markdown: fenced blocks with their marks, links, headings, and the `pipeline` command lines in them.
 
 A fence's info string says what a block is for: `python` compiles; `python run` is executed by test_docs.py (on memory://);
-`python file=NAME` is a program that tests/integration/test_examples.py runs together with the others of its page.
+`python file=NAME` is a program that tests/integration/test_examples.py runs together with the others of its page;
+`sh other-group` holds commands about another subscription than the page's own, which test_dlq_guide.py leaves out.
 """
 
 from __future__ import annotations

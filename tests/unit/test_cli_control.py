@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import uuid
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.inspect.control import read_switches, write_switch
+from pipeline.memory.cluster import connect
+from pipeline.model.cluster import TopicSpec
 from pipeline.model.control import (
     ControlRecordError,
     Pause,
     Release,
+    Replay,
     Skip,
     Switch,
     Switches,
@@ -19,6 +24,7 @@ from pipeline.model.control import (
     encode,
     record_key,
 )
+from pipeline.model.errors import TopologyError
 
 _text = st.text(max_size=12)
 _number = st.integers(0, 2**40)
@@ -27,6 +33,7 @@ _switches: st.SearchStrategy[Switch] = st.one_of(
     st.builds(Pause, _text, _text, _text, _number),
     st.builds(Skip, _text, _text, _number, _number, _keys, _text, _text, _number),
     st.builds(Release, _text, _text, _number, _keys, _number, _text, _text, _number),
+    st.builds(Replay, _text, _text, _text, _text, _text, _number),
 )
 
 
@@ -42,6 +49,8 @@ def test_different_switches_have_different_keys(one: Switch, other: Switch) -> N
     def place(switch: Switch) -> tuple[object, ...]:
         if isinstance(switch, Pause):
             return ("pause", switch.group)
+        if isinstance(switch, Replay):
+            return ("replay", switch.plan_id)
         tail = switch.origin_offset if isinstance(switch, Skip) else switch.key
         return (type(switch), switch.group, switch.topic, switch.partition, tail)
 
@@ -79,21 +88,23 @@ def test_folding_keeps_the_newest_state_of_each_switch(history: list[tuple[Switc
             assert switches.paused(switch.group) == switch
         elif isinstance(switch, Skip):
             assert switches.skips(switch.group, switch.topic, switch.partition)[switch.origin_offset] == switch
+        elif isinstance(switch, Replay):
+            assert switches.replay(switch.plan_id) == switch
         else:
-            place = (switch.group, switch.topic, switch.partition, switch.key)
-            assert switches.released_up_to(*place) == switch.up_to_origin
+            assert switches.releases(switch.group, switch.topic, switch.partition)[switch.key] == switch
 
 
 def test_a_tombstone_undoes_it() -> None:
     switches = Switches()
-    for switch in (Pause("g"), Skip("g", "t", 0, 7, b"k"), Release("g", "t", 0, b"k", 9)):
+    for switch in (Pause("g"), Skip("g", "t", 0, 7, b"k"), Release("g", "t", 0, b"k", 9), Replay("rp-1", "paused")):
         key, value = encode(switch)
         switches.fold(key, value)
         assert switches.fold(key, None) == switch
     assert list(switches) == []
     assert switches.paused("g") is None
+    assert switches.replay("rp-1") is None
     assert switches.skips("g", "t", 0) == {}
-    assert switches.released_up_to("g", "t", 0, b"k") == -1
+    assert switches.releases("g", "t", 0) == {}
 
 
 @pytest.mark.parametrize(
@@ -127,3 +138,15 @@ def test_a_kind_of_a_newer_version_is_left_alone() -> None:
 def test_a_record_under_the_wrong_key_is_refused() -> None:
     with pytest.raises(ControlRecordError, match="does not fit"):
         Switches().fold(b"pause/other", encode(Pause("g"))[1])
+
+
+def test_a_switch_is_on_record_when_it_is_written_and_gone_when_it_is_turned_off() -> None:
+    cluster = connect(f"memory://{uuid.uuid4().hex}")
+    with pytest.raises(TopologyError, match="pipeline topics apply"):
+        write_switch(cluster, "control", Pause("g"), True)
+    cluster.admin().create_topics([TopicSpec("control", 1)])
+    write_switch(cluster, "control", Pause("g", "ann"), True)
+    write_switch(cluster, "control", Pause("other"), True)
+    assert read_switches(cluster, "control").paused("g") == Pause("g", "ann")
+    write_switch(cluster, "control", Pause("g"), False)
+    assert list(read_switches(cluster, "control")) == [Pause("other")]

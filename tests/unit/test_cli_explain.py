@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.cli.why import sentences
 from pipeline.core.progress import Progress
 from pipeline.inspect.explain import Explanation, PartitionView, explain, parked_keys
 from pipeline.inspect.records import LaneRecord, SourceRecord
@@ -113,6 +114,14 @@ def test_a_dead_letter_that_was_brought_back_counts_where_it_is_now() -> None:
     letter = copy(7, TOPICS.dead_letters, 12, hop=4)
     assert one(view(copy(7, TOPICS.replay, 0, hop=5, due_ms=0), dead=[letter]), 7).state == "due"
     assert one(view(copy(7, SHORT, 0, hop=3), dead=[letter]), 7).state == "dead letter"
+
+
+@pytest.mark.parametrize(("unclean", "died"), [(0, 0), (1, 0), (2, 0), (3, 2), (4, 3)])
+def test_a_crash_loop_of_its_partition_is_said_of_what_is_not_done(unclean: int, died: int) -> None:
+    place = view(progress={"events": Progress(3, 3, marks={"unclean": unclean})}, source=[source(2), source(7)])
+    assert [found.owners_died for found in explain(place, [(2, ""), (7, "")], NOW)] == [0, died]
+    told = " ".join(sentences(one(place, 7), NOW))
+    assert (f"the last {died} owners of partition" in told) == bool(died)
 
 
 def test_nothing_is_made_up() -> None:

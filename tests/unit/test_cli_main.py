@@ -25,6 +25,7 @@ from pipeline.model.errors import (
     SchemaUnavailable,
     TopologyError,
 )
+from pipeline.model.keys import key_text
 
 runner = CliRunner()
 
@@ -191,7 +192,7 @@ def test_clean_text_is_one_printable_line(text: str) -> None:
 @given(st.none() | st.binary(max_size=50))
 def test_any_bytes_can_be_shown(raw: bytes | None) -> None:
     assert output.text_of(raw).encode()
-    json.dumps(output.key_json(raw))
+    json.dumps(key_text(raw))
 
 
 def test_without_a_terminal_tables_are_plain_and_never_cut(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,19 @@ def test_arrays_of_nothing_are_refused(schema: Any) -> None:
         parse(schema)
 
 
+def test_the_field_that_is_refused_is_named() -> None:
+    inner = record("Inner", "int", {"type": "map", "values": {"type": "array", "items": "null"}})
+    with pytest.raises(SchemaRefused, match=r"Field f1\.f1 of the schema has an array whose items take no bytes"):
+        parse(record("Outer", "string", inner))
+    with pytest.raises(SchemaRefused, match=r"Field f0\.f1 of the schema is of type A, which contains itself"):
+        parse(record("A", record("B", "int", ["null", "A"])))
+    deep: Any = "int"
+    for level in range(40):
+        deep = record(f"L{level}", deep)
+    with pytest.raises(SchemaRefused, match=r"(Field f0\.f0.* of the schema|The schema) nests deeper than 32 types"):
+        parse(deep)
+
+
 def test_a_schema_of_doublings_is_refused_at_once() -> None:
     node: Any = record("L0", "int")
     for level in range(1, 28):

@@ -82,7 +82,7 @@ def test_a_skipped_record_in_the_queue_does_not_spin_and_its_successors_run_afte
     (letter,) = target.effects
     assert isinstance(letter, DeadLetter)
     assert (letter.delivery.identity.origin, letter.failure) == (1, SKIPPED)
-    assert target.waiting_count == 2
+    assert target.waiting.count == 2
     following = target.dead_lettered(letter.delivery, NOW)
     assert following is not None
     assert following.identity.origin == 2
@@ -130,7 +130,7 @@ def test_lane_records_wait_for_their_key_in_origin_order() -> None:
     target.release_due(NOW, ready)
     target.busy.add(b"k")
     assert not [delivery for delivery in ready if target.admit(delivery, NOW)]
-    assert [delivery.identity.origin for delivery in target.waiting[b"k"]] == [3, 4, 5]
+    assert [delivery.identity.origin for delivery in target.waiting.of(b"k")] == [3, 4, 5]
 
 
 def test_a_record_already_in_a_lane_is_settled_by_the_rebuild() -> None:

@@ -16,7 +16,7 @@ from pipeline import FlowPolicy, Pipeline, Retries, Settings
 from pipeline.core.progress import METADATA_LIMIT, Progress, encode
 from pipeline.emit.policy import BufferPolicy
 from pipeline.model import headers
-from pipeline.model.policies import BatchPolicy
+from pipeline.model.policies import BatchPolicy, IsolationPolicy
 from pipeline.views import metrics as views_metrics
 from pipeline.worker.context import Context
 from pipeline.worker.metrics import StatusServer
@@ -46,7 +46,9 @@ def test_marks_are_known(block: Block) -> None:
         "say what the block is: ```python, ```sh ..."
     )
     for mark in block.marks:
-        assert mark == "run" or re.fullmatch(r"file=[\w.]+", mark), f"{mark} is no mark that a test acts on"
+        assert mark in ("run", "other-group") or re.fullmatch(r"file=[\w.]+", mark), (
+            f"{mark} is no mark that a test acts on"
+        )
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
@@ -159,7 +161,8 @@ def test_every_argument_of_subscribe_is_documented() -> None:
 
 
 @pytest.mark.parametrize(("policy", "page"), [
-    (FlowPolicy, "handling.md"), (BatchPolicy, "handling.md"), (Retries, "handling.md"), (BufferPolicy, "producing.md"),
+    (FlowPolicy, "handling.md"), (BatchPolicy, "handling.md"), (IsolationPolicy, "handling.md"), (Retries, "handling.md"),
+    (BufferPolicy, "producing.md"),
 ])  # fmt: skip
 def test_every_policy_field_is_documented_with_its_default(policy: type, page: str) -> None:
     text = (GUIDE / page).read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ def locked(data: bytes = DATA, name: str = "thing") -> LockedArtifact:
     return LockedArtifact("org.example", name, "1.0", "", "jar", hashlib.sha256(data).hexdigest(), len(data))
 
 
-@pytest.mark.parametrize("name", ["kafka", "apicurio"])
+@pytest.mark.parametrize("name", ["kafka", "kafka-3.9", "apicurio"])
 def test_shipped_locks_are_complete(name: str) -> None:
     lock = load_lock(name)
     assert lock
@@ -31,11 +31,12 @@ def test_shipped_locks_are_complete(name: str) -> None:
         assert each.size_bytes > 0
 
 
-def test_kafka_lock_has_one_version_of_kafka() -> None:
+@pytest.mark.parametrize(("name", "version"), [("kafka", "4.4.0"), ("kafka-3.9", "3.9.2")])
+def test_a_kafka_lock_has_one_version_of_kafka(name: str, version: str) -> None:
     """A parent POM of the logging bridge can put kafka-clients 3.9 beside the 4.4 server."""
-    versions = {each.version for each in load_lock("kafka") if each.group == "org.apache.kafka"}
-    assert versions == {"4.4.0"}
-    names = [each.artifact for each in load_lock("kafka")]
+    versions = {each.version for each in load_lock(name) if each.group == "org.apache.kafka"}
+    assert versions == {version}
+    names = [(each.group, each.artifact) for each in load_lock(name)]
     assert len(names) == len(set(names)), "one artifact in two versions"
 
 

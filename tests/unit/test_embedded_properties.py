@@ -10,7 +10,7 @@ import pytest
 from pipeline.kafka.embedded.jvm import last_words
 from pipeline.kafka.embedded.layout import lay_out
 from pipeline.kafka.embedded.ports import answers, free_ports, is_free
-from pipeline.kafka.embedded.properties import BrokerSpec, NodePorts, node_properties, properties_text
+from pipeline.kafka.embedded.properties import BrokerSpec, NodePorts, ProxiedPort, node_properties, properties_text
 from pipeline.model.errors import BrokerStartError, ConfigurationError
 
 ONE = (NodePorts(21001, 21002),)
@@ -106,3 +106,14 @@ def test_last_words_are_the_errors_in_one_line(tmp_path: Path) -> None:
     assert "no log" in last_words(log)
     log.write_text("12:00 INFO fine\n12:01 ERROR disk \x1b[31mgone (x)\n\tat a.b.C(D.java:1)\n12:02 INFO bye\n")
     assert last_words(log) == "12:01 ERROR disk  [31mgone (x)"
+
+
+def test_a_proxied_listener_stands_beside_the_plain_one_and_tells_the_proxys_port() -> None:
+    spec = BrokerSpec(nodes=3, proxied=tuple(ProxiedPort(21021 + i, 21031 + i) for i in range(3)))
+    made = node_properties(spec, 2, THREE, DIR)
+    assert made["listeners"] == "PLAINTEXT://127.0.0.1:21002,CONTROLLER://127.0.0.1:21012,PROXIED://127.0.0.1:21022"
+    assert made["advertised.listeners"] == "PLAINTEXT://127.0.0.1:21002,PROXIED://127.0.0.1:21032"
+    assert "PROXIED:PLAINTEXT" in made["listener.security.protocol.map"]
+    assert made["inter.broker.listener.name"] == "PLAINTEXT"
+    with pytest.raises(ConfigurationError, match=r"proxied has 1 port\(s\) for 3 node"):
+        BrokerSpec(nodes=3, proxied=(ProxiedPort(1, 2),))

@@ -15,30 +15,23 @@ from pipeline.cli import emit as emit_module
 from pipeline.cli import import_ as import_module
 from pipeline.emit.policy import BufferPolicy
 from pipeline.emit.publisher import Publisher, PublishOptions
-from pipeline.model.cluster import DeliveryCallback
 from pipeline.model.events import RunEvent
+from tests.fake_producer import FakeProducer
 
 
-class Taken:
+class Taken(FakeProducer):
     """A Kafka that acknowledges everything, and the codec that hands it the events as they are."""
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.topics: set[str] = set()
 
     def encode(self, value: RunEvent, *, topic: str) -> bytes:
         return json.dumps({"kind": type(value).__name__, **value.model_dump()}).encode()
 
-    def send(self, topic: str, key: bytes, value: bytes, headers: object, delivered: DeliveryCallback) -> None:
-        self.topics.add(topic)
-        self.events.append(json.loads(value))
-        delivered(None, 0)
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(record.value or b"") for record in self.log]
 
-    def flush(self, timeout_s: float) -> int:
-        return 0
-
-    def close(self, timeout_s: float) -> None:
-        pass
+    @property
+    def topics(self) -> set[str]:
+        return {record.topic for record in self.log}
 
 
 @pytest.fixture

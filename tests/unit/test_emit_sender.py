@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,57 +14,34 @@ from pipeline.emit.policy import BufferPolicy
 from pipeline.emit.sender import Sender
 from pipeline.emit.spool import Spool
 from pipeline.emit.stats import Counters
-from pipeline.model.cluster import DeliveryCallback, Headers
-from pipeline.model.errors import BufferFull, ClusterError, ClusterUnavailable, ConfigurationError
+from pipeline.model.errors import ClusterError, ClusterUnavailable, ConfigurationError
+from tests.fake_producer import FakeProducer, Sent
 
 
-class ScriptedBroker:
-    """A RecordProducer whose broker does as told: "up" acknowledges, "hold" keeps silent, "fail" breaks the connection."""
+class ScriptedBroker(FakeProducer):
+    """Does as told: "up" acknowledges, "hold" keeps silent, "fail" breaks the connection; "no topic" refuses."""
 
     def __init__(self, capacity: int = 10_000) -> None:
+        super().__init__(capacity)
         self.mode = "up"
-        self.capacity = capacity
-        self.log: list[tuple[bytes | None, bytes | None]] = []
-        self.held: deque[tuple[bytes | None, bytes | None, DeliveryCallback]] = deque()
 
-    def send(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers | None = None,
-        partition: int = -1,
-        timestamp_ms: int = 0,
-        delivered: DeliveryCallback | None = None,
-    ) -> None:
-        assert delivered is not None
-        if value == b"too large":
+    def take(self, record: Sent) -> None:
+        if record.value == b"too large":
             raise ClusterError("the record is too large")
-        if len(self.held) >= self.capacity:
-            raise BufferFull("the client is full")
-        self.held.append((key, value, delivered))
-        if self.mode == "up":
-            self.acknowledge(len(self.held))
-        elif self.mode == "fail":
+        if self.mode == "no topic":
+            raise ClusterError("sending failed: [UNKNOWN_TOPIC_OR_PART]")
+        super().take(record)
+        if self.mode == "fail":
             self.break_off(0)
-
-    def acknowledge(self, count: int) -> None:
-        for _ in range(min(count, len(self.held))):
-            key, value, delivered = self.held.popleft()
-            self.log.append((key, value))
-            delivered(None, len(self.log))
 
     def break_off(self, first: int) -> None:
         """The first ones got through, the rest did not."""
-        self.acknowledge(first)
-        while self.held:
-            self.held.popleft()[2](ClusterUnavailable("connection lost"), -1)
+        self.answer(first)
+        self.answer(error=ClusterUnavailable("connection lost"))
 
-    def flush(self, timeout_s: float) -> int:
-        return len(self.held)
-
-    def close(self, timeout_s: float) -> None:
-        self.break_off(0)
+    def serve(self, timeout_s: float) -> None:
+        self.up = self.mode == "up"
+        super().serve(timeout_s)
 
 
 class Bench:
@@ -90,7 +66,7 @@ class Bench:
                 return
 
     def numbers(self) -> list[int]:
-        return [int(value or b"") for _, value in self.broker.log]
+        return [int(value or b"") for _, _, value, *_ in self.broker.log]
 
 
 def spooling(path: Path, **changes: int) -> BufferPolicy:
@@ -126,10 +102,10 @@ def test_nothing_newer_is_sent_while_an_older_failure_is_unresolved() -> None:
     bench.publish("k", 0)
     bench.publish("k", 1)
     bench.run(1)
-    bench.broker.held.popleft()[2](ClusterUnavailable("timed out"), -1)
+    bench.broker.answer(1, ClusterUnavailable("timed out"))
     bench.publish("k", 2)
     bench.run(20)
-    assert [int(value or b"") for _, value, _ in bench.broker.held] == [1]
+    assert [int(value or b"") for _, _, value, *_ in bench.broker.held] == [1]
 
 
 def test_a_full_client_keeps_the_order() -> None:
@@ -139,7 +115,7 @@ def test_a_full_client_keeps_the_order() -> None:
         bench.publish("k", number)
     for _ in range(10):
         bench.run(3)
-        bench.broker.acknowledge(3)
+        bench.broker.answer(3)
     bench.run(5)
     assert bench.numbers() == list(range(10))
 
@@ -156,13 +132,7 @@ def test_a_refused_record_is_given_up_and_the_rest_goes_on(caplog: pytest.LogCap
 
 
 def test_a_missing_topic_is_waited_for_and_named(caplog: pytest.LogCaptureFixture) -> None:
-    class NoTopic(ScriptedBroker):
-        def send(self, *args: object, **kwargs: object) -> None:
-            if self.mode == "no topic":
-                raise ClusterError("sending failed: [UNKNOWN_TOPIC_OR_PART]")
-            super().send(*args, **kwargs)  # type: ignore[arg-type]
-
-    bench = Bench(BufferPolicy(), NoTopic())
+    bench = Bench(BufferPolicy(), ScriptedBroker())
     bench.broker.mode = "no topic"
     bench.publish("k", 1)
     bench.run(50)
@@ -207,7 +177,7 @@ def test_drop_oldest_drops_the_oldest_not_yet_sent() -> None:
     for number in range(5, 30):
         assert bench.publish("k", number)
     bench.broker.mode = "up"
-    bench.broker.acknowledge(5)
+    bench.broker.answer(5)
     bench.run()
     assert bench.numbers() == [0, 1, 2, 3, 4, 25, 26, 27, 28, 29]
     assert bench.buffer.dropped == 20
@@ -241,7 +211,7 @@ def test_an_outage_is_spooled_and_sent_again_in_order(tmp_path: Path) -> None:
     assert bench.sender.link.away
     assert bench.counters.spooled == 500
     bench.broker.mode = "up"
-    bench.broker.acknowledge(1_000)
+    bench.broker.answer(1_000)
     bench.run()
     assert bench.numbers() == list(range(500))  # also: no copy was sent twice
     assert bench.sender.drained
@@ -353,7 +323,7 @@ class History:
 
     def answer(self) -> None:
         if self.dice.random() < 0.5:
-            self.broker.acknowledge(self.dice.randrange(0, 8))
+            self.broker.answer(self.dice.randrange(0, 8))
         else:
             self.broker.break_off(self.dice.randrange(0, 8))
 
@@ -378,7 +348,7 @@ class History:
 
     def finish(self) -> None:
         self.broker.mode = "up"
-        self.broker.acknowledge(1_000)
+        self.broker.answer(1_000)
         self.bench.run(3_000)
         assert self.bench.buffer.records == 0
         assert self.bench.sender.drained
@@ -395,7 +365,7 @@ def test_random_histories_lose_nothing_and_keep_order(tmp_path: Path, max_spool:
         crashes += history.crashes
         arrived: dict[bytes, list[int]] = {}
         seen: set[int] = set()
-        for key, value in history.broker.log:
+        for _, key, value, *_ in history.broker.log:
             number = int(value or b"")
             if number not in seen:
                 arrived.setdefault(key or b"", []).append(number)
@@ -425,7 +395,7 @@ def test_bulk_goes_straight_to_the_client_only_while_nothing_older_waits() -> No
     for record in outgoing(range(6, 8)):
         assert bench.buffer.admit(record)
     bench.broker.capacity, bench.broker.mode = 100, "up"
-    bench.broker.acknowledge(4)
+    bench.broker.answer(4)
     bench.run()
     assert bench.numbers() == list(range(8))
 
@@ -450,10 +420,10 @@ def test_resending_does_not_overtake_one_that_failed(tmp_path: Path) -> None:
     bench = Bench(spooling(tmp_path), ScriptedBroker(capacity=3))
     bench.broker.mode = "hold"
     bench.run(3)
-    assert [int(value or b"") for _, value, _ in bench.broker.held] == [0, 1, 2]
-    bench.broker.held.popleft()[2](ClusterUnavailable("timed out"), -1)
+    assert [int(value or b"") for _, _, value, *_ in bench.broker.held] == [0, 1, 2]
+    bench.broker.answer(1, ClusterUnavailable("timed out"))
     bench.run(20)
-    assert [int(value or b"") for _, value, _ in bench.broker.held] == [1, 2]
+    assert [int(value or b"") for _, _, value, *_ in bench.broker.held] == [1, 2]
     bench.broker.break_off(0)
     bench.broker.mode = "up"
     bench.run()
@@ -482,7 +452,7 @@ def test_a_registry_that_answers_ends_the_silence_that_waiting_for_it_was(tmp_pa
     bench.run(30)
     assert bench.sender.link.away, "now it had"
     bench.broker.mode = "up"
-    bench.broker.acknowledge(1)
+    bench.broker.answer(1)
     bench.run(3)
     assert bench.numbers() == [1]
     assert not bench.sender.link.away

@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
+from confluent_kafka import TopicPartition as Named
 
+from pipeline.kafka import consumer as consuming
+from pipeline.kafka import producer as producing
+from pipeline.kafka.admin import KafkaAdmin
 from pipeline.kafka.cluster import connect
 from pipeline.kafka.errors import cluster_error, fatal_error, fault_kind
-from pipeline.kafka.settings import consumer_settings, producer_settings, shared
+from pipeline.kafka.producer import KafkaProducer
+from pipeline.kafka.settings import (
+    admin_settings,
+    consumer_settings,
+    lane_settings,
+    producer_settings,
+    reader_settings,
+    shared,
+    transaction_settings,
+)
 from pipeline.model.cluster import ConsumerPolicy, Position, TopicPartition
-from pipeline.model.errors import ClusterError, ClusterUnavailable, ConfigurationError, FencedError, NotAuthorized
+from pipeline.model.errors import (
+    BufferFull,
+    ClusterError,
+    ClusterUnavailable,
+    ConfigurationError,
+    FencedError,
+    NotAuthorized,
+)
+from pipeline.model.transactions import TransactionPolicy
+from tests.conformance.sides import Listener
 
 
 @pytest.fixture
@@ -42,6 +68,28 @@ def test_client_settings_go_to_their_role_and_never_touch_the_guarantees() -> No
     for name in ("acks", "producer.enable.idempotence"):
         with pytest.raises(ConfigurationError, match=name.removeprefix("producer.")):
             producer_settings("b", "c", {name: "0"})
+
+
+def test_a_silent_connection_is_given_up_soon_by_every_client() -> None:
+    """librdkafka waits for a minute, and one connection comes after the other."""
+
+    def made(own: dict[str, str]) -> list[dict[str, Any]]:
+        member = consumer_settings("b", ConsumerPolicy("g"), own)
+        writer = producer_settings("b", "c", own)
+        within = transaction_settings("b", TransactionPolicy("id", "g", timeout_ms=15_000), own)
+        return [member, lane_settings(member), reader_settings("b", "c", own), writer, within, admin_settings("b", own)]
+
+    for each in made({}):
+        assert each["socket.timeout.ms"] == each["socket.connection.setup.timeout.ms"] == 10_000
+        # The broker's answer comes before the client hangs up, and a whole answer fits through a slow line.
+        assert each.get("request.timeout.ms", 0) < 10_000
+        assert each.get("fetch.max.bytes", 0) <= 16 << 20
+    assert [int(each["socket.timeout.ms"]) for each in made({"socket.timeout.ms": "30000"})] == [30_000] * 4 + [
+        15_000,
+        30_000,
+    ]
+    brief = transaction_settings("b", TransactionPolicy("id", "g", timeout_ms=4_000), {})
+    assert brief["socket.timeout.ms"] == 4_000, "librdkafka refuses more than the transaction's own"
 
 
 def test_a_drain_longer_than_the_poll_interval_is_refused() -> None:
@@ -117,3 +165,103 @@ def test_a_producer_without_broker_reports_at_close(nobody: str) -> None:
 def test_settings_of_one_role_do_not_reach_clients_of_no_single_role() -> None:
     given = {"security.protocol": "SASL_SSL", "consumer.fetch.wait.max.ms": "50", "producer.linger.ms": "1"}
     assert shared(given) == {"security.protocol": "SASL_SSL"}
+
+
+class _Client:
+    """In librdkafka's place: the first one made is dead, and outside the serving thread its poll says so."""
+
+    made_in: ClassVar[list[str]] = []
+    waits: ClassVar[threading.Event] = threading.Event()
+    released: ClassVar[threading.Event] = threading.Event()
+
+    def __init__(self, settings: dict[str, object]) -> None:
+        self._first = not self.made_in
+        self.made_in.append(threading.current_thread().name)
+
+    def __len__(self) -> int:
+        return 0
+
+    def poll(self, timeout_s: float) -> int:
+        if threading.current_thread().name == "kafka-deliveries":
+            self.waits.set()
+            self.released.wait(5.0 if self._first else timeout_s)
+        elif self._first:
+            raise KafkaException(KafkaError(KafkaError._FATAL, "the producer's number is forgotten"))
+        return 0
+
+    def flush(self, timeout_s: float) -> int:
+        return 0
+
+
+@pytest.fixture
+def made_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The threads in which clients were made."""
+    monkeypatch.setattr(producing, "Producer", _Client)
+    monkeypatch.setattr(producing, "_HEAR_S", 60.0)
+    monkeypatch.setattr(_Client, "made_in", [])
+    monkeypatch.setattr(_Client, "waits", threading.Event())
+    monkeypatch.setattr(_Client, "released", threading.Event())
+    return _Client.made_in
+
+
+def test_a_dead_producer_is_replaced_in_the_serving_thread_only(made_in: list[str]) -> None:
+    producer = KafkaProducer({}, lambda said: None)
+    here = threading.current_thread().name
+    assert _Client.waits.wait(5.0)
+    for _ in range(3):  # the first finds it dead, while the serving thread still waits in its poll
+        producer.hear()
+    assert made_in == [here]
+    _Client.released.set()
+    until = time.monotonic() + 5.0
+    while len(made_in) < 2 and time.monotonic() < until:
+        time.sleep(0.001)  # who has just heard does not keep the serving thread from it
+    producer.close(0.1)
+    assert made_in == [here, "kafka-deliveries"]
+
+
+def test_without_a_thread_of_its_own_a_dead_producer_is_replaced_by_who_serves_it(made_in: list[str]) -> None:
+    producer = KafkaProducer({}, lambda said: None, served_by_caller=True)
+    here = threading.current_thread().name
+    producer.serve(0)
+    assert made_in == [here]
+    with pytest.raises(BufferFull, match="forgotten"):
+        producer.send("t", None, b"v")
+    producer.serve(0)
+    assert made_in == [here, here]
+    producer.close(0.1)
+
+
+def test_removing_what_is_not_assigned_makes_no_client_for_lanes(nobody: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+
+    def counted(settings: dict[str, object]) -> Consumer:
+        made.append(Consumer(settings))
+        return made[-1]
+
+    monkeypatch.setattr(consuming, "Consumer", counted)
+    consumer = connect(nobody).consumer(ConsumerPolicy("g"))
+    consumer.subscribe("t", Listener())
+    consumer.add({TopicPartition("t", 0): 0})
+    consumer.remove([TopicPartition("t", 0), TopicPartition("t.g.retry.1s", 0)])
+    assert len(made) == 1
+    consumer.add({TopicPartition("t.g.retry.1s", 0): 0})
+    assert len(made) == 2
+    consumer.close()
+
+
+def test_an_offset_that_the_leader_did_not_tell_is_no_offset() -> None:
+    """librdkafka's ListOffsets gives -1001 and no error for partitions whose leader did not answer in time; taken for the start or
+    the end of a partition it says that records are gone, or makes a fence that holds nobody."""
+    admin = KafkaAdmin({"bootstrap.servers": "127.0.0.1:1"})
+    told: Future[Any] = Future()
+    told.set_result(SimpleNamespace(offset=5))
+    silent: Future[Any] = Future()
+    silent.set_result(SimpleNamespace(offset=OFFSET_INVALID))
+    answers = {Named("t", 0): told, Named("t", 1): silent}
+    admin._admin = SimpleNamespace(list_offsets=lambda *_args, **_more: answers)  # type: ignore[assignment]
+    places = [TopicPartition("t", 0), TopicPartition("t", 1)]
+    for ask in (admin.end_offsets, admin.beginning_offsets, lambda tps: admin.offsets_at(tps, 1)):
+        with pytest.raises(ClusterUnavailable, match=r"reading offsets of t\[1\] failed: its leader did not answer"):
+            ask(places)
+    answers.pop(Named("t", 1))
+    assert admin.end_offsets(places[:1]) == {places[0]: 5}

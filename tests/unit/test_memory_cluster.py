@@ -100,6 +100,20 @@ def test_failures_of_sending(faults: Faults, written: int, kind: type[ClusterErr
     assert [(type(error), offset) for error, offset in reports] == [(kind, -1)]
 
 
+def test_a_report_and_an_answer_may_come_twice() -> None:
+    hand = Hand(Faults(ack_twice=1.0, ack_twice_ms=(100, 100), commit_twice=1.0))
+    consumer, reports, answers = hand.consumer(), [], []
+    consumer.poll(1, 0)
+    hand.cluster.producer().send("t", None, b"a", partition=0, delivered=lambda _, offset: reports.append(offset))
+    consumer.commit({T0: Position(1)}, answers.append)
+    hand.move(0)
+    consumer.poll(1, 0)
+    assert (reports, answers) == ([0], [{T0: None}])
+    hand.move(100)
+    consumer.poll(1, 0)
+    assert (reports, answers) == ([0, 0], [{T0: None}, {T0: None}])
+
+
 def test_a_partition_without_leader_takes_and_gives_nothing_until_it_has_one() -> None:
     hand = Hand()
     consumer = hand.consumer()
@@ -200,6 +214,21 @@ def test_what_a_dead_producer_had_sent_is_lost_or_lands_late(late_ms: int | None
     assert reports == []
     with pytest.raises(ClusterError):
         producer.send("t", None, b"c")
+
+
+def test_a_frozen_member_is_not_brought_back_by_being_polled() -> None:
+    hand = Hand()
+    member = hand.consumer(client_id="w", session_timeout_ms=6_000)
+    member.poll(10, 0)
+    hand.cluster.freeze("w")
+    for _ in range(5):
+        hand.move(3_000)
+        assert member.poll(10, 0) == []
+    assert hand.cluster.admin().describe_group("g").members == ()
+    assert hand.log == ["assigned"]
+    hand.cluster.thaw("w")
+    member.poll(10, 0)
+    assert "lost" in hand.log
 
 
 def test_a_frozen_process_loses_its_session_and_its_records_land_when_it_goes_on() -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.memory import MemoryCluster
 from pipeline.model.cluster import ClusterAdmin, TopicSpec
 from pipeline.model.errors import ConfigurationError, TopologyError
 from pipeline.model.policies import HandlerKind, RetryPolicy, Subscription
@@ -21,6 +22,7 @@ from pipeline.topology import (
     Defaults,
     Finding,
     SetConfig,
+    apply,
     check,
     discover,
     execute,
@@ -43,6 +45,10 @@ SOURCE = "agent.run.events"
 TIER = f"{SOURCE}.billing.retry.10s"
 REPLAY = f"{SOURCE}.billing.replay"
 DEAD = f"{SOURCE}.billing.dlq"
+CLOCK = "_pipeline.clock"
+RECORDS = {"_pipeline.audit": 1, "_pipeline.replay.results": 6, "_pipeline.tasks": 1, CLOCK: 1}
+"""Topics that replays and dead letters need, with their partitions."""
+OWN = {"_pipeline.control": 1, **RECORDS}
 
 
 def subscription(
@@ -88,9 +94,11 @@ def errors(findings: list[Finding]) -> list[tuple[str, str]]:
 
 def test_everything_is_made_for_an_empty_cluster() -> None:
     topics = made()
-    assert set(topics) == {SOURCE, TIER, f"{SOURCE}.billing.retry.1m", REPLAY, DEAD, "_pipeline.control"}
-    assert {spec.partitions for name, spec in topics.items() if name != "_pipeline.control"} == {12}
-    assert topics["_pipeline.control"].partitions == 1
+    assert set(topics) == {SOURCE, TIER, f"{SOURCE}.billing.retry.1m", REPLAY, DEAD, *OWN}
+    assert {spec.partitions for name, spec in topics.items() if name not in OWN} == {12}
+    assert {name: topics[name].partitions for name in OWN} == OWN
+    kept = {name: int(topics[name].configs["retention.ms"]) for name in RECORDS if name != CLOCK}
+    assert kept == {"_pipeline.audit": 365 * DAY_MS, "_pipeline.replay.results": 30 * DAY_MS, "_pipeline.tasks": -1}
     assert topics["_pipeline.control"].configs["cleanup.policy"] == "compact"
     tier = topics[TIER].configs
     assert int(tier["retention.ms"]) > 10_000 + 7 * DAY_MS
@@ -152,6 +160,38 @@ def test_a_missing_topic_is_refused(missing: str) -> None:
     assert errors(check([subscription()], topics)) == [(missing, "topic")]
 
 
+def test_a_worker_needs_no_topic_of_replays_and_a_plan_makes_them() -> None:
+    topics = made()
+    for name in RECORDS:
+        del topics[name]
+    assert check([subscription()], topics) == []
+    assert {action.topic for action in plan([subscription()], topics).actions} == set(RECORDS)
+
+
+@pytest.mark.parametrize("topic", ["_pipeline.audit", "_pipeline.tasks"])
+def test_entries_have_one_order(topic: str) -> None:
+    topics = made()
+    topics[topic] = replace(topics[topic], partitions=2)
+    assert [(f.topic, f.setting) for f in plan([subscription()], topics).errors] == [(topic, "partitions")]
+
+
+@pytest.mark.parametrize("topic", sorted({*RECORDS} - {CLOCK}))
+def test_records_of_actions_that_would_be_forgotten_are_put_right(topic: str) -> None:
+    topics = spoil(made(), topic, cleanup_policy="compact", retention_ms="60000")
+    settings = {(a.topic, a.setting) for a in plan([subscription()], topics).actions if isinstance(a, SetConfig)}
+    assert settings == {(topic, "cleanup.policy"), (topic, "retention.ms")}
+
+
+def test_a_clock_that_tells_the_producers_time_is_put_right() -> None:
+    topics = made()
+    topics[CLOCK] = replace(
+        topics[CLOCK],
+        configs={**topics[CLOCK].configs, "message.timestamp.type": "CreateTime", "retention.ms": "60000"},
+    )
+    settings = [(a.topic, a.setting) for a in plan([subscription()], topics).actions if isinstance(a, SetConfig)]
+    assert settings == [(CLOCK, "message.timestamp.type")]
+
+
 def test_partitions_added_to_the_source_are_reported_and_the_lanes_follow() -> None:
     topics = made()
     topics[SOURCE] = replace(topics[SOURCE], partitions=18)
@@ -205,7 +245,7 @@ def test_a_lane_is_never_asked_for_more_in_sync_replicas_than_it_has() -> None:
 def test_a_missing_source_is_a_finding_when_it_may_not_be_made() -> None:
     proposal = plan([subscription()], {}, Defaults(create_sources=False))
     assert [(f.topic, f.setting) for f in proposal.errors] == [(SOURCE, "topic")]
-    assert {a.topic for a in proposal.actions} == {"_pipeline.control"}
+    assert {a.topic for a in proposal.actions} == set(OWN)
 
 
 def test_a_source_we_make_is_bound_in_decompressed_size_and_its_lanes_take_a_little_more() -> None:
@@ -243,6 +283,22 @@ def test_another_refusal_is_not_swallowed() -> None:
     broker = OldBroker("creating topic x was refused: too many replicas")
     with pytest.raises(TopologyError, match="replicas"):
         execute(cast(ClusterAdmin, broker), CreateTopic(TopicSpec("x", 1, 9, {DECOMPRESSED: "1"}), ""))
+
+
+def test_a_topic_that_somebody_made_meanwhile_is_taken_as_it_is_and_looked_at_again() -> None:
+    """Two deployers at once; or one, whose first request was carried out and answered too late."""
+    admin = MemoryCluster("apply-twice").admin()
+    original = admin.create_topics
+
+    def made_already(specs: Any, timeout_s: float = 30.0) -> None:
+        original([replace(spec, partitions=2) if spec.name == TIER else spec for spec in specs])
+        original(specs)
+
+    admin.create_topics = made_already  # type: ignore[method-assign]
+    last = apply(admin, [subscription()], Defaults(partitions=3))
+    assert last.actions == ()
+    assert [(f.topic, f.setting) for f in last.errors] == [], "what was made with too few partitions was mended"
+    assert {spec.partitions for name, spec in admin.topics([SOURCE, TIER, DEAD]).items()} == {3}
 
 
 def test_old_tiers_are_kept_found_and_counted() -> None:
@@ -329,7 +385,7 @@ _names = (
     f"{SOURCE}.billing.retry.30s",
     "orders.mail.retry.1s",
     "shared",
-    "_pipeline.control",
+    *OWN,
 )
 
 
@@ -357,7 +413,8 @@ def test_applying_a_plan_leaves_nothing_to_do(existing: dict[str, TopicSpec], cr
         name: existing[name] for name in (SOURCE, "orders") if name in existing
     }
     refused = plan(pair, topics, defaults).errors
-    assert set(errors(check(pair, topics))) == {(f.topic, f.setting) for f in refused}
+    stopping = {(f.topic, f.setting) for f in refused if f.topic not in RECORDS}
+    assert set(errors(check(pair, topics))) == stopping
 
 
 def test_topics_beside_the_subscriptions_are_made_once_and_left_alone() -> None:
@@ -369,7 +426,7 @@ def test_topics_beside_the_subscriptions_are_made_once_and_left_alone() -> None:
         "eu.agent.run.events": 6,
         "eu.invoices": 6,
         "eu._pipeline.schemas": 1,
-        "eu._pipeline.control": 1,
+        **{f"eu.{name}": partitions for name, partitions in OWN.items()},
     }
     assert topics["eu._pipeline.schemas"].configs["cleanup.policy"] == "compact"
     assert topics["eu.invoices"].configs["cleanup.policy"] == "delete"
@@ -408,3 +465,21 @@ def test_a_tier_keeps_whole_days_longer_than_its_delay_and_a_week(delay_ms: int,
     topics = made(subscription(tiers_ms=(delay_ms,)))
     (tier,) = [spec for name, spec in topics.items() if ".retry." in name]
     assert int(tier.configs["retention.ms"]) == days * DAY_MS > delay_ms + 7 * DAY_MS
+
+
+def test_partitions_that_the_asked_broker_has_not_heard_of_yet_are_no_error() -> None:
+    """Two nodes: the plan came from the one that is behind, and the controller says that they are there already."""
+
+    class Behind:
+        seen = 0
+
+        def add_partitions(self, topic: str, total: int) -> None:
+            raise TopologyError(f"{topic} already has {total} partitions")
+
+        def topics(self, names: Collection[str]) -> dict[str, TopicSpec]:
+            self.seen += 1
+            return {name: TopicSpec(name, 6 if self.seen < 3 else 8) for name in names}
+
+    behind: Any = Behind()
+    execute(behind, AddPartitions("t", 8, 6, "the source has 8"))
+    assert behind.seen == 3

@@ -26,6 +26,7 @@ from pipeline.memory import cluster as memory
 from pipeline.memory.cluster import MemoryCluster
 from pipeline.memory.loop import VirtualClockLoop, run
 from pipeline.model.cluster import Message, Position, TopicPartition
+from pipeline.model.control import Switches
 from pipeline.model.errors import ClusterError, ClusterUnavailable, FencedError, SchemaUnavailable
 from pipeline.model.headers import DeliveryHeaders, encode
 from pipeline.model.outcome import Failure
@@ -36,14 +37,15 @@ from pipeline.worker.concluding import Background
 from pipeline.worker.control import ControlFollower
 from pipeline.worker.declaring import Retries
 from pipeline.worker.execution import failure_of
-from pipeline.worker.fetcher import Fetcher, FetchPolicy
+from pipeline.worker.fetcher import Fetcher
 from pipeline.worker.inputs import Claimed, Input, Opened, Refused, Revoking
+from pipeline.worker.opening import FetchPolicy
 from pipeline.worker.schema_waits import SchemaWaits
 from pipeline.worker.sending import Sender
-from pipeline.worker.threads import _STOP as STOP
-from pipeline.worker.threads import ThreadRunners
+from pipeline.worker.threads import ThreadRunners, _Chunk
 from pipeline.worker.threads import _Result as Result
 from pipeline.worker.worker import Worker
+from tests.fake_producer import FakeProducer
 from tests.unit import test_core_unit as core
 
 TOPIC, GROUP = "t", "g"
@@ -114,6 +116,12 @@ class Consumer:
         self.unknown: set[TopicPartition] = set()
 
     def wake(self) -> None: ...
+
+    def ended(self) -> dict[TopicPartition, int]:
+        return {}
+
+    def member_id(self) -> str:
+        return "m"
 
     def committed(
         self, partitions: Collection[TopicPartition], timeout_s: float
@@ -450,7 +458,7 @@ def test_a_lane_does_not_pile_up_in_memory_behind_one_slow_key() -> None:
             own = DeliveryHeaders(0, 0, 0, TOPIC, 0, origin, 0, GROUP, replay_id="r")
             producer.send(replay, b"slow", b"x", encode([], own), partition=0)
         await asyncio.sleep(5)
-        assert 100 <= unit.waiting_count < 1_000
+        assert 100 <= unit.waiting.count < 1_000
         publish(cluster, b"other")
         await until(lambda: engine.executor.running() == 2)
 
@@ -461,19 +469,49 @@ def test_threads_do_not_begin_what_was_let_go_while_it_waited_for_them() -> None
     ran: list[object] = []
     runners = ThreadRunners(engine_of(), lambda event, _context: ran.append(event), 1, "t")
     gone, ours = delivery_of(draining=True), delivery_of(draining=False)
-    runners._work.put([gone, ours])  # type: ignore[list-item]
-    runners._work.put(STOP)
+    chunk = _Chunk([gone, ours])
+    runners._work.put(chunk)
+    runners._work.put(_Chunk([]))
     runners._run()
     assert ran == [ours]
-    assert [getattr(result, "outcome", "done") for result in runners._results] == [None, "done"]
+    assert [getattr(result, "outcome", "done") for result in chunk.results] == [None, "done"]
+
+
+def test_what_comes_behind_a_failure_of_its_key_in_a_chunk_does_not_run() -> None:
+    ran: list[object] = []
+
+    def handle(event: Any, _context: object) -> None:
+        ran.append(event)
+        if event is a2:
+            raise ValueError("no")
+
+    runners = ThreadRunners(engine_of(), handle, 1, "t")
+    a1, b1, a2, a3, b2 = (delivery_of(key=key) for key in (b"a", b"b", b"a", b"a", b"b"))
+    one = a1.unit
+    one.by_key = True
+    for delivery in (b1, a2, a3, b2):
+        delivery.unit = one
+    chunk = _Chunk([a1, b1, a2, a3, b2])
+    runners._work.put(chunk)
+    runners._work.put(_Chunk([]))
+    runners._run()
+    assert ran == [a1, b1, a2, b2]
+    assert [getattr(result, "outcome", "done") is None for result in chunk.results] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_a_thread_outlives_a_handler_that_calls_exit() -> None:
     runners = ThreadRunners(engine_of(), lambda _event, _context: sys.exit(3), 1, "t")
-    runners._work.put([delivery_of()])  # type: ignore[list-item]
-    runners._work.put(STOP)
+    chunk = _Chunk([delivery_of()])
+    runners._work.put(chunk)
+    runners._work.put(_Chunk([]))
     runners._run()
-    (result,) = runners._results
+    (result,) = chunk.results
     assert isinstance(result, Result)
     assert isinstance(result.outcome, Failure)
 
@@ -485,31 +523,29 @@ def engine_of() -> Any:
     return SimpleNamespace(execution=execution, wake=lambda: None)
 
 
-def delivery_of(draining: bool = False) -> Any:
-    return SimpleNamespace(unit=SimpleNamespace(draining=draining, open=True))
+class Place:
+    """A unit that can be told from others."""
+
+    def __init__(self, draining: bool) -> None:
+        self.draining = draining
+        self.open = True
+
+
+def delivery_of(draining: bool = False, key: bytes | None = None) -> Any:
+    return SimpleNamespace(unit=Place(draining), key=key)
 
 
 # -- hand-offs and commits
 
 
-class Producer:
-    """Keeps what is sent until the test answers."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[bytes, Callable[..., None]]] = []
-
-    def send(self, topic: str, key: bytes, value: bytes, headers: object, partition: int, at: int, done: Any) -> None:
-        self.sent.append((key, done))
-
-
 def test_a_hand_off_goes_out_once_at_a_time_however_often_it_is_refused() -> None:
     """Two answers to one write counted twice: the unit stayed troubled, and took no new work, for ever."""
-    now, posted, producer = 1_000_000, [], Producer()
+    now, posted, producer = 1_000_000, [], FakeProducer(up=False)
     sender = Sender(producer, "dlq", posted.append, lambda _delivery: "")  # type: ignore[arg-type]
 
     def answer(key: bytes, error: ClusterError | None, at_ms: int) -> None:
-        at = next(i for i, (sent, _) in enumerate(producer.sent) if sent == key)
-        producer.sent.pop(at)[1](error, 0)
+        producer.held.rotate(-[record.key for record in producer.held].index(key))
+        producer.answer(1, error)
         item = posted.pop()
         sender.answer(item.effect, item.error, at_ms)
 
@@ -529,7 +565,7 @@ def test_a_hand_off_goes_out_once_at_a_time_however_often_it_is_refused() -> Non
     answer(b"b", no, now + 140)
     for at_ms in (150, 440, 500):
         sender.resend_due(now + at_ms)
-    assert [key for key, _ in producer.sent] == [b"b"]
+    assert [record.key for record in producer.held] == [b"b"]
     answer(b"b", None, now + 600)
     assert not sender.troubled(target)
     assert not sender.pending(target)
@@ -752,7 +788,7 @@ def test_the_control_topic_is_followed_again_after_an_error() -> None:
     follower = ControlFollower(
         Reader(),  # type: ignore[arg-type]
         "control",
-        None,  # type: ignore[arg-type]
+        Switches(),
         lambda work: work(),
         lambda: None,
         structlog.get_logger(),

@@ -2,7 +2,7 @@
 
 from pipeline.kafka.embedded.broker import EmbeddedBroker
 from pipeline.kafka.embedded.jars import Progress, default_cache_dir
-from pipeline.kafka.embedded.properties import BrokerSpec
+from pipeline.kafka.embedded.properties import BrokerSpec, ProxiedPort
 from pipeline.kafka.embedded.registry import EmbeddedRegistry
 
-__all__ = ["BrokerSpec", "EmbeddedBroker", "EmbeddedRegistry", "Progress", "default_cache_dir"]
+__all__ = ["BrokerSpec", "EmbeddedBroker", "EmbeddedRegistry", "Progress", "ProxiedPort", "default_cache_dir"]

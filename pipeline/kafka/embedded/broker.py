@@ -31,17 +31,23 @@ class _PortTaken(BrokerStartError):
 class EmbeddedBroker:
     """Start and stop a cluster, and kill or restart its nodes by Kafka's `node.id` (1, 2, 3).
 
-    `cache_dir` holds the jars (default: the user's cache); `mirror` is a Maven repository to use instead of
-    Central. The JVMs end with this process, even when it is SIGKILLed; a temporary data directory is then
-    removed too.
+    `cache_dir` holds the jars (default: the user's cache); `mirror` is a Maven repository to use instead of Central; `lock`
+    names the files that make the server (`kafka-3.9`: the newest before 4, for tests). The JVMs end with this process, even
+    when it is SIGKILLed; a temporary data directory is then removed too.
     """
 
     def __init__(
-        self, spec: BrokerSpec | None = None, *, cache_dir: Path | None = None, mirror: str | None = None
+        self,
+        spec: BrokerSpec | None = None,
+        *,
+        cache_dir: Path | None = None,
+        mirror: str | None = None,
+        lock: str = "kafka",
     ) -> None:
         self.spec = spec or BrokerSpec()
         self._cache_dir = cache_dir or default_cache_dir()
         self._mirror = mirror
+        self._lock = lock
         self._jars: list[Path] = []
         self._layout: Layout | None = None
         self._nodes: dict[int, Jvm] = {}
@@ -63,7 +69,7 @@ class EmbeddedBroker:
 
     def prepare(self, progress: Progress | None = None) -> Path:
         """Fill the cache and check it against the lock; the formatted directory that nodes start from."""
-        lock = load_lock("kafka")
+        lock = load_lock(self._lock)
         self._jars = obtain(lock, self._cache_dir, mirror=self._mirror, progress=progress)
         return template(self._cache_dir, self._jars, digest(lock))
 

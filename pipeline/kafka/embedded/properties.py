@@ -18,13 +18,22 @@ _FIXED = ("node.id", "process.roles", "listeners", "log.dirs", "controller.quoru
 
 
 @dataclass(frozen=True, slots=True)
+class ProxiedPort:
+    """Where a node listens for a proxy, and the port on loopback where clients find that proxy."""
+
+    listens: int
+    advertises: int
+
+
+@dataclass(frozen=True, slots=True)
 class BrokerSpec:
     """What kind of cluster to run: 1 or 3 nodes on loopback, each broker and controller in one.
 
     `data_dir=None` means a temporary directory that is removed at the stop. `port` is the first node's (the
     next nodes take the following ones); None picks free ports, the same again for a `data_dir` where they are
     still free. `extra` are server.properties that win over the ones set here. `group_session_timeout_ms` is
-    how long a silent member of a KIP-848 group keeps its partitions. Raises `ConfigurationError`.
+    how long a silent member of a KIP-848 group keeps its partitions. `proxied`: one more listener a node, for
+    clients that come through a proxy; who reaches it is told the proxy's port. Raises `ConfigurationError`.
     """
 
     nodes: int = 1
@@ -34,6 +43,7 @@ class BrokerSpec:
     group_session_timeout_ms: int = 6_000
     start_timeout_s: float = 90.0
     log_level: str = "WARN"
+    proxied: tuple[ProxiedPort, ...] = ()
     extra: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -49,6 +59,10 @@ class BrokerSpec:
             raise ConfigurationError(
                 f"group_session_timeout_ms={self.group_session_timeout_ms} is too short for heartbeats; "
                 f"use {_SESSION_MS_MIN} or more."
+            )
+        if self.proxied and len(self.proxied) != self.nodes:
+            raise ConfigurationError(
+                f"proxied has {len(self.proxied)} port(s) for {self.nodes} node(s) of the embedded broker; give one a node."
             )
         for name in _FIXED:
             if name in self.extra:
@@ -80,7 +94,20 @@ def node_properties(spec: BrokerSpec, node_id: int, ports: Sequence[NodePorts], 
         **_replication(spec.nodes),
         **_timeouts(spec.group_session_timeout_ms),
         **_SMALL,
+        **_proxied(spec, node_id, f"{listener},CONTROLLER://{HOST}:{own.controller}", listener),
         **spec.extra,
+    }
+
+
+def _proxied(spec: BrokerSpec, node_id: int, listeners: str, advertised: str) -> dict[str, str]:
+    """A listener beside the plain one, which the nodes themselves and clients without a proxy go on using."""
+    if not spec.proxied:
+        return {}
+    port = spec.proxied[node_id - 1]
+    return {
+        "listeners": f"{listeners},PROXIED://{HOST}:{port.listens}",
+        "advertised.listeners": f"{advertised},PROXIED://{HOST}:{port.advertises}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT",
     }
 
 

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from jgo.maven import Artifact, MavenContext
 
 KAFKA = ("org.apache.kafka:kafka_2.13:4.4.0", "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5!")
+KAFKA_3 = ("org.apache.kafka:kafka_2.13:3.9.2", "org.slf4j:slf4j-simple:1.7.36")
+"""The newest before 4, for tests: brokers of that line are still in use."""
 APICURIO = "io.apicurio:apicurio-registry-app:3.3.3:all:tar.gz"
 
 
-def resolve_kafka(context: MavenContext) -> list[LockedArtifact]:
+def resolve_kafka(context: MavenContext, coordinates: tuple[str, ...]) -> list[LockedArtifact]:
     """Everything on the broker's class path."""
-    inputs, others = context.resolver.resolve([context.create_dependency(each) for each in KAFKA])
+    inputs, others = context.resolver.resolve([context.create_dependency(each) for each in coordinates])
     return sorted((_locked(each.artifact) for each in [*inputs, *others]), key=lambda each: each.coordinates)
 
 
@@ -63,7 +65,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         context = MavenContext(repo_cache=Path(scratch), timeout=60)
-        write("kafka", KAFKA, resolve_kafka(context))
+        write("kafka", KAFKA, resolve_kafka(context, KAFKA))
+        write("kafka-3.9", KAFKA_3, resolve_kafka(context, KAFKA_3))
         write("apicurio", (APICURIO,), resolve_apicurio(context))
 
 

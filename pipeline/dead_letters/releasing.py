@@ -1,0 +1,113 @@
+"""Letting held keys go: with a redrive the held record and its successors go back in order; a release drops the held record.
+
+Whatever happens, the keys are either held as before, or being released: then the same command goes on where it ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.dead_letters import marking
+from pipeline.dead_letters.acting import Actor, begin
+from pipeline.dead_letters.desk import Desk
+from pipeline.dead_letters.holds import Hold, find_holds, open_holds
+from pipeline.dead_letters.query import Wanted
+from pipeline.dead_letters.redrive_plan import Origin, RedrivePolicy, origins
+from pipeline.dead_letters.states import position_of
+from pipeline.model.errors import ConfigurationError
+from pipeline.model.headers import HELD_CLASS
+from pipeline.model.keys import key_text
+
+LEFT_BEHIND = "held behind another dead letter: redrive that one, or `pipeline dlq release` its key"
+Place = tuple[int, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """Dead letters with what is held: `letters` go together, `holds` are those of their keys."""
+
+    letters: list[Origin]
+    holds: list[Hold] = field(default_factory=list)
+    left_out: int = 0
+
+
+def place_of(letter: Origin) -> Place:
+    """Partition and key. A dead letter lies in the partition of its origin."""
+    return position_of(letter.number)[0], letter.key
+
+
+def followers(desk: Desk, group: str, places: set[Place]) -> list[Origin]:
+    """Open dead letters that follow the held ones of these keys."""
+    numbers = desk.matching(Wanted(states=("open",), group=group, error_classes=(HELD_CLASS,)))
+    return [letter for letter in origins(desk, numbers) if place_of(letter) in places]
+
+
+def with_followers(desk: Desk, group: str, letters: Sequence[Origin]) -> Following:
+    """What a redrive of these is about: a held record goes with its successors, a successor not without it."""
+    holds = find_holds(desk, group)
+    if not holds:
+        return Following(list(letters))
+    heads = {(hold.place, hold.origin) for hold in holds}
+    chosen = {place_of(letter) for letter in letters if (place_of(letter), letter.origin_offset) in heads}
+    held = {hold.place for hold in holds}
+    following = {letter.number for letter in followers(desk, group, held)}
+    own = {letter.number: letter for letter in letters}
+    left = [number for number, letter in own.items() if number in following and place_of(letter) not in chosen]
+    for number in left:
+        del own[number]
+    own |= {letter.number: letter for letter in followers(desk, group, chosen)}
+    mine = [
+        hold for hold in holds if hold.place in {place_of(letter) for letter in own.values()} and hold.place in chosen
+    ]
+    return Following([own[number] for number in sorted(own)], mine, len(left))
+
+
+def opened(
+    desk: Desk, group: str, letters: Sequence[Origin], holds: Sequence[Hold], actor: Actor, now_ms: int, policy: RedrivePolicy,
+    alive: Callable[[], bool] = lambda: True, every: bool = False,
+) -> Following:  # fmt: skip
+    """Start releasing the keys of these letters (`every`: all that are held), and look once more which letters follow.
+
+    On record before anything is done. Raises `ConfigurationError` where one of them may not be sent: the key would go on without it.
+    """
+    places = {place_of(letter) for letter in letters}
+    mine = [hold for hold in holds if every or hold.place in places]
+    if not mine:
+        return Following(list(letters))
+    _refuse_capped([letter for letter in letters if place_of(letter) in {hold.place for hold in mine}], policy)
+    keys = sorted({str(key_text(hold.key)) for hold in mine})
+    action_id = begin(desk, actor, "release", [letter.number for letter in letters], now_ms, keys=keys[:100])
+    current = open_holds(desk, group, mine, action_id, alive)
+    desk.refresh()
+    found = {letter.number: letter for letter in (*letters, *followers(desk, group, {hold.place for hold in mine}))}
+    return Following([found[number] for number in sorted(found)], current)
+
+
+def _refuse_capped(letters: Sequence[Origin], policy: RedrivePolicy) -> None:
+    capped = sum(letter.replay_count >= policy.replays_max for letter in letters)
+    if capped:
+        raise ConfigurationError(
+            f"{capped} dead letters of held keys were replayed {policy.replays_max} times already, and their keys would go on without "
+            "them: raise --replays-max, or purge them"
+        )
+
+
+def holds_of(desk: Desk, group: str, keys: Sequence[str]) -> list[Hold]:
+    """The held records of these keys; of all that are held when none is given."""
+    return [hold for hold in find_holds(desk, group) if not keys or key_text(hold.key) in keys]
+
+
+def drop_heads(desk: Desk, group: str, holds: Sequence[Hold], actor: Actor, now_ms: int) -> int:
+    """The dead letters of held records that are let go without running are cancelled: nobody waits for them any more."""
+    wanted = {(hold.place, hold.origin) for hold in holds}
+    keys = tuple(sorted({str(key_text(hold.key)) for hold in holds}))
+    found: list[int] = []
+    for at in range(0, len(keys), 500):
+        numbers = desk.matching(Wanted(states=("open",), group=group, keys=keys[at : at + 500]))
+        found += [x.number for x in origins(desk, numbers) if (place_of(x), x.origin_offset) in wanted]
+    behind = {letter.number for letter in followers(desk, group, {hold.place for hold in holds})}
+    heads = [number for number in found if number not in behind]
+    if heads:
+        marking.cancel(desk, heads, actor, now_ms)
+    return len(heads)

@@ -1,0 +1,239 @@
+"""Transactions through librdkafka: its blocking calls, one after the other, in a thread of their own.
+
+librdkafka ends transactions by version 1 of the protocol, which does not tell one transaction of a producer from the next: a
+request that was delayed on a connection that is gone can end the *next* one. So after any sign of trouble with connections or
+coordinators the producer is made anew before the next begin: `init_transactions` raises the epoch, and what is late is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import Message as Delivered
+from confluent_kafka import TopicPartition as Assigned
+
+from pipeline.kafka.client_log import ClientLog, Trouble
+from pipeline.kafka.errors import PRODUCER_FENCED_CODES, cluster_error, raised
+from pipeline.kafka.producer import reporting
+from pipeline.model.cluster import DeliveryCallback, Headers, Position, TopicPartition
+from pipeline.model.errors import BufferFull, ClusterError, ClusterUnavailable, ProducerFenced
+from pipeline.model.transactions import Answered, Membership, TransactionPolicy
+
+REQUEST_BYTES = 900_000
+_SERVE_S = 0.01
+_IDLE_S = 0.1
+_ABORT_S = 3.0
+_RETRY_S = 0.05
+_FOLLOWING = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT, KafkaError._DESTROY})
+"""What records are told that were under way when another one failed."""
+
+Call = Callable[[float], object]
+"""A librdkafka call that is given the seconds it may take."""
+
+
+class KafkaTransactions:
+    """See `TransactionalProducer`. `send` is for one thread, that of the caller, and only while a transaction is open."""
+
+    def __init__(
+        self, settings: Mapping[str, Any], policy: TransactionPolicy, log: ClientLog, on_error: Callable[[str], None]
+    ) -> None:
+        self.rebuilt = -1
+        self._settings = settings
+        self._policy = policy
+        self._log = log
+        self._on_error = on_error
+        self._trouble: Trouble | None = None
+        self._producer: Producer | None = None
+        self._open = False
+        self._refused: ClusterError | None = None
+        self._used_at_s: float | None = None  # since when brokers know of the transaction
+        self._asked: queue.SimpleQueue[tuple[Callable[[], None], Answered] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="kafka-transactions", daemon=True)
+        self._thread.start()
+
+    # -- asked by the engine
+
+    def begin(self, done: Answered) -> None:
+        self._asked.put((self._begin, done))
+
+    def commit(self, positions: Mapping[TopicPartition, Position], membership: Membership, done: Answered) -> None:
+        self._asked.put((partial(self._commit, positions, membership), done))
+
+    def abort(self, done: Answered) -> None:
+        self._asked.put((self._renew, done))
+
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None = None,
+        partition: int = -1,
+        delivered: DeliveryCallback | None = None,
+    ) -> None:
+        producer = self._producer
+        if producer is None:
+            raise ClusterError(f"no transaction is open: nothing can be sent to {topic}")
+        if self._used_at_s is None:
+            self._used_at_s = time.monotonic()
+        report = reporting(delivered) if delivered is not None else self._heard
+        try:
+            producer.produce(topic, value, key, partition, report, None, 0, headers)  # type: ignore[arg-type]
+        except BufferError as error:
+            raise BufferFull(f"the producer's buffer is full, so a record for {topic} was not taken") from error
+        except KafkaException as exception:
+            raise raised(exception, f"sending {len(value or b'')} bytes to {topic}") from exception
+
+    def _heard(self, error: KafkaError | None, message: Delivered) -> None:
+        """The commit fails after a write that was refused, and would not say why."""
+        if error is not None and self._refused is None and error.code() not in _FOLLOWING:
+            self._refused = cluster_error(error, f"writing a record to {message.topic()}")
+
+    def close(self, timeout_s: float) -> None:
+        self._asked.put(None)
+        self._thread.join(timeout_s)
+
+    # -- in the thread
+
+    def _run(self) -> None:
+        while True:
+            try:
+                work = self._asked.get(
+                    timeout=_SERVE_S if self._producer is not None and len(self._producer) else _IDLE_S
+                )
+            except queue.Empty:
+                self._serve()
+                continue
+            if work is None:
+                self._end()
+                return
+            call, done = work
+            try:
+                call()
+            except ClusterError as error:
+                done(error)
+            else:
+                done(None)
+
+    def _serve(self) -> None:
+        if self._producer is not None:
+            with contextlib.suppress(KafkaException):  # a fatal error comes up again with the next call
+                self._producer.poll(0)
+
+    def _begin(self) -> None:
+        self._serve()  # log lines that tell of trouble are delivered by this
+        if self._producer is None or self._trouble is None or self._trouble.seen:
+            self._renew()
+        assert self._producer is not None
+        try:
+            self._producer.begin_transaction()
+        except KafkaException as exception:
+            raise self._refusal(exception, "beginning a transaction") from exception
+        self._open = True
+
+    def _commit(self, positions: Mapping[TopicPartition, Position], membership: Membership) -> None:
+        assert self._producer is not None
+        if self._used_at_s is None:
+            self._used_at_s = time.monotonic()
+        until_s = time.monotonic() + self._policy.timeout_ms / 1000
+        for part in _requests(positions):
+            offsets = [Assigned(t, p, position.offset, position.metadata) for (t, p), position in part.items()]
+            send = self._producer.send_offsets_to_transaction
+            self._insist(partial(send, offsets, membership.token), until_s, "sending offsets to the transaction")
+        self._insist(self._producer.commit_transaction, until_s, "committing the transaction")
+        self._open, self._used_at_s = False, None
+
+    def _insist(self, call: Call, until_s: float, doing: str) -> None:
+        """librdkafka wants a call that timed out, or may be tried again, to be made again: until the time is over."""
+        while True:
+            left_s = until_s - time.monotonic()
+            try:
+                call(max(0.1, left_s))
+                return
+            except KafkaException as exception:
+                error = exception.args[0]
+                if not (isinstance(error, KafkaError) and error.retriable()) or left_s <= 0:
+                    raise self._refusal(exception, doing) from exception
+                time.sleep(_RETRY_S)
+
+    def _refusal(self, exception: KafkaException, doing: str) -> ClusterError:
+        """Who is fenced sooner than the brokers time a transaction out was fenced by another process."""
+        error = exception.args[0]
+        if self._trouble is not None:
+            self._trouble.seen = True
+        if isinstance(error, KafkaError) and error.code() in PRODUCER_FENCED_CODES:
+            age_s = time.monotonic() - (self._used_at_s or time.monotonic())
+            if age_s < self._policy.timeout_ms / 1000:
+                return ProducerFenced(
+                    f"transactional id {self._policy.transactional_id!r} was taken over by another process "
+                    f"[{error.name()}]: give every process its own instance_id"
+                )
+            return ClusterUnavailable(
+                f"the brokers ended a transaction that was open for {age_s:.0f} s [{error.name()}]"
+            )
+        failed = self._refused or raised(exception, doing)
+        return failed if isinstance(failed, ClusterError) else ClusterError(str(failed))
+
+    def _renew(self) -> None:
+        """A new producer with the same id: what the old one left open is decided before this returns."""
+        old, self._producer, self._open, self._used_at_s = self._producer, None, False, None
+        if old is not None:
+            _bury(old)
+            del old
+        self._refused = None
+        self._trouble = trouble = Trouble(self._log)
+        try:
+            producer = Producer({**self._settings, "logger": trouble, "error_cb": self._client_error})
+            self._insist(producer.init_transactions, time.monotonic() + self._init_s, "initialising transactions")
+            producer.poll(0)
+        except KafkaException as exception:
+            raise self._refusal(exception, "making a transactional producer") from exception
+        trouble.seen = False
+        self._producer = producer
+        self.rebuilt += 1
+
+    @property
+    def _init_s(self) -> float:
+        return max(10.0, 2 * self._policy.timeout_ms / 1000)
+
+    def _client_error(self, error: KafkaError) -> None:
+        if self._trouble is not None:
+            self._trouble.seen = True
+        self._on_error(f"{error.str()} [{error.name()}]")
+
+    def _end(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        if self._open:
+            with contextlib.suppress(KafkaException):
+                producer.abort_transaction(_ABORT_S)
+        _bury(producer)
+
+
+def _bury(producer: Producer) -> None:
+    with contextlib.suppress(KafkaException):
+        producer.purge()
+        producer.poll(0)
+
+
+def _requests(positions: Mapping[TopicPartition, Position]) -> Iterator[dict[TopicPartition, Position]]:
+    """One request is one batch in the coordinator's log, which has a largest size."""
+    part: dict[TopicPartition, Position] = {}
+    size = 0
+    for tp, position in positions.items():
+        weight = len(position.metadata) + len(tp[0]) + 40
+        if part and size + weight > REQUEST_BYTES:
+            yield part
+            part, size = {}, 0
+        part[tp] = position
+        size += weight
+    if part:
+        yield part

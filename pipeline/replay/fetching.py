@@ -1,0 +1,109 @@
+"""What a process fetches of the partitions it is given: how much of it may wait, where a partition ends, and what can't be read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from itertools import groupby
+from operator import methodcaller
+
+from pipeline.inspect.scan import read_batches
+from pipeline.model.cluster import Cluster, FetchFault, GroupConsumer, TopicPartition
+from pipeline.model.errors import NotAuthorized, PipelineError
+from pipeline.replay.flow import Flow
+from pipeline.replay.pacing import batch_records
+from pipeline.replay.plan import PlanError, ReplayPlan
+
+FETCH = 500  # larger ones leave the processor's cache: measured, 2,000 take a quarter more CPU time per record
+AHEAD, AHEAD_BYTES = 8_000, 64 * 1024 * 1024
+"""What is fetched and waits to be sent: at most about so many records, and so many bytes by their usual size."""
+WAIT_BUSY_S, WAIT_IDLE_S, SILENT_S = 0.001, 0.05, 2.0
+
+_partition = methodcaller("partition")
+
+
+class Fetching:
+    """Of one process; `flows` are its partitions at any time."""
+
+    def __init__(
+        self, cluster: Cluster, consumer: GroupConsumer, plan: ReplayPlan, window: int, flows: Mapping[int, Flow]
+    ) -> None:
+        self._cluster, self._consumer, self._topic, self._flows = cluster, consumer, plan.source.topic, flows
+        self._window = window
+        self._size = batch_records(plan.rate, FETCH)
+        self._resting: set[int] = set()  # partitions not fetched until less of what was fetched waits
+        self._usual_bytes = 0.0
+        self._fault: FetchFault | None = None
+
+    def fault(self, fault: FetchFault) -> None:
+        """Met inside `poll`, which raises it."""
+        if fault.kind != "other":
+            self._fault = fault
+
+    def forget(self, partition: int) -> None:
+        self._resting.discard(partition)
+
+    def poll(self, running: bool) -> bool:
+        """Serve the group and fetch; did anything come? Raises a `PipelineError` for what can't be read."""
+        waiting = sum(len(messages) for flow in self._flows.values() for messages, _ in flow.pending)
+        busy = any(flow.batches or flow.recorded or flow.committing for flow in self._flows.values())
+        self._rest(waiting, running)
+        wait_s = WAIT_BUSY_S if busy or waiting else WAIT_IDLE_S
+        messages = self._consumer.poll(1 if self._resting else self._size, wait_s)
+        if self._fault is not None:
+            raise unreadable(self._topic, self._fault)
+        now = time.monotonic()
+        if messages:
+            self._usual_bytes += (len(messages[0].value() or b"") - self._usual_bytes) / 8
+        for partition, group in groupby(messages, _partition):
+            flow = self._flows.get(partition)
+            if flow is not None and not flow.draining:
+                flow.take(list(group))
+                flow.heard_s = now
+                if flow.fetched:
+                    self._consumer.pause([TopicPartition(self._topic, partition)])
+        if running and not messages and not waiting:
+            self._listen_for_ends(now)
+        return bool(messages)
+
+    def _rest(self, waiting: int, running: bool) -> None:
+        """Fetch nothing while enough waits to be sent (a rate is kept) or nothing may be (the plan is held)."""
+        most = min(self._window, AHEAD, max(FETCH, int(AHEAD_BYTES / max(1.0, self._usual_bytes))))
+        if not running or waiting >= most:
+            found = [p for p, flow in self._flows.items() if not flow.fetched and p not in self._resting]
+            if found:
+                self._consumer.pause([TopicPartition(self._topic, p) for p in found])
+                self._resting.update(found)
+        elif self._resting and waiting <= most // 2:
+            found = [p for p in self._resting if not self._flows[p].fetched]
+            self._consumer.resume([TopicPartition(self._topic, p) for p in found])
+            self._resting.clear()
+            for partition in found:
+                self._flows[partition].heard_s = time.monotonic()
+
+    def _listen_for_ends(self, now: float) -> None:
+        """A span may end with offsets that never come (they were compacted away): asked of the broker when it is silent."""
+        for flow in self._flows.values():
+            if not flow.fetched and not flow.draining and now - flow.heard_s > SILENT_S:
+                place = TopicPartition(self._topic, flow.partition)
+                left = read_batches(self._cluster, {place: flow.next_offset}, {place: flow.span.end}, None)
+                if next(left, None) is None:
+                    flow.nothing_more()
+                flow.heard_s = time.monotonic()
+
+
+def unreadable(topic: str, fault: FetchFault) -> PipelineError:
+    """What a fault means for a plan."""
+    partition, offset = fault.partition.partition, fault.offset
+    at = f"{topic} partition {partition} can't be read at offset {offset} ({fault.text})"
+    if fault.kind == "not_authorized":
+        return NotAuthorized(
+            f"{topic} can't be read: {fault.text}; grant the right to read it, then run the plan again"
+        )
+    if fault.kind == "unknown_topic":
+        return PlanError(f"topic {topic} does not exist any more ({fault.text}): make a new plan")
+    if fault.kind == "bad_batch":
+        return PlanError(
+            f"{at}: the batch there is damaged; make a new plan behind it (--from-offset {partition}:{offset + 1} or later)"
+        )
+    return PlanError(f"{at}: records of the plan are gone since it was made; make a new plan")

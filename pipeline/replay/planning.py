@@ -1,0 +1,264 @@
+"""Making a plan is its preview: one scan of the spans counts what would be sent, and freezes where each partition ends."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from operator import methodcaller
+from pathlib import Path
+from typing import Any
+
+from pipeline.inspect.decoding import DictCodec, show
+from pipeline.inspect.scan import read_batches
+from pipeline.model.cluster import Cluster, Message, TopicPartition
+from pipeline.model.errors import ConfigurationError
+from pipeline.model.events import EVENT_TYPES
+from pipeline.model.keys import key_text
+from pipeline.replay.asking import Request, check_target, every_layout, kind_of, source_spec, spans_of, target_of
+from pipeline.replay.census import SAMPLES_MAX, Census
+from pipeline.replay.files import batches, count_records, file_records
+from pipeline.replay.plan import ReplayPlan, Source, Span, Target, new_plan_id
+from pipeline.replay.selecting import Selector, compiled, delivery_of
+
+SHOWN_SAMPLES = 5
+_partition = methodcaller("partition")
+USUAL_RATE = 80_000
+"""Records per second that a replay on one machine makes when nobody holds it back: for the expected time only."""
+
+Scanned = Callable[[int, int], None]
+"""(records read so far, records there are): for a progress bar."""
+
+
+def make_plan(
+    cluster: Cluster,
+    request: Request,
+    codec: DictCodec | None,
+    now_ms: int,
+    scanned: Scanned = lambda _done, _total: None,
+) -> ReplayPlan:
+    """The plan with its preview. Nothing is written anywhere.
+
+    Raises `ConfigurationError` (also `FilterError`) for what was asked wrongly, `ClusterUnavailable` when Kafka is away.
+    """
+    check_request(request)
+    compiled(request.select, now_ms)  # a wrong filter is told before anything is read
+    source, target, unprocessed = _placed(cluster, request)
+    if request.to_step is not None:
+        from pipeline.replay.forking import cut_at_step
+
+        source = cut_at_step(cluster, source, request.select, request.to_step, codec)
+    began = time.monotonic()
+    scan = _Scan(cluster, request, target, codec, now_ms, scanned)
+    if request.limit:
+        source = scan.limited(source, request.limit)
+    census, selector, source = scan.count(source)
+    last = scan.last(source, census)
+    seconds = time.monotonic() - began
+    plan = ReplayPlan(
+        plan_id=new_plan_id(),
+        created_ms=now_ms,
+        who=request.who,
+        source=source,
+        select=request.select,
+        target=target,
+        fork=request.fork,
+        to_step=request.to_step,
+        replays_max=request.replays_max,
+        rate=request.rate,
+        last=last,
+    )
+    preview = _preview(plan, census, selector, codec, request.decode)
+    preview |= {"not_processed_yet": unprocessed, "scan_s": round(seconds, 3), "inverted_keys": len(census.inverted)}
+    return replace(plan, preview=preview)
+
+
+def _placed(cluster: Cluster, request: Request) -> tuple[Source, Target, int]:
+    """The source with its spans, the target, and how many offsets the group will process anyway."""
+    admin = cluster.admin()
+    try:
+        every = every_layout(admin, admin.topic_names(), request.group)
+        kind = kind_of(request, every)
+        if kind != "file":
+            source_spec(admin, request.topic)
+        target = target_of(request, admin, kind, every)
+        if kind == "file":
+            source, unprocessed = file_source(request.topic), 0
+        else:
+            source, unprocessed = spans_of(cluster, admin, request, kind)
+        check_target(admin, target, source)
+    finally:
+        admin.close()
+    return source, target, unprocessed
+
+
+def file_source(path: str) -> Source:
+    """A container file as a source of one partition. Raises `UndecodableError`."""
+    return Source("file", path, 1, {0: Span(0, count_records(Path(path)))})
+
+
+class _Scan:
+    def __init__(
+        self,
+        cluster: Cluster,
+        request: Request,
+        target: Target,
+        codec: DictCodec | None,
+        now_ms: int,
+        scanned: Scanned,
+    ) -> None:
+        self._cluster, self._request, self._target = cluster, request, target
+        self._codec, self._now_ms, self._scanned = codec, now_ms, scanned
+        self._last: dict[int, Message] = {}
+
+    def _selector(self, source: Source) -> Selector:
+        return Selector(source, self._request.select, self._target, self._now_ms, self._codec)
+
+    def _read(self, source: Source) -> Iterable[list[Message]]:
+        """A partition ends where nothing more can be read: the first record of a transaction that is open now is behind the end."""
+        total, done = sum(span.size for span in source.spans.values()), 0
+        starts = {TopicPartition(source.topic, p): span.start for p, span in source.spans.items()}
+        ends = {TopicPartition(source.topic, p): span.end for p, span in source.spans.items()}
+        found: Iterable[list[Message]]
+        if source.kind == "file":
+            end = source.spans[0].end
+            found = ([m for m in each if m.offset() < end] for each in batches(file_records(Path(source.topic))))
+        else:
+            found = read_batches(self._cluster, starts, ends, None, stop_at_open=True)
+        self._last = {}
+        for messages in found:
+            yield messages
+            self._last |= dict(zip(map(_partition, messages), messages, strict=True))
+            done += len(messages)
+            self._scanned(done, total)
+
+    def _frozen(self, source: Source) -> Source:
+        """Each partition ends with the last record that was just read: a run waits neither for markers of transactions behind it, nor
+        for what was not there yet."""
+        if source.kind == "file":
+            return source
+        spans = {}
+        for p, span in source.spans.items():
+            last = self._last.get(p)
+            spans[p] = (
+                replace(span, end=span.start)
+                if last is None
+                else replace(span, end=last.offset() + 1, last_ms=last.timestamp()[1])
+            )
+        return replace(source, spans=spans)
+
+    def count(self, source: Source) -> tuple[Census, Selector, Source]:
+        selector = self._selector(source)
+        total = sum(span.size for span in source.spans.values())
+        census = Census(self._request.replays_max, -(-total // SAMPLES_MAX), source.kind == "dead_letters")
+        for messages in self._read(source):
+            census.add(list(selector.choose(messages)))
+        return census, selector, self._frozen(source)
+
+    def limited(self, source: Source, limit: int) -> Source:
+        """The spans end so that the oldest `limit` chosen records are in them, partition by partition from the front."""
+        heads: dict[int, list[tuple[int, int]]] = {p: [] for p in source.spans}
+        selector = self._selector(source)
+        for messages in self._read(source):
+            for message in selector.choose(messages):
+                found = heads[message.partition()]
+                if len(found) < limit:
+                    found.append((message.timestamp()[1], message.offset()))
+        if sum(map(len, heads.values())) <= limit:
+            return self._frozen(source)
+        ends = {p: span.start for p, span in source.spans.items()}
+        queue = [(found[0][0], p, 0) for p, found in heads.items() if found]
+        heapq.heapify(queue)
+        for _ in range(limit):
+            _, partition, index = heapq.heappop(queue)
+            found = heads[partition]
+            ends[partition] = found[index][1] + 1
+            if index + 1 < len(found):
+                heapq.heappush(queue, (found[index + 1][0], partition, index + 1))
+        spans = {p: Span(span.start, ends[p], span.beginning) for p, span in source.spans.items()}
+        return replace(source, spans=spans)
+
+    def last(self, source: Source, census: Census) -> dict[int, tuple[int, ...]]:
+        """Where the records of inverted keys lie, in the order of their origins."""
+        if not census.inverted:
+            return {}
+        selector = self._selector(source)
+        found: dict[int, list[tuple[int, int]]] = {}
+        for messages in self._read(source):
+            for message in selector.choose(messages):
+                if (message.partition(), message.key()) in census.inverted:
+                    delivery = delivery_of(message)
+                    origin = delivery.origin_offset if delivery is not None else message.offset()
+                    found.setdefault(message.partition(), []).append((origin, message.offset()))
+        return {partition: tuple(offset for _, offset in sorted(places)) for partition, places in found.items()}
+
+
+def _preview(
+    plan: ReplayPlan, census: Census, selector: Selector, codec: DictCodec | None, decode: str
+) -> dict[str, Any]:
+    checked = _check(census.samples if decode != "none" else [], codec, census)
+    selected = census.selected
+    rate = plan.rate or USUAL_RATE
+    return {
+        "offsets": plan.offsets,
+        "selected": selected,
+        "loop_capped": census.loop_capped,
+        "decoded_by_filter": selector.decoded,
+        "partitions": {str(partition): count for partition, count in sorted(census.partitions.items())},
+        "keys": [{"key": key_text(key), "records": count} for key, count in census.keys.most_common(10)],
+        "distinct_keys": len(census.keys),
+        "keys_are_lower_bounds": census.keys_forgotten,
+        "types": {str(kind): count for kind, count in census.types.most_common(30)},
+        "errors": dict(census.errors.most_common(20)),
+        "histogram": [{"from_ms": start, "to_ms": end, "records": n} for start, end, n in census.histogram()],
+        "expected_s": round(selected / rate, 1),
+        "target": plan.target.text,
+        **checked,
+    }
+
+
+def _check(samples: list[Message], codec: DictCodec | None, census: Census) -> dict[str, Any]:
+    """How many of the samples decode, and fit the contract that this build has for their type."""
+    found: Counter[str] = Counter()
+    names: dict[bytes, str] = {}
+    problems: Counter[str] = Counter()
+    shown: list[Mapping[str, Any]] = []
+    for message in samples:
+        value = show(codec, message)
+        found["undecodable" if value.problem else "decoded"] += 1
+        data = message.value()
+        if data is not None and data[:1] == b"\x00" and not value.problem:
+            names.setdefault(data[:5], value.type.rpartition(".")[2])
+        if value.problem:
+            problems[value.problem[:200]] += 1
+        elif value.type in EVENT_TYPES and isinstance(value.value, dict):
+            try:
+                EVENT_TYPES[value.type].read(value.value)
+                found["valid"] += 1
+            except ValueError as error:
+                problems[str(error).splitlines()[0][:200]] += 1
+        if len(shown) < SHOWN_SAMPLES:
+            place = f"{message.partition()}:{message.offset()}"
+            shown.append(
+                {"place": place, "key": key_text(message.key()), "type": value.type, "value": str(value.value)[:300]}
+            )
+    census.name_types(names)
+    return {
+        "checked": len(samples),
+        "decoded": found["decoded"],
+        "valid": found["valid"],
+        "problems": dict(problems.most_common(5)),
+        "samples": shown,
+    }
+
+
+def check_request(request: Request) -> None:
+    """What does not need a cluster to be seen. Raises `ConfigurationError`."""
+    if request.decode not in ("some", "none"):
+        raise ConfigurationError(f"--decode {request.decode!r:.40} must be some or none")
+    if (request.to_step is not None or request.fork is not None) and len(request.select.keys) != 1:
+        raise ConfigurationError("--to-step and --fork-run are about one run: name it with one --key RUN_ID")
+    if request.fork is not None and not request.to_topic:
+        raise ConfigurationError("--fork-run writes new events: name their topic with --to-topic (no lane takes them)")

@@ -1,0 +1,79 @@
+"""How far a plan is, from outside: the commits of its group, who is in it, and what operators switched."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.inspect.control import read_switches
+from pipeline.inspect.positions import committed
+from pipeline.model.cluster import GroupMember, TopicPartition
+from pipeline.replay.joining import members_of
+from pipeline.replay.plan import ReplayPlan
+from pipeline.replay.progress import Done, done_of
+from pipeline.replay.running import Surroundings, counts_by_results, finished, of_file
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """`state`: "not started", "running", "paused", "interrupted" (nobody is at it), "cancelled" or "finished"."""
+
+    plan: ReplayPlan
+    state: str
+    done: int
+    total: int | None
+    counts: dict[str, int]
+    partitions: dict[int, Done]
+    members: tuple[GroupMember, ...]
+    switched: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        spans = self.plan.source.spans
+        return {
+            "plan": self.plan.plan_id,
+            "state": self.state,
+            "done": self.done,
+            "total": self.total,
+            "counts": self.counts,
+            "target": self.plan.target.text,
+            "switched": self.switched,
+            "members": [{"member": m.member_id, "client_id": m.client_id, "host": m.host} for m in self.members],
+            "partitions": [
+                {"partition": p, "start": spans[p].start, "end": spans[p].end, "at": done.offset, "seen": done.seen}
+                for p, done in sorted(self.partitions.items())
+            ],
+        }
+
+
+def status_of(surroundings: Surroundings, plan: ReplayPlan) -> Status:
+    """Read it now. Raises `ClusterUnavailable`."""
+    group = surroundings.group(plan.plan_id)
+    places = [TopicPartition(plan.source.topic, p) for p in plan.source.spans] if not of_file(plan) else []
+    positions = committed(surroundings.cluster, group, places)
+    admin = surroundings.cluster.admin()
+    try:
+        members = members_of(admin, group)
+    finally:
+        admin.close()
+    switch = read_switches(surroundings.cluster, surroundings.control).replay(plan.plan_id)
+    spans, last = plan.source.spans, plan.last
+    found = {place.partition: done_of(positions.get(place), spans[place.partition].start) for place in places}
+    counts: Counter[str] = counts_by_results(surroundings, plan) if of_file(plan) else Counter()
+    for done in found.values():
+        counts += done.counts
+    complete = (
+        finished(surroundings, plan) is not None
+        if of_file(plan)
+        else bool(positions) and all(found[p].complete(s.end, len(last.get(p, ()))) for p, s in spans.items())
+    )
+    state = (
+        "finished" if complete
+        else switch.state if switch is not None
+        else "running" if members
+        else "interrupted" if positions or counts
+        else "not started"
+    )  # fmt: skip
+    total = (plan.preview or {}).get("selected")
+    switched = "" if switch is None else f"{switch.state} by {switch.who}: {switch.why}"
+    return Status(plan, state, sum(counts.values()), total, dict(counts), found, tuple(members), switched)

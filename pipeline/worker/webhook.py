@@ -1,0 +1,79 @@
+"""One POST of an alert to a URL, signed. Blocks; meant for a thread of its own.
+
+Pipeline-Alert-Id: what the alert is about, the same whenever it is sent again
+Pipeline-Timestamp: seconds since the epoch
+Pipeline-Signature: sha256= and the hex HMAC-SHA256 of `TIMESTAMP.BODY` with the shared secret (left out without one)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipeline.model.alerts import Alert
+from pipeline.model.errors import ConfigurationError
+
+AGAIN = frozenset({408, 425, 429})
+
+
+class Refused(Exception):
+    """The receiver does not want it, and never will."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect could lead anywhere, and would turn the POST into a GET."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def signature(secret: str, timestamp: str, body: bytes) -> str:
+    """What a receiver compares (with `hmac.compare_digest`) to the header, after checking that the time is recent."""
+    return "sha256=" + hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """`url` may hold a secret (chat services do that): only `host` is ever shown. Raises ConfigurationError."""
+
+    url: str = field(repr=False)
+    secret: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        if urlsplit(self.url).scheme not in ("http", "https") or not self.host:
+            raise ConfigurationError(
+                "alert_webhook (PIPELINE_ALERT_WEBHOOK) must be a URL such as https://alerts.example/hook"
+            )
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).hostname or ""
+
+    def post(self, alert: Alert, timeout_s: float) -> None:
+        """Raises Refused for an answer that stays the same (most of 3xx and 4xx), OSError for one that may not."""
+        body = json.dumps(alert.as_json(), separators=(",", ":")).encode()
+        timestamp = str(int(time.time()))
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "agent-run-pipeline",
+            "Pipeline-Alert-Id": alert.alert_id,
+            "Pipeline-Timestamp": timestamp,
+        }
+        if self.secret:
+            headers["Pipeline-Signature"] = signature(self.secret, timestamp, body)
+        request = urllib.request.Request(self.url, body, headers, method="POST")
+        try:
+            with urllib.request.build_opener(_NoRedirects).open(request, timeout=timeout_s):
+                return
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code < 500 and error.code not in AGAIN:
+                raise Refused(f"{self.host} answered {error.code}") from None
+            raise ConnectionError(f"{self.host} answered {error.code}") from None

@@ -1,0 +1,69 @@
+"""A part of the fault plan for every run of the tests: few records, workers killed and answers lost on three real nodes."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.app import Pipeline
+from pipeline.model.cluster import TopicPartition, TopicSpec
+from pipeline.model.errors import ClusterUnavailable
+from pipeline.settings import Settings
+from tests.fault.ground import LOGIN, NODES, Ground, ground
+from tests.fault.plan import CLASSIC, ROWS
+from tests.fault.running import run_trial
+from tests.fault.trial import Plan
+from tests.integration.waiting import until
+
+pytestmark = pytest.mark.timeout(240)
+QUICK = (1, 8)
+"""A worker killed, and answers lost behind the proxies."""
+PLAN = Plan(records=1_500, lasts_s=4.0, seed=11)
+
+
+@pytest.fixture(scope="module")
+def field() -> Iterator[Ground]:
+    with ground() as made:
+        yield made
+
+
+@pytest.mark.parametrize("number", QUICK)
+def test_a_row_of_the_plan_holds(field: Ground, number: int) -> None:
+    row = next(row for row in ROWS if row.number == number)
+    result = run_trial(field, row, CLASSIC, PLAN, print)
+    assert result.good, result.problems
+    assert result.records == PLAN.records
+    assert (result.lost, result.order_breaks) == (0, 0)
+    assert result.faults
+
+
+def test_an_offset_that_a_silent_leader_does_not_tell_is_an_error(field: Ground) -> None:
+    """What librdkafka gives for such a partition is -1001 and no error; every worker would take it for the end of the log."""
+    app = Pipeline("t", settings=Settings(broker=field.proxied, client=LOGIN))
+    admin = app.cluster.admin()
+    topic = f"silent-{uuid.uuid4().hex[:8]}"
+    admin.create_topics([TopicSpec(topic, 6)])
+    places = [TopicPartition(topic, p) for p in range(6)]
+
+    def answered() -> bool:
+        try:
+            return all(end == 0 for end in admin.end_offsets(places).values())
+        except ClusterUnavailable:
+            return False  # "not leader": a node hears of a new topic a little later
+
+    until("all leaders answer", answered)
+    field.proxies.freeze(field.leaders(topic)[0])
+    try:
+        with pytest.raises(ClusterUnavailable):
+            admin.end_offsets(places, timeout_s=1.0)
+    finally:
+        field.proxies.heal()
+    until("they answer again", answered)
+
+
+def test_every_row_of_the_plan_is_there() -> None:
+    assert [row.number for row in ROWS] == list(range(1, 26))
+    assert all(row.variants for row in ROWS)
+    assert len(NODES) == 3

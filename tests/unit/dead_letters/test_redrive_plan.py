@@ -1,0 +1,60 @@
+"""Order and choice of a redrive, as pure functions of what the index knows."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.dead_letters.redrive_plan import Origin, choose_canary, group_of, inverted
+from pipeline.dead_letters.states import id_of, position_of
+from pipeline.model.errors import ConfigurationError
+
+
+def origin(
+    partition: int, offset: int, key: str | None, of: int | None, error: int = 0, group: str | None = "g"
+) -> Origin:
+    return Origin(id_of(partition, offset), key, "t", of, error, 0, group)
+
+
+LETTERS = st.lists(
+    st.tuples(st.integers(0, 2), st.sampled_from(["a", "b", "c", None]), st.integers(0, 30)), max_size=40
+).map(lambda rows: [origin(p, i, key, of, error=of % 3) for i, (p, key, of) in enumerate(rows)])
+
+
+@given(LETTERS)
+def test_what_goes_out_is_in_the_order_of_origins(letters: list[Origin]) -> None:
+    """The main pass without the inverted keys, then those, partition by partition: each key's origins ascend."""
+    letters = sorted(letters, key=lambda x: x.number)
+    last = inverted(letters)
+    for partition in range(3):
+        mine = {position_of(x.number)[1]: x for x in letters if position_of(x.number)[0] == partition}
+        late = last.get(partition, ())
+        sent = [offset for offset in mine if offset not in set(late)] + list(late)
+        assert sorted(sent) == sorted(mine), "each once"
+        for key in {x.key for x in mine.values()} - {None}:
+            found = [mine[offset].origin_offset for offset in sent if mine[offset].key == key]
+            assert found == sorted(found, key=int), (key, found)  # type: ignore[arg-type]
+
+
+@given(LETTERS, st.integers(1, 12))
+def test_a_canary_is_of_distinct_keys_and_no_letter_of_them_is_before_it(letters: list[Origin], many: int) -> None:
+    chosen = choose_canary(letters, many)
+    places = [(position_of(x.number)[0], x.key) for x in chosen]
+    assert len(set(places)) == len(chosen) == min(many, len({(position_of(x.number)[0], x.key) for x in letters}))
+    for letter in chosen:
+        same = [x for x in letters if (position_of(x.number)[0], x.key) == (position_of(letter.number)[0], letter.key)]
+        assert letter.origin_offset == min(x.origin_offset or 0 for x in same)
+
+
+def test_a_canary_is_of_as_many_errors_as_there_are() -> None:
+    letters = [origin(0, n, f"k{n}", n, error=0 if n < 97 else n) for n in range(100)]
+    assert {x.error for x in choose_canary(letters, 5)} == {0, 97, 98, 99}
+
+
+def test_letters_of_one_group_only() -> None:
+    assert group_of([origin(0, 1, "a", 1), origin(0, 2, "b", 2)]) == "g"
+    with pytest.raises(ConfigurationError, match="several groups"):
+        group_of([origin(0, 1, "a", 1), origin(0, 2, "b", 2, group="h")])
+    with pytest.raises(ConfigurationError, match="do not say whose"):
+        group_of([origin(0, 1, "a", 1, group=None)])

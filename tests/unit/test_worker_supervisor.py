@@ -1,0 +1,159 @@
+"""The supervisor of `pipeline run --processes`, with stand-in commands in place of workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import structlog
+
+from pipeline.model.restarts import RestartPolicy, ending
+from pipeline.worker.process import ProcessSpec
+from pipeline.worker.supervisor import RESTARTS, Command, Supervisor
+
+QUICK = RestartPolicy(first_s=0.01, max_s=0.05, limit=3, steady_s=60, ready_s=0.5)
+
+
+@pytest.fixture
+def said() -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+
+    def keep(_logger: Any, _name: str, event: dict[str, Any]) -> str:
+        lines.append(dict(event))
+        return ""
+
+    structlog.configure(processors=[keep], logger_factory=structlog.ReturnLoggerFactory())
+    return lines
+
+
+def python(code: str) -> Command:
+    return lambda index, ready: [
+        sys.executable,
+        "-S",
+        "-c",
+        f"index, ready = {index}, {ready}\n{textwrap.dedent(code)}",
+    ]
+
+
+def supervisor(
+    command: Command, restarts: RestartPolicy = QUICK, processes: int = 1, grace_s: float = 5.0
+) -> Supervisor:
+    return Supervisor(ProcessSpec("m:app"), processes, grace_s, restarts, command)
+
+
+def stopped_when(condition: Callable[[], Any], deadline_s: float = 30.0) -> threading.Thread:
+    """SIGTERM to this process, which the supervisor handles, as soon as something holds."""
+
+    def wait() -> None:
+        end = time.monotonic() + deadline_s
+        while not condition() and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Any:
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(7, "ended by exit code 7"), (-9, "killed by SIGKILL"), (-11, "killed by SIGSEGV"), (-63, "killed by signal 63")],
+)
+def test_an_end_is_named(code: int, words: str) -> None:
+    assert ending(code) == words
+
+
+def test_waits_double_up_to_the_longest_with_jitter_taken_off() -> None:
+    assert [RESTARTS.wait_s(n) for n in (1, 2, 3, 7, 8, 10_000)] == [0.5, 1.0, 2.0, 30.0, 30.0, 30.0]
+    assert RESTARTS.wait_s(3, 0.5) == pytest.approx(1.8)
+    assert RESTARTS.limit == 0, "workers are started again for as long as it takes"
+
+
+def test_it_gives_up_after_so_many_crashes_in_a_row_and_names_each(said: list[dict[str, Any]]) -> None:
+    assert supervisor(python("import os; os.kill(os.getpid(), 11)")).run() == 1
+    ends = [line for line in said if "how" in line]
+    assert [line["crashes"] for line in ends] == [1, 2, 3]
+    assert {line["how"] for line in ends} == {"killed by SIGSEGV"}
+    assert said[-1]["event"].endswith("giving up")
+
+
+def test_a_steady_process_starts_a_new_row(said: list[dict[str, Any]]) -> None:
+    policy = RestartPolicy(first_s=0.01, max_s=0.05, limit=3, steady_s=0.05, ready_s=5)
+    thread = stopped_when(lambda: len([line for line in said if "how" in line]) >= 5)
+    assert (
+        supervisor(python("import os, time; os.write(ready, b'ready'); time.sleep(0.2); os._exit(1)"), policy).run()
+        == 0
+    )
+    thread.join()
+    assert {line["crashes"] for line in said if "how" in line} == {1}
+
+
+def test_one_that_is_never_ready_is_killed_and_counts_as_a_crash(said: list[dict[str, Any]]) -> None:
+    assert supervisor(python("import time; time.sleep(60)")).run() == 1
+    assert [line["how"] for line in said if "how" in line] == ["killed by SIGKILL"] * 3
+    assert sum("not ready in time" in line["event"] for line in said) == 4
+
+
+def test_wrong_configuration_ends_it_at_once() -> None:
+    assert supervisor(python("import os; os._exit(2)")).run() == 2
+
+
+def test_sigterm_while_one_waits_for_its_restart_stops_the_others_in_order(said: list[dict[str, Any]]) -> None:
+    slow = RestartPolicy(first_s=60, max_s=60, limit=0, ready_s=60)
+    code = """
+        import os, signal, sys, time
+        if index: os._exit(3)
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        os.write(ready, b"ready")
+        time.sleep(60)
+    """
+    crew = supervisor(python(code), slow, processes=2)
+    thread = stopped_when(lambda: any("how" in line for line in said) and crew._children[0].ready)
+    began = time.monotonic()
+    assert crew.run() == 0
+    thread.join()
+    assert time.monotonic() - began < 30, "it did not wait for the restart"
+    assert crew.pids == {}
+
+
+def test_one_that_ignores_sigterm_is_killed_in_the_end(said: list[dict[str, Any]]) -> None:
+    code = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(ready, b'ready'); time.sleep(60)"
+    crew = supervisor(python(code), RestartPolicy(limit=0, ready_s=30), grace_s=0.3)
+    thread = stopped_when(lambda: crew._children[0].ready)
+    assert crew.run() == 0
+    thread.join()
+    assert said[-1]["event"] == "worker process did not stop in time: killed"
+
+
+def test_the_command_of_a_worker_names_what_it_runs() -> None:
+    spec = ProcessSpec("m:app", ("a", "b"), metrics_port=9100)
+    words: Sequence[str] = Supervisor(spec, 1)._worker(3, 17)
+    assert words[1:] == [
+        "-m",
+        "pipeline.worker.process",
+        str(os.getpid()),
+        "m:app",
+        "3",
+        "9100",
+        "127.0.0.1",
+        "a",
+        "b",
+        "--ready=17",
+    ]
+    assert subprocess.list2cmdline(words)
