@@ -20,7 +20,7 @@ demo: $(VENV)/.ready-run  ## the main job on a real Kafka, one worker killed in 
 	$(BIN)/pipeline demo $(ARGS)
 
 test: $(VENV)/.ready-dev  ## all tests, on a real Kafka
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 2 $(ARGS)
 
 lint: $(VENV)/.ready-dev  ## ruff, its formatter, mypy --strict, and the schemas against their history
 	code=0; for check in "ruff check --quiet ." "ruff format --check --quiet ." "mypy --strict --no-error-summary" "pipeline schemas check"; do \

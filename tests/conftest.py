@@ -8,6 +8,7 @@ by `topic_name`.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import socket
@@ -146,6 +147,11 @@ def _ask_desk(port: int) -> str:
 settings.register_profile("shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared-machine")
 
+# How long after its own time limit a test's process is ended: pytest-timeout raises in the main thread once, which does not
+# reach a thread that waits inside a C library, nor a teardown that then waits for ever. A whole run stood still on that.
+_PATIENCE_S = 90
+
+_STDERR = pytest.StashKey[int]()
 _BROKER = pytest.StashKey[_RunBroker]()
 _DESK = pytest.StashKey[_BrokerDesk]()
 
@@ -154,11 +160,35 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "first: its file goes to a test process before all others, as it takes long")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so `make test &` starts, and what it starts inherits it
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.stash[_STDERR] = os.dup(2)  # while it is not captured
     if hasattr(config, "workerinput"):
         return
     config.stash[_BROKER] = _RunBroker()
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False  # xdist starts with the files of most tests: we say so ourselves, below
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test that outlives its limit shows where each thread stands and ends its process; xdist reports it and goes on in a new one."""
+    marker = item.get_closest_marker("timeout")
+    limit_s = float(marker.args[0] if marker else item.config.getini("timeout"))
+    _end_process_after(limit_s + _PATIENCE_S, item.config)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
+    """A failure ends pytest's own and so our timer; the teardown that follows needs one."""
+    if isinstance(node, pytest.Item):
+        _end_process_after(_PATIENCE_S, node.config)
+
+
+def _end_process_after(seconds: float, config: pytest.Config) -> None:
+    faulthandler.dump_traceback_later(seconds, exit=True, file=config.stash[_STDERR])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
