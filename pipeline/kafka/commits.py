@@ -6,6 +6,8 @@ It must pass for the polling thread, because confluent-kafka lets the calls of d
 poll loop would starve the commit (see `_pass_for`).
 Why a read-back: when any partition of a request is refused, confluent-kafka reports that error for all of them although
 the others were stored. Asking the coordinator what it holds tells them apart.
+Why the member id: a commit carries the membership of the moment it is sent, not of the moment it was asked for. A member that is
+removed in between (a process that was stopped and wakes) has no id then, and a group that has run empty takes that from anybody.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from confluent_kafka import TopicPartition as Assigned
 
 from pipeline.kafka.errors import FENCED_CODES, cluster_error
 from pipeline.model.cluster import CommitCallback, Position, TopicPartition
-from pipeline.model.errors import ClusterError, ClusterUnavailable
+from pipeline.model.errors import ClusterError, ClusterUnavailable, FencedError
 
 METADATA_MAX_CHARACTERS = 4_095
 READ_BACK_TIMEOUT_S = 5.0
@@ -35,6 +37,7 @@ Answer = dict[TopicPartition, ClusterError | None]
 class _Request:
     positions: dict[TopicPartition, Position]
     thread_id: int
+    member_id: str
     answered: Callable[[Answer], None]
     refused: Answer = field(default_factory=dict)
 
@@ -96,7 +99,7 @@ class Committer:
             self._finish(request, dict.fromkeys(request.positions, gone))
 
     def _submit(self, positions: Mapping[TopicPartition, Position], answered: Callable[[Answer], None]) -> None:
-        request = _Request({}, threading.get_ident(), answered)
+        request = _Request({}, threading.get_ident(), self._member_id(), answered)
         for partition, position in positions.items():
             if error := _not_committable(partition, position):
                 request.refused[partition] = error
@@ -117,7 +120,7 @@ class Committer:
     def _run(self) -> None:
         while (request := self._requests.get()) is not None:
             _pass_for(request.thread_id)
-            self._finish(request, self._send(request.positions) if request.positions else {})
+            self._finish(request, self._send(request.positions, request.member_id) if request.positions else {})
 
     def _finish(self, request: _Request, answer: Answer) -> None:
         """The first answer counts: one that comes after `close` gave up changes nothing."""
@@ -126,8 +129,17 @@ class Committer:
                 return
         request.answered({**request.refused, **answer})
 
-    def _send(self, positions: dict[TopicPartition, Position]) -> Answer:
+    def _member_id(self) -> str:
+        try:
+            return self._consumer.memberid() or ""
+        except RuntimeError:  # closed under us
+            return ""
+
+    def _send(self, positions: dict[TopicPartition, Position], member_id: str) -> Answer:
         offsets = [Assigned(t, p, position.offset, position.metadata) for (t, p), position in positions.items()]
+        if self._member_id() != member_id:
+            gone = FencedError(f"member {member_id!r} was removed from the group before its commit was sent")
+            return dict.fromkeys(positions, gone)
         try:
             stored = self._consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as exception:

@@ -18,13 +18,11 @@ from pipeline.model.errors import ClusterError, ClusterUnavailable, PipelineErro
 from pipeline.model.transactions import Membership
 from pipeline.worker.damage import DamagedBatches
 from pipeline.worker.inputs import Claimed, Committed, Ended, Faulted, Fetched, Input, Lost, Opened, Refused, Revoking
-from pipeline.worker.opening import REQUEST_TIMEOUT_S, FetchPolicy, Opener
+from pipeline.worker.opening import FetchPolicy, Opener
+from pipeline.worker.tenure import Tenure
 
 OPEN_RETRY_S = (0.1, 0.3, 1.0, 3.0, 10.0)
 FULL_BEFORE_PAUSE_S = 0.5
-LAST_COMMIT_TRIES, LAST_COMMIT_PAUSE_S = 30, 0.1
-LAST_COMMIT_GAP_S = 2.5
-"""Below any session timeout in use, above the second that a coordinator in a rebalance may take to answer."""
 
 
 @dataclass(slots=True)
@@ -55,7 +53,6 @@ class Fetcher:
         self._post = post
         self._backlog = backlog
         self._monotonic = monotonic
-        self._wait = wait
         self._commands: deque[Callable[[], None]] = deque()
         self._opening: dict[int, _Opening] = {}
         self._owned: dict[int, tuple[TopicPartition, ...]] = {}
@@ -65,7 +62,7 @@ class Fetcher:
         self._added: set[TopicPartition] = set()
         self._paused: set[TopicPartition] = set()
         self._rebuilding: set[int] = set()
-        self._members: dict[int, str] = {}  # by partition: who we were when it was assigned
+        self._tenure = Tenure(consumer, monotonic, wait)
         self._vouching: deque[tuple[Collection[TopicPartition], Callable[[Membership | None], None]]] = deque()
         self._ends_told: dict[TopicPartition, int] = {}
         self._full_since: float | None = None
@@ -135,8 +132,8 @@ class Fetcher:
         while self._vouching:
             partitions, reply = self._vouching.popleft()
             member, ours = self._consumer.membership(), self._ours()
-            fine = member is not None and all(
-                tp in ours and self._members.get(tp.partition) == member.member_id for tp in partitions
+            fine = (
+                member is not None and ours.issuperset(partitions) and self._tenure.is_of(member.member_id, partitions)
             )
             reply(member if fine else None)
 
@@ -162,15 +159,16 @@ class Fetcher:
         so one that was asked for just before a rebalance would put the new owner's progress back.
         """
         ours, asked = self._ours(), positions
-        positions = {tp: position for tp, position in positions.items() if tp in ours}
+        refused = self._tenure.ended([tp for tp in positions if tp in ours])
+        positions = {tp: position for tp, position in positions.items() if tp in ours and tp not in refused}
         if not positions:
-            self._post(Committed({}, asked))
+            self._post(Committed(refused, asked))
             return
         try:
-            self._consumer.commit(positions, lambda errors: self._post(Committed(dict(errors), asked)))
+            self._consumer.commit(positions, lambda errors: self._post(Committed({**refused, **errors}, asked)))
         except PipelineError as error:
-            refused = error if isinstance(error, ClusterError) else ClusterError(str(error))
-            self._post(Committed(dict.fromkeys(positions, refused), asked))
+            known = error if isinstance(error, ClusterError) else ClusterError(str(error))
+            self._post(Committed({**refused, **dict.fromkeys(positions, known)}, asked))
 
     def claim(
         self,
@@ -187,7 +185,7 @@ class Fetcher:
         if not self._ours().issuperset(source):
             return
         for positions in (lanes, source):
-            errors = self._consumer.commit_now(positions, REQUEST_TIMEOUT_S) if positions else {}
+            errors = self._tenure.commit_now(positions)
             bad = next(((tp, error) for tp, error in errors.items() if error is not None), None)
             if bad is None:
                 continue
@@ -265,7 +263,7 @@ class Fetcher:
     def close(self) -> None:
         """Commit what was released and leave the group."""
         last = {tp: position for number in self._owned for tp, position in (self._last_word(number) or {}).items()}
-        self._commit_last(last)
+        self._tenure.commit_last(last)
         self._released = {number: (self._terms.get(number, 0), {}) for number in self._owned}
         self._consumer.close()
 
@@ -318,9 +316,9 @@ class Fetcher:
     # -- RebalanceListener
 
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        self._tenure.begin(partitions)
         for tp in partitions:
             self._released.pop(tp.partition, None)
-            self._members[tp.partition] = self._consumer.member_id()
             self._opening[tp.partition] = _Opening()
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> bool:
@@ -340,31 +338,10 @@ class Fetcher:
         if None in words:
             return False
         last = {tp: position for word in words for tp, position in (word or {}).items()}
-        self._commit_last(last)
+        self._tenure.commit_last(last)
         self._forget(owned)
         self._revoking = ()
         return True
-
-    def _commit_last(self, positions: Mapping[TopicPartition, Position]) -> None:
-        """The last word on partitions that are let go; what is not stored runs again elsewhere: nothing is lost.
-
-        In the moment between two generations the coordinator refuses even a member that it knows, so a refusal is answered by
-        trying again, but only while tries follow each other closely: after a gap (a process that was stopped) this
-        could be a member that was replaced and has joined again, whose commit would be taken (rule h).
-        """
-        left = dict(positions)
-        for _ in range(LAST_COMMIT_TRIES):
-            began = self._monotonic()
-            try:
-                errors = self._consumer.commit_now(left, REQUEST_TIMEOUT_S) if left else {}
-            except PipelineError:
-                return
-            left = {tp: position for tp, position in left.items() if errors.get(tp) is not None}
-            if not left:
-                return
-            self._wait(LAST_COMMIT_PAUSE_S)
-            if self._monotonic() - began > LAST_COMMIT_GAP_S:
-                return
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         numbers = [tp.partition for tp in partitions]

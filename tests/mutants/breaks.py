@@ -33,7 +33,9 @@ BREAKS = (
     Break("commit-refused-is-forgotten", "worker.committing", "self._refused[tp] = position", "pass", "tests/unit/test_committing.py"),
     Break("commit-never-doubted", "worker.committing", "if known.doubted_ms:", "if False:", "tests/unit/test_committing.py"),
     Break("commit-of-the-unit-before", "worker.committing", "self._lanes.pop(tp, None)", "pass", found_by=14),
-    Break("no-last-commit", "worker.fetcher", "left = dict(positions)", "left = {}"),
+    Break("no-last-commit", "worker.tenure", "left = dict(positions)", "left = {}"),
+    Break("commits-as-whoever-we-are-now", "worker.tenure", "return bool(member_id) and all(self._members.get(tp.partition) == member_id for tp in partitions)", "return True", "tests/unit/test_worker_review.py"),
+    Break("commits-without-an-id", "worker.tenure", "return bool(member_id) and all(", "return not member_id or all(", "tests/unit/test_worker_review.py"),
     Break("claim-not-awaited", "worker.fetcher", "if bad is None:", "if True:", found_by=29),
     Break("claim-does-not-seek", "worker.fetcher", "self._consumer.seek(tp, offset)", "pass"),
     # owners

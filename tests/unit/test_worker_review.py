@@ -25,7 +25,7 @@ from pipeline.core.unit import SKIPPED
 from pipeline.memory import cluster as memory
 from pipeline.memory.cluster import MemoryCluster
 from pipeline.memory.loop import VirtualClockLoop, run
-from pipeline.model.cluster import Message, Position, TopicPartition
+from pipeline.model.cluster import CommitCallback, Message, Position, TopicPartition
 from pipeline.model.control import Switches
 from pipeline.model.errors import ClusterError, ClusterUnavailable, FencedError, SchemaUnavailable
 from pipeline.model.headers import DeliveryHeaders, encode
@@ -38,7 +38,7 @@ from pipeline.worker.control import ControlFollower
 from pipeline.worker.declaring import Retries
 from pipeline.worker.execution import failure_of
 from pipeline.worker.fetcher import Fetcher
-from pipeline.worker.inputs import Claimed, Input, Opened, Refused, Revoking
+from pipeline.worker.inputs import Claimed, Committed, Input, Opened, Refused, Revoking
 from pipeline.worker.opening import FetchPolicy
 from pipeline.worker.schema_waits import SchemaWaits
 from pipeline.worker.sending import Sender
@@ -114,6 +114,8 @@ class Consumer:
         self.positions: dict[TopicPartition, Position] = {}
         self.ends: dict[TopicPartition, int] = {}
         self.unknown: set[TopicPartition] = set()
+        self.member = "m"
+        self.stored: list[TopicPartition] = []
 
     def wake(self) -> None: ...
 
@@ -121,7 +123,7 @@ class Consumer:
         return {}
 
     def member_id(self) -> str:
-        return "m"
+        return self.member
 
     def committed(
         self, partitions: Collection[TopicPartition], timeout_s: float
@@ -145,7 +147,12 @@ class Consumer:
         self, positions: Mapping[TopicPartition, Position], timeout_s: float
     ) -> dict[TopicPartition, ClusterError | None]:
         error = self.refusals.pop() if self.refusals else None
+        self.stored.extend(() if error else positions)
         return dict.fromkeys(positions, error)
+
+    def commit(self, positions: Mapping[TopicPartition, Position], done: CommitCallback) -> None:
+        self.stored.extend(positions)
+        done(dict.fromkeys(positions))
 
     def add(self, positions: Mapping[TopicPartition, int]) -> None:
         self.fetched.update(positions)
@@ -253,6 +260,37 @@ def test_an_answer_to_an_earlier_revocation_is_not_taken_for_the_next_ones() -> 
     assert not poll.fetcher.revoked([SOURCE])
     poll.fetcher.release(0, {}, second.term)
     assert poll.fetcher.revoked([SOURCE])
+
+
+@pytest.mark.parametrize("now", ["", "the next"])
+def test_a_member_that_was_removed_commits_nothing_of_what_it_had(now: str) -> None:
+    """A process that was stopped past its session wakes: its id is gone before its callbacks say so. A group that has run empty
+    takes a commit without an id from anybody, and any group takes one from whoever has joined again."""
+    poll = Poll()
+    term = poll.opened().term
+    poll.claim()
+    assert poll.consumer.stored == [LANE, SOURCE]
+    poll.consumer.member = now
+    poll.fetcher.request(lambda: poll.fetcher.commit({SOURCE: Position(5, "")}))
+    poll.step()
+    answer = next(item for item in poll.posted if isinstance(item, Committed))
+    assert isinstance(answer.errors[SOURCE], FencedError)
+    poll.claim()
+    poll.fetcher.release(0, {SOURCE: Position(5, "")}, term)
+    assert poll.fetcher.revoked([SOURCE])
+    assert poll.consumer.stored == [LANE, SOURCE], "what was stored before it was removed, and nothing more"
+
+
+def test_what_is_assigned_to_the_next_member_is_committed_by_it() -> None:
+    poll = Poll()
+    poll.opened()
+    poll.claim()
+    poll.fetcher.lost([SOURCE])
+    poll.consumer.member = "the next"
+    poll.opened()
+    poll.fetcher.request(lambda: poll.fetcher.commit({SOURCE: Position(5, "")}))
+    poll.step()
+    assert poll.consumer.stored == [LANE, SOURCE, SOURCE]
 
 
 def test_one_partition_that_can_not_be_opened_does_not_hold_up_the_others() -> None:
