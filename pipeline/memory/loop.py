@@ -20,16 +20,31 @@ class Deadlock(RuntimeError):
     """Nothing is ready and no timer is set: the program under test waits for what can never come."""
 
 
+class Livelock(RuntimeError):
+    """The program under test goes round without end, and no time passes: on real time it would only burn a processor."""
+
+
+TURNS_MAX = 10_000
+"""Turns of the loop within one instant of virtual time; simulated fleets need fewer than a hundred."""
+
+
 class _Timers:
     """Stands in for the selector: asked to wait, it moves the clock."""
 
     def __init__(self, loop: VirtualClockLoop) -> None:
         self._loop = loop
+        self._turns = 0
 
     def select(self, timeout: float | None) -> list[Any]:
         if timeout is None:
             raise Deadlock(f"nothing is ready and no timer is set at {self._loop.clock()} ms of virtual time")
-        self._loop.advance(timeout)
+        if timeout > 0:
+            self._turns = 0
+            self._loop.advance(timeout)
+        elif self._turns >= TURNS_MAX:
+            raise Livelock(f"{TURNS_MAX:,} turns of the loop at {self._loop.clock()} ms of virtual time, and no end")
+        else:
+            self._turns += 1
         return []
 
 

@@ -87,18 +87,22 @@ class AsyncRunners:
     async def _take_turns(self, runner: _Runner) -> None:
         engine, take = self._engine, self._engine.take
         clean = contextvars.copy_context()
-        turn = 0
+        turn, worked = 0, False
         self._baton = False
         while True:
             delivery = take()
             if delivery is None:
                 runner.wake = self._loop.create_future()
                 self._idle.append(runner)
-                engine.rested()
+                if (
+                    worked
+                ):  # else nothing has changed: an engine that drains, and may start nothing, would wake us for ever
+                    engine.rested()
                 await runner.wake
                 self._baton = False
-                turn = 0
+                turn, worked = 0, False
                 continue
+            worked = True
             while delivery is not None:
                 runner.delivery = delivery
                 if not self._baton and (engine.ready or engine.resumed):

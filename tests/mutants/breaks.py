@@ -44,6 +44,7 @@ BREAKS = (
     Break("lost-units-work-on", "worker.ownership", "                continue\n            handle = self._draining.pop(unit, None)", "                continue\n            continue\n            handle = self._draining.pop(unit, None)", found_by=14),
     Break("revoke-without-drain", "worker.engine", "return not self.executor.holds(unit) and not self._sender.pending(unit)", "return True", found_by=31),
     Break("drain-forgets-handlers", "worker.runners", "return any(runner.delivery is not None and runner.delivery.unit is unit for runner in self._runners)", "return False", found_by=31),
+    Break("idle-runners-wake-a-drain", "worker.runners", "if worked:", "if True:", found_by=516),
     Break("drain-forgets-writes", "worker.engine", "not self.executor.holds(unit) and not self._sender.pending(unit)", "not self.executor.holds(unit)", found_by=31),
     Break("drain-forgets-waits-in-memory", "worker.dispatch", "return waiting + again", "return []", "tests/simulation/test_simulation.py::test_a_stop_forgets_no_attempt"),
     Break("closed-units-stay-queued", "worker.dispatch", "kept = [delivery for delivery in queue if delivery.unit is not unit]", "kept = list(queue)", "tests/unit/test_dispatch.py"),

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from pipeline.memory.loop import START_MS, Deadlock, VirtualClockLoop, run
+from pipeline.memory.loop import START_MS, Deadlock, Livelock, VirtualClockLoop, run
 
 
 def test_an_hour_takes_no_time() -> None:
@@ -51,6 +51,20 @@ def test_waiting_for_nothing_is_an_error_and_not_a_hang() -> None:
         await loop.create_future()
 
     with pytest.raises(Deadlock):
+        run(main)
+
+
+def test_going_round_without_end_is_an_error_and_not_a_hang() -> None:
+    """A test's time limit does not help: what it raises inside a callback is logged by the loop, and it goes round on."""
+
+    async def main(loop: VirtualClockLoop) -> None:
+        def again() -> None:
+            loop.call_soon(again)
+
+        again()
+        await asyncio.sleep(1)
+
+    with pytest.raises(Livelock):
         run(main)
 
 
