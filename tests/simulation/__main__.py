@@ -86,9 +86,15 @@ def many(first: int, count: int, jobs: int) -> int:
             seen += met
             repeats += again_ran
             failing += found
+            for seed, problems in found[:SHOWN_MAX]:
+                print(f"seed {seed} does not hold: {problems[0][:160]}", flush=True)
             done += CHUNK
             if done % 2_000 == 0:
-                print(f"{done} histories, {len(failing)} failing, {time.monotonic() - began:.0f} s", flush=True)
+                passed = time.monotonic() - began
+                left = passed / done * max(0, count - done) / 60
+                print(
+                    f"{done} histories, {len(failing)} failing, {passed:.0f} s, about {left:.0f} min left", flush=True
+                )
     for name, times in sorted(seen.items()):
         print(f"{times:10}  {name}")
     print(
