@@ -94,9 +94,7 @@ class AsyncRunners:
             if delivery is None:
                 runner.wake = self._loop.create_future()
                 self._idle.append(runner)
-                if (
-                    worked
-                ):  # else nothing has changed: an engine that drains, and may start nothing, would wake us for ever
+                if worked:  # else nothing has changed, and an engine that may start nothing would wake us for ever
                     engine.rested()
                 await runner.wake
                 self._baton = False

@@ -122,9 +122,8 @@ class Transactions:
             self._hurry()
             return False
         except ClusterError as error:
-            self._failed = (
-                self._failed or error
-            )  # what is open is not committed any more, so nothing is lost by going on
+            # What is open is not committed any more, so nothing is lost by going on.
+            self._failed = self._failed or error
         if not self._sent:
             self._since_ms = self._clock.now_ms
         self._sent += 1

@@ -141,6 +141,9 @@ def test_a_rebalance_that_asks_for_what_a_stop_released_commits_its_positions() 
             refused = len(commits) == 1  # between two generations
             return dict.fromkeys(positions, FencedError("ILLEGAL_GENERATION") if refused else None)
 
+        def member_id(self) -> str:
+            return "m"
+
         def wake(self) -> None: ...
         def remove(self, partitions: Any) -> None: ...
 
@@ -155,6 +158,7 @@ def test_a_rebalance_that_asks_for_what_a_stop_released_commits_its_positions() 
         lambda: 0.0,
         waits.append,
     )  # type: ignore[arg-type]
+    fetcher.assigned([source])
     fetcher._owned[0] = (source,)
     fetcher.release(0, {source: Position(7)})
     fetcher.release(0, {})
