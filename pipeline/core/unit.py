@@ -238,8 +238,7 @@ class Unit:
 
     def done(self, delivery: Delivery, now_ms: int) -> Delivery | None:
         """Processed, and its outputs acknowledged. Returns the key's next record, already admitted, if there is one."""
-        key = delivery.key
-        lane = delivery.lane
+        key, lane = delivery.key, delivery.lane
         del self.lanes[lane].tracker.open[delivery.offset]
         if lane or key in self.parking.keys:
             self.parking.resolve(key, delivery.identity)
@@ -254,7 +253,8 @@ class Unit:
         """The key is not busy any more: its next record that may run, if any."""
         while (delivery := self._next(key)) is not None:
             if not delivery.lane and key not in self.parking.keys:
-                return delivery  # the key stays busy
+                self.busy.add(key)  # it is not any more where a stale copy was settled in the turn before
+                return delivery
             self.busy.discard(key)
             if self.admit(delivery, now_ms):
                 return delivery

@@ -230,10 +230,11 @@ class Sender:
         stuck.insert(at, sent)
 
     def _unstick(self, sent: _Sent, now_ms: int) -> None:
-        """The first of a lane is through: the others follow."""
-        stuck = self._stuck.pop(sent.lane, None) if sent.lane is not None else None
-        if stuck is None:
+        """The first of a lane is through: the others follow. One that went out again beside it says nothing of it: it may have failed."""
+        stuck = self._stuck.get(sent.lane) if sent.lane is not None else None
+        if stuck is None or sent not in stuck:
             return
+        del self._stuck[sent.lane]  # type: ignore[arg-type]
         stuck.remove(sent)
         for other in stuck:
             self._resend(other, now_ms)

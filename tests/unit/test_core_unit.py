@@ -89,6 +89,23 @@ def test_a_skipped_record_in_the_queue_does_not_spin_and_its_successors_run_afte
     assert not target.parking.keys
 
 
+def test_a_key_stays_busy_behind_a_stale_copy_that_waited_for_it() -> None:
+    """Its hand-off was written twice (an acknowledgement got lost). The second copy is settled when its turn comes; what is behind
+    it in memory runs next, and whatever comes meanwhile waits for that."""
+    target = unit(rebuilt(Progress(0, 0), {"10s": [lane_record(0, b"k", headers(0))]}))
+    target.receive_lane(1, [lane_record(at, b"k", headers(0, epoch=target.epoch)) for at in (0, 1)])
+    ready: deque[Delivery] = deque()
+    target.release_due(NOW, ready)
+    first, second = ready
+    assert target.admit(first, NOW)
+    (later,) = receive(target, source_record(1))
+    assert not any(target.admit(delivery, NOW) for delivery in (second, later))
+    assert target.done(first, NOW) is later
+    (last,) = receive(target, source_record(2))
+    assert not target.admit(last, NOW), "it ran beside the one before it"
+    assert target.done(later, NOW) is last
+
+
 def test_a_running_record_that_is_skipped_is_not_retried() -> None:
     target = unit(rebuilt(Progress(0, 0), {"10s": [lane_record(0, b"k", headers(0))]}))
     target.receive_lane(1, [lane_record(0, b"k", headers(0))])

@@ -609,6 +609,40 @@ def test_a_hand_off_goes_out_once_at_a_time_however_often_it_is_refused() -> Non
     assert not sender.pending(target)
 
 
+def test_a_hand_off_that_is_through_frees_no_lane_that_another_one_keeps() -> None:
+    """Three that were refused go out again side by side; the second is refused once more, then the third is written. It ended the
+    engine (it was looked for among those that wait); it may not send what waits for its time either."""
+    now, posted, producer = 1_000_000, [], FakeProducer(up=False)
+    sender = Sender(producer, "dlq", posted.append, lambda _delivery: "")  # type: ignore[arg-type]
+
+    def answer(key: bytes, error: ClusterError | None, at_ms: int) -> None:
+        producer.held.rotate(-[record.key for record in producer.held].index(key))
+        producer.answer(1, error)
+        item = posted.pop()
+        sender.answer(item.effect, item.error, at_ms)
+
+    target = core.unit()
+    for delivery in core.receive(target, *(core.source_record(at, key) for at, key in enumerate((b"a", b"b", b"c")))):
+        assert target.admit(delivery, now)
+        target.failed(delivery, core.FAILURE, now, 0.0)
+    for effect in target.effects:
+        assert isinstance(effect, HandOff)
+        sender.hand_off(effect, now)
+    no = ClusterUnavailable("not enough replicas")
+    for key in (b"a", b"b", b"c"):
+        answer(key, no, now)
+    sender.resend_due(now + 100)
+    answer(b"a", None, now + 120)
+    answer(b"b", no, now + 140)
+    answer(b"c", None, now + 150)
+    assert not producer.held, "the second waits for its time"
+    assert sender.troubled(target)
+    sender.resend_due(now + 450)
+    answer(b"b", None, now + 460)
+    assert not sender.troubled(target)
+    assert not sender.pending(target)
+
+
 def test_the_late_answer_to_a_commit_that_was_given_up_is_not_taken_for_the_next_ones() -> None:
     committer, target = Committer(), core.unit()
     first = committer.next([target], 1_000)
