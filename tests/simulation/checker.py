@@ -574,6 +574,8 @@ class Checker:
                 self._wrong("I1", f"{identity} has no ending")
             elif story.done and story.dead > story.behind and not story.skipped and not repeatable:
                 self._wrong("I2", f"{identity} is done and in the dead letters")
+            if self.terms.calm and story.dead - story.behind > 1:
+                self._wrong("I2", f"{identity} has {story.dead - story.behind} dead letters")
             lives = sum(1 for life_of, _ in self._lives if life_of == identity[0])
             runs, needed = sum(story.executions.values()), max(story.executions, default=0)
             if runs > needed * max(1, lives) and story.key is not None and self.terms.order != "none":

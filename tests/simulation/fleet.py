@@ -136,6 +136,7 @@ class Fleet:
         self.scenario, self.cluster, self.loop, self.facts = scenario, cluster, loop, facts
         self.alive: dict[str, Member] = {}
         self.frozen: set[str] = set()
+        self._pausing: object | None = None
         self.tiers = TIERS[0]
         self.clock_ahead_ms = 0
         self.stats: Counter[str] = Counter()
@@ -431,17 +432,18 @@ class Fleet:
 
     async def _on_pause(self, event: Event) -> None:
         if event.value:
-            told: list[bool] = []
+            self._pausing = asked = object()
 
             def written(error: object, _offset: int) -> None:
-                if error is None and not told:
-                    told.append(True)
+                if error is None and self._pausing is asked:  # the first answer, and no resume was sent before it came
+                    self._pausing = None
                     self.facts.happened("pause")
 
             self._switch(Pause(GROUP), True, written)
             self.loop.call_later(event.value / 1000, self.resume)
 
     def resume(self) -> None:
+        self._pausing = None
         self.facts.happened("resume")
         self._switch(Pause(GROUP), False)
 

@@ -35,6 +35,7 @@ class Held:
         self._letters: dict[Place, list[_Letter]] = defaultdict(list)
         self._opened: dict[Place, dict[Record, set[str]]] = defaultdict(dict)
         self._back: dict[Place, set[Record]] = defaultdict(set)
+        self._copied: set[tuple[Place, Record]] = set()
 
     def dead_letter(self, fact: Landed, record: Record, known_epoch: int) -> bool:
         """Does it follow a held record, and has not had its attempts?"""
@@ -64,7 +65,9 @@ class Held:
     def copy(self, place: Place, record: Record, hold: str) -> None:
         """A record of the replay lane that is about a held key."""
         kind, _, number = hold.partition("/")
-        if kind == "open":
+        if kind == "held":
+            self._copied.add((place, record))
+        elif kind == "open":
             self._opened[place].setdefault(record, set()).add(number)
         elif kind == "close":
             for opened in [each for each, numbers in self._opened[place].items() if number in numbers]:
@@ -84,7 +87,8 @@ class Held:
         """`ended(record, behind)`: has it an ending; and with `behind`: another one than following a held record?"""
         key = place[1]
         for head in self.heads[place]:
-            if head < record:
+            # Until its copy is in the replay lane an owner's death runs the head again, and what an operator released is not behind it.
+            if head < record and (record[0] > released or (place, head) in self._copied):
                 self._wrong("I3", f"{record} of {key!r} began behind {head}, which is held")
         if record[0] <= released:
             return

@@ -77,6 +77,19 @@ BROKEN: dict[str, tuple[str, list[Fact]]] = {
     ),
     "given up too soon": ("I2", [source(0), *CLAIM, began(1, 0), failed(1), letter(0, 1)]),
     "an attempt that none failed before": ("I2", [source(0), *CLAIM, began(1, 0, attempt=2)]),
+    "given up twice": (
+        "I2",
+        [
+            source(0),
+            *CLAIM,
+            began(1, 0),
+            failed(1),
+            began(2, 0, attempt=2, at_ms=1_000),
+            failed(2),
+            letter(0, 2),
+            letter(0, 2),
+        ],
+    ),
     "a dead letter of nothing": ("I2", [letter(0, 1)]),
     "overtaken": ("I3", [source(0), source(1), *CLAIM, began(1, 1)]),
     "two of a key at once": ("I3", [source(0), source(1), *CLAIM, began(1, 0), began(2, 1)]),
@@ -115,10 +128,14 @@ BROKEN: dict[str, tuple[str, list[Fact]]] = {
 }
 
 
+CALM = ("given up twice",)
+"""Of histories in which nobody died and no answer was lost."""
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_the_checker_sees(name: str) -> None:
     promised, facts = BROKEN[name]
-    checker = Checker(TERMS)
+    checker = Checker(replace(TERMS, calm=name in CALM))
     checker.take(facts)
     checker.check_end()
     assert promised in {promise(problem) for problem in checker.problems}
