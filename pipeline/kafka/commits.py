@@ -37,16 +37,20 @@ Answer = dict[TopicPartition, ClusterError | None]
 class _Request:
     positions: dict[TopicPartition, Position]
     thread_id: int
-    member_id: str
+    member_id: str | None
     answered: Callable[[Answer], None]
     refused: Answer = field(default_factory=dict)
 
 
 class Committer:
-    """Sends commits in its own thread; answers wait in a queue until the owner serves them in its thread."""
+    """Sends commits in its own thread; answers wait in a queue until the owner serves them in its thread.
+
+    `member_id`: the member that partitions were last assigned to, None before that. Nothing is sent as another one.
+    """
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
+        self.member_id: str | None = None
         self._requests: queue.Queue[_Request | None] = queue.Queue(_WAITING_MAX)
         self._answers: deque[tuple[CommitCallback, Answer]] = deque()
         self._arrived = threading.Event()
@@ -99,7 +103,7 @@ class Committer:
             self._finish(request, dict.fromkeys(request.positions, gone))
 
     def _submit(self, positions: Mapping[TopicPartition, Position], answered: Callable[[Answer], None]) -> None:
-        request = _Request({}, threading.get_ident(), self._member_id(), answered)
+        request = _Request({}, threading.get_ident(), self.member_id, answered)
         for partition, position in positions.items():
             if error := _not_committable(partition, position):
                 request.refused[partition] = error
@@ -129,18 +133,12 @@ class Committer:
                 return
         request.answered({**request.refused, **answer})
 
-    def _member_id(self) -> str:
-        try:
-            return self._consumer.memberid() or ""
-        except RuntimeError:  # closed under us
-            return ""
-
-    def _send(self, positions: dict[TopicPartition, Position], member_id: str) -> Answer:
+    def _send(self, positions: dict[TopicPartition, Position], member_id: str | None) -> Answer:
         offsets = [Assigned(t, p, position.offset, position.metadata) for (t, p), position in positions.items()]
-        if self._member_id() != member_id:
-            gone = FencedError(f"member {member_id!r} was removed from the group before its commit was sent")
-            return dict.fromkeys(positions, gone)
         try:
+            if member_id is not None and self._consumer.memberid() != member_id:
+                gone = FencedError(f"member {member_id!r} was removed from the group before its commit was sent")
+                return dict.fromkeys(positions, gone)
             stored = self._consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as exception:
             error = exception.args[0]

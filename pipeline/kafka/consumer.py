@@ -102,6 +102,7 @@ class KafkaConsumer:
     def _assigned(self, consumer: Consumer, partitions: list[Assigned]) -> None:
         # Without this call confluent-kafka would assign the partitions itself and fetch at once.
         consumer.incremental_assign([])
+        self._committer.member_id = self.member_id()
         ours = _plain(partitions)
         if ours and self._listener is not None and not self._closing:
             self._listener.assigned(ours)

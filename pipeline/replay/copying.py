@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from operator import methodcaller
 
 from pipeline.model.cluster import Acknowledgements, Headers, Message, OutRecord
 from pipeline.model.headers import (
@@ -28,7 +27,6 @@ _OFFSET_HERE, _TIME_HERE = 7_700_000_000_000_000_077, 8_800_000_000_000_000_088
 PLAIN_NAMES_MAX = 10_000
 """Header names that copies keep are remembered, at most so many."""
 _NONE: Headers = []
-_offset, _timestamp = methodcaller("offset"), methodcaller("timestamp")
 _Frame = tuple[str, bytes, Headers]
 """The header that holds both, as (name, pattern), and the headers behind it."""
 
@@ -114,14 +112,18 @@ class _SourceCopier:
         return found
 
     def __call__(self, partition: int, messages: Sequence[Message]) -> Copies:
-        offsets, copies = list(map(_offset, messages)), Copies()
+        offsets, copies = [message.offset() for message in messages], Copies()
         given = [message.headers() or _NONE for message in messages]
         if {name for headers in given for name, _ in headers} <= self._plain:
             name, pattern, rest = self._frame(partition, 1)
             records: list[OutRecord] = [
-                (message.key(), message.value(), [*headers, (name, pattern % (offset, time_ms if time_ms > 0 else 0)), *rest])
-                for message, headers, offset, (_, time_ms) in zip(messages, given, offsets, map(_timestamp, messages), strict=True)
-            ]  # fmt: skip
+                (
+                    m.key(),
+                    m.value(),
+                    [*headers, (name, pattern % (offset, t if (t := m.timestamp()[1]) > 0 else 0)), *rest],
+                )
+                for m, headers, offset in zip(messages, given, offsets, strict=True)
+            ]
         else:
             records = self._sorted_out(partition, messages, given, copies)
             capped = {result.offset for result in copies.kept}

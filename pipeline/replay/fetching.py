@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import methodcaller
 
 from pipeline.inspect.scan import read_batches
-from pipeline.model.cluster import Cluster, FetchFault, GroupConsumer, TopicPartition
+from pipeline.model.cluster import Cluster, FetchFault, GroupConsumer, Message, TopicPartition
 from pipeline.model.errors import NotAuthorized, PipelineError
 from pipeline.replay.flow import Flow
 from pipeline.replay.pacing import batch_records
@@ -18,8 +18,6 @@ FETCH = 500  # larger ones leave the processor's cache: measured, 2,000 take a q
 AHEAD, AHEAD_BYTES = 8_000, 64 * 1024 * 1024
 """What is fetched and waits to be sent: at most about so many records, and so many bytes by their usual size."""
 WAIT_BUSY_S, WAIT_IDLE_S, SILENT_S = 0.001, 0.05, 2.0
-
-_partition = methodcaller("partition")
 
 
 class Fetching:
@@ -33,6 +31,7 @@ class Fetching:
         self._size = batch_records(plan.rate, FETCH)
         self._resting: set[int] = set()  # partitions not fetched until less of what was fetched waits
         self._usual_bytes = 0.0
+        self._heard_s = 0.0
         self._fault: FetchFault | None = None
 
     def fault(self, fault: FetchFault) -> None:
@@ -55,14 +54,16 @@ class Fetching:
         now = time.monotonic()
         if messages:
             self._usual_bytes += (len(messages[0].value() or b"") - self._usual_bytes) / 8
-        for partition, group in groupby(messages, _partition):
+            self._heard_s = now
+        for group in _by_partition(messages):
+            partition = group[0].partition()
             flow = self._flows.get(partition)
             if flow is not None and not flow.draining:
-                flow.take(list(group))
+                flow.take(group)
                 flow.heard_s = now
                 if flow.fetched:
                     self._consumer.pause([TopicPartition(self._topic, partition)])
-        if running and not messages and not waiting:
+        if running and not messages and not waiting and now - self._heard_s > SILENT_S:
             self._listen_for_ends(now)
         return bool(messages)
 
@@ -82,7 +83,8 @@ class Fetching:
                 self._flows[partition].heard_s = time.monotonic()
 
     def _listen_for_ends(self, now: float) -> None:
-        """A span may end with offsets that never come (they were compacted away): asked of the broker when it is silent."""
+        """A span may end with offsets that never come (they were compacted away): asked of the broker when it is silent. While others
+        are fetched a partition may wait for its turn for long, and asking costs a client of its own."""
         for flow in self._flows.values():
             if not flow.fetched and not flow.draining and now - flow.heard_s > SILENT_S:
                 place = TopicPartition(self._topic, flow.partition)
@@ -90,6 +92,13 @@ class Fetching:
                 if next(left, None) is None:
                     flow.nothing_more()
                 flow.heard_s = time.monotonic()
+
+
+def _by_partition(messages: Sequence[Message]) -> list[Sequence[Message]]:
+    """Runs of one partition each; most fetches are one."""
+    if len({message.partition() for message in messages}) <= 1:
+        return [messages] if messages else []
+    return [list(group) for _, group in groupby(messages, methodcaller("partition"))]
 
 
 def unreadable(topic: str, fault: FetchFault) -> PipelineError:
