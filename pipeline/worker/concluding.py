@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from bisect import bisect_right
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -217,7 +218,8 @@ class Conclusions:
     def watch_amplification(self, delivery: Delivery, alarm: int) -> None:
         """Each successor of a head costs a hop: a long queue behind one key is worth an alarm."""
         unit = delivery.unit
-        waiting = len(unit.parking.keys.get(delivery.key, ()))
+        # Its own place and not the length: those that waited in memory are all handed on before the first of them comes here.
+        waiting = bisect_right(unit.parking.keys.get(delivery.key, ()), delivery.identity)
         if waiting and waiting % alarm == 0:
             self._stats.amplification_alarms += 1
             self._log.error(
