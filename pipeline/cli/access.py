@@ -27,6 +27,10 @@ GroupArgument = Annotated[str, typer.Argument(help="The consumer group.", metava
 BrokerOption = Annotated[
     str | None, typer.Option("--broker", help="Bootstrap address; PIPELINE_BROKER when not given.", metavar="ADDRESS")
 ]
+DeadLettersOption = Annotated[
+    str | None,
+    typer.Option("--dead-letters", help="Topic of its dead letters, where it is not TOPIC.GROUP.dlq.", metavar="TOPIC"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 WhoOption = Annotated[str | None, typer.Option("--who", help="Who does this; you at this host when not given.")]
 WhyOption = Annotated[str, typer.Option("--why", help="Why, for those who find it later.")]

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.access import BrokerOption, GroupArgument, JsonOption, now_ms, open_admin, open_cluster, real
+from pipeline.cli.access import (
+    BrokerOption,
+    DeadLettersOption,
+    GroupArgument,
+    JsonOption,
+    known_topic,
+    now_ms,
+    open_admin,
+    open_cluster,
+    real,
+)
 from pipeline.cli.groups_attach import TimeoutOption, attach, watch_until_live
 from pipeline.cli.groups_reset import reset
 from pipeline.cli.output import Column, clean, emit_json, line, note, table
@@ -89,6 +99,7 @@ def lag_command(
         bool, typer.Option("--until-live", help="Show progress until no more waits than comes in.")
     ] = False,
     timeout: TimeoutOption = None,
+    dead_letters: DeadLettersOption = None,
     broker: BrokerOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -104,7 +115,7 @@ def lag_command(
 
     with open_cluster(broker) as cluster:
         with open_admin(cluster) as admin:
-            entries = find_layouts(admin, real(group))
+            entries = find_layouts(admin, real(group), dead_letters and known_topic(admin, dead_letters))
         if until_live:
             for entry in entries:
                 watch_until_live(cluster, entry.group, entry.topics.source, timeout, as_json)

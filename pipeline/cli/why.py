@@ -8,9 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.access import BrokerOption, JsonOption, control_topic, now_ms, open_cluster, real
-from pipeline.cli.output import clean, emit_json, line, text_of
+from pipeline.cli.access import (
+    BrokerOption,
+    DeadLettersOption,
+    JsonOption,
+    control_topic,
+    known_topic,
+    now_ms,
+    open_admin,
+    open_cluster,
+    real,
+)
+from pipeline.cli.output import clean, emit_json, line, note, text_of
 from pipeline.model.durations import format_duration
+from pipeline.model.errors import ConfigurationError
 from pipeline.model.keys import key_text
 
 if TYPE_CHECKING:
@@ -131,6 +142,7 @@ def why(
     scan: Annotated[
         int, typer.Option("--scan", min=1, help="Newest records of the source and dead letters to look through.")
     ] = 200_000,
+    dead_letters: DeadLettersOption = None,
     broker: BrokerOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -142,13 +154,15 @@ def why(
     """
     from pipeline.inspect.collect import Collector, Reach, find_layouts, look_up
 
+    if dead_letters is not None and group is None:
+        raise ConfigurationError("--dead-letters is the topic of one group: say which one with --group")
     found: list[Explanation] = []
     with open_cluster(broker) as cluster:
-        admin = cluster.admin()
-        try:
-            entries = find_layouts(admin, None if group is None else real(group))
-        finally:
-            admin.close()
+        with open_admin(cluster) as admin:
+            named = dead_letters and known_topic(admin, dead_letters)
+            entries = find_layouts(admin, None if group is None else real(group), named)
+            names = set(admin.topic_names())
+        blind = [entry.without_dead_letters() for entry in entries if entry.topics.dead_letters not in names]
         for entry in entries:
             collector = Collector(cluster, entry, control_topic())
             try:
@@ -156,9 +170,12 @@ def why(
             finally:
                 collector.close()
     if as_json:
-        emit_json({"what": what, "found": [as_object(e) for e in found], "scanned_records_max": scan})
+        objects = [as_object(e) for e in found]
+        emit_json({"what": what, "found": objects, "scanned_records_max": scan, "warnings": blind})
     else:
         _print(found, what, scan)
+        for text in blind:
+            note(f"warning: {clean(text)}")
     raise typer.Exit(0 if found else 1)
 
 

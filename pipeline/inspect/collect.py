@@ -32,10 +32,10 @@ class Reach:
     seconds: float = SCAN_SECONDS
 
 
-def find_layouts(admin: ClusterAdmin, group: str | None = None) -> tuple[Layout, ...]:
-    """Layouts of one group, or of every group on the cluster, by topic names.
+def find_layouts(admin: ClusterAdmin, group: str | None = None, dead_letters: str | None = None) -> tuple[Layout, ...]:
+    """Layouts of one group, or of every group on the cluster, by topic names. `dead_letters`: their topic, if not the default.
 
-    Raises `ConfigurationError` when the named group has no lanes here.
+    Raises `ConfigurationError` when the named group has no lanes here, or the topic does not exist.
     """
     names = admin.topic_names()
     groups = admin.groups() if group is None else [group]
@@ -44,7 +44,13 @@ def find_layouts(admin: ClusterAdmin, group: str | None = None) -> tuple[Layout,
         raise ConfigurationError(
             f"group {group!r} has no lanes on this cluster: check the name with `pipeline groups list`, or run `pipeline topics apply`"
         )
-    return found
+    if dead_letters is None:
+        return found
+    if dead_letters not in names:
+        raise ConfigurationError(
+            f"topic {dead_letters!r} does not exist: --dead-letters is the name that dead_letter_topic has in subscribe"
+        )
+    return tuple(entry.with_dead_letters(dead_letters) for entry in found)
 
 
 class Collector:

@@ -89,7 +89,7 @@ def rows(facts: GroupFacts) -> list[LagRow]:
 
 
 def warnings(facts: GroupFacts, lag: Sequence[LagRow], oldest_dead_ms: int | None, now_ms: int) -> list[str]:
-    """One sentence for each thing that will be lost, or already is, unless somebody acts."""
+    """One sentence for each thing that will be lost, or already is, unless somebody acts, and for what could not be looked at."""
     found = []
     group = facts.entry.group
     if facts.state in ("empty", "dead") and facts.progress:
@@ -109,6 +109,8 @@ def warnings(facts: GroupFacts, lag: Sequence[LagRow], oldest_dead_ms: int | Non
             f"group {group} has no committed offsets on {', '.join(sorted(lanes))}, which holds records: they expired, or no worker "
             "of this version has run; lanes are then read from their beginning"
         )
+    if facts.entry.topics.dead_letters not in facts.specs:
+        found.append(facts.entry.without_dead_letters())
     found += _dead_letter_expiry(facts, oldest_dead_ms, now_ms)
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pipeline.model.durations import format_duration, parse_duration_ms
@@ -28,6 +28,17 @@ class Layout:
 
     group: str
     topics: LaneTopics
+
+    def with_dead_letters(self, topic: str) -> Layout:
+        """The same with dead letters under another name than the default."""
+        return replace(self, topics=replace(self.topics, dead_letters=topic))
+
+    def without_dead_letters(self) -> str:
+        """What a tool says that was told no name and finds no topic of the default one."""
+        return (
+            f"the dead letters of group {self.group} were not looked at: topic {self.topics.dead_letters} does not exist; "
+            "give the subscription's dead_letter_topic with --dead-letters"
+        )
 
 
 def layout(subscription: Subscription, prefix: str = "") -> Layout:
