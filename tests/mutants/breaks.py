@@ -38,6 +38,7 @@ BREAKS = (
     Break("commits-without-an-id", "worker.tenure", "return bool(member_id) and all(", "return not member_id or all(", "tests/unit/test_worker_review.py"),
     Break("claim-not-awaited", "worker.fetcher", "if bad is None:", "if True:", found_by=29),
     Break("claim-does-not-seek", "worker.fetcher", "self._consumer.seek(tp, offset)", "pass"),
+    Break("offsets-of-idle-lanes-expire", "worker.committing", "again = now_ms - known.at_ms > RECOMMIT_MS", "again = False", "tests/unit/test_committing.py"),
     # owners
     Break("no-epoch-check", "core.unit", "if offset >= lane.fence and headers.epoch < self.epoch and headers.hop:", "if False:", found_by=33),
     Break("no-fence-at-rebuild", "core.rebuild", "if offset >= scan.previous_fence and copy.epoch < self.epoch - 1 and copy.hop:", "if False:", found_by=33),

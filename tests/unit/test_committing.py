@@ -10,7 +10,7 @@ from pipeline.core.unit import LaneSpec, Unit, UnitPolicy
 from pipeline.model.cluster import TopicPartition
 from pipeline.model.errors import ClusterUnavailable
 from pipeline.model.policies import RetryPolicy
-from pipeline.worker.committing import DOUBT_MS, Committer
+from pipeline.worker.committing import DOUBT_MS, RECOMMIT_MS, Committer
 
 SOURCE, LANE = TopicPartition("t", 0), TopicPartition("t.g.replay", 0)
 NOW_MS = 1_000_000
@@ -45,6 +45,19 @@ def test_what_may_have_been_put_back_is_committed_once_more() -> None:
     assert committed(committer, owned, NOW_MS + 4 * DOUBT_MS) == set()
     assert committed(committer, owned, NOW_MS + 4 * DOUBT_MS + 1) == {LANE}
     assert committed(committer, owned, NOW_MS + 9 * DOUBT_MS) == set()
+
+
+def test_what_never_changes_is_committed_again_before_its_offsets_expire() -> None:
+    """Nobody subscribes to a lane, so its offsets expire though the group lives: a day (`offsets.retention.minutes`) at the least."""
+    assert RECOMMIT_MS <= 24 * 3_600_000
+    committer, owned = Committer(), unit()
+    committed(committer, owned, NOW_MS)
+    last_ms = NOW_MS + DOUBT_MS + 1
+    assert committed(committer, owned, last_ms) == {SOURCE, LANE}, "out of doubt"
+    for _ in range(3):
+        assert committed(committer, owned, last_ms + RECOMMIT_MS) == set()
+        last_ms += RECOMMIT_MS + 1
+        assert committed(committer, owned, last_ms) == {SOURCE, LANE}
 
 
 def test_a_partition_in_doubt_is_committed_when_it_is_let_go() -> None:
