@@ -189,6 +189,7 @@ def test_every_metric_is_documented() -> None:
     from prometheus_client import generate_latest
     from prometheus_client.registry import CollectorRegistry
 
+    from pipeline.emit.metrics import PublisherCollector
     from pipeline.worker import metrics
     from pipeline.worker.worker import Worker
 
@@ -197,6 +198,7 @@ def test_every_metric_is_documented() -> None:
     app = Pipeline("docs", settings=Settings(broker="memory://docs"))
     app.subscribe("t", group="g")(lambda event: None)
     registry.register(metrics.WorkerCollector(Worker(app)))
+    registry.register(PublisherCollector({}))
     worker = _metric_names(generate_latest(registry).decode())
     views = {name for name in _metric_names(generate_latest().decode()) if not name.endswith("_created")}
     assert views_metrics

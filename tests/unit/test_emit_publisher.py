@@ -11,10 +11,13 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from prometheus_client import generate_latest
+from prometheus_client.registry import CollectorRegistry
 from pydantic import ValidationError
 
 from pipeline import Pipeline, Settings
 from pipeline.emit.feed import Feeder
+from pipeline.emit.metrics import PublisherCollector
 from pipeline.emit.policy import BufferPolicy
 from pipeline.emit.publisher import EVENTS_TOPIC, Publisher, PublishOptions
 from pipeline.emit.schema_wait import FIRST_LOOK_UP_S, as_json, from_json
@@ -246,6 +249,30 @@ def test_a_close_while_the_broker_is_away_leaves_a_spool_for_the_next(
     assert list(dict.fromkeys(ids(producer))) == [f"r-{n}" for n in range(301)]
     assert second.close(5).complete
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_count_of_a_publisher_is_a_metric(make: Make, producer: FakeProducer) -> None:
+    producer.up = False
+    publisher = make(mode="drop_oldest", max_records=10)
+    registry = CollectorRegistry()
+    registry.register(PublisherCollector({"support": publisher}))
+
+    def scraped() -> dict[str, float]:
+        lines = [line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")]
+        assert all('{publisher="support"} ' in line for line in lines)
+        return {line.partition("{")[0].removeprefix("pipeline_publisher_"): float(line.split()[-1]) for line in lines}
+
+    publisher.publish_many(message(number) for number in range(50))
+    until(lambda: scraped()["dropped_total"] > 0, "some are dropped")
+    found, stats = scraped(), publisher.stats()
+    counts = {name.removesuffix("_total") for name in found}
+    assert counts == {name for name in stats.__dataclass_fields__ if name not in ("trouble", "missing_topic")}
+    assert (found["published_total"], found["delivered_total"]) == (50, 0)
+    assert found["dropped_total"] + found["waiting"] + found["in_flight"] == 50
+    producer.come_back()
+    assert publisher.flush(5).complete
+    assert scraped()["delivered_total"] == 50 - found["dropped_total"]
+    assert (scraped()["waiting"], scraped()["in_flight"], scraped()["buffered_bytes"]) == (0, 0, 0)
 
 
 def test_close_says_what_was_not_delivered(make: Make, producer: FakeProducer) -> None:
