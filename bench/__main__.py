@@ -51,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=tuple(SECTIONS), metavar="NAME", help=", ".join(SECTIONS))
     parser.add_argument("--records", type=int, help=f"records per throughput measurement ({RECORDS:,})")
     parser.add_argument("--rounds", type=int, default=0, help="times that both sides run, by turns (3, quick: 1)")
-    parser.add_argument("--quick", action="store_true", help="smaller: under three minutes, noisier")
+    parser.add_argument("--quick", action="store_true", help="smaller: 6 to 8 minutes on two cores, noisier")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument(
         "--out", type=Path, help="write that object to this file: what `python -m bench.plot` makes a page of"

@@ -15,7 +15,7 @@ import pytest
 from bench import __main__ as bench_main
 from bench import plot
 from bench.cells import CELLS, aim_of
-from bench.lab import Row
+from bench.lab import Lab, Row
 from bench.standing import longest_gaps
 
 ROOT = Path(__file__).parents[2]
@@ -163,6 +163,28 @@ def test_a_pause_is_the_longest_time_between_two_records_of_a_partition() -> Non
     notes = [(0, 1), (0, 2), (5 * second, 1), (1 * second, 2), (6 * second, 1), (9 * second, 2)]
     assert longest_gaps(notes, 2 * second) == {1: 5.0, 2: 8.0}
     assert longest_gaps(notes, 6 * second) == {1: 1.0, 2: 8.0}
+
+
+def test_the_json_of_a_run_has_each_row_with_its_name_ratio_reach_and_verdict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last line of `--json`: what a program that watches the figures reads."""
+    rows = [
+        Row("def-dict", "one at a time", 0.98765, 0.7, True, ours=71.0, against=72.0, section="dict"),
+        Row("retry-bytes", "bytes", None, "stated", True, ours=2_321.0, unit="bytes", section="tiers"),
+        Row("gone", "gone", None, "-", False, note="not measured: no library", section="typed"),
+    ]
+    monkeypatch.setattr(bench_main, "measure", lambda *_: rows)
+    monkeypatch.setattr(Lab, "new_topic", lambda _self, purpose: f"bench.{purpose}")
+    monkeypatch.setattr(sys, "argv", ["bench", "--broker", "kafka.example:9092", "--json"])
+    assert bench_main.main() == 0
+    run = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(run) == {"date", "command", "seconds", "machine", "rows"}
+    assert [(each["name"], each["ratio"], each["reach"], each["reached"]) for each in run["rows"]] == [
+        ("def-dict", 0.9877, 0.7, True), ("retry-bytes", None, "stated", True), ("gone", None, "-", False),
+    ]  # fmt: skip
+    for each in run["rows"]:
+        assert f"| `{each['name']}` |" in plot.page([run], "performance")
 
 
 def test_the_command_of_a_run_names_no_address_and_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
