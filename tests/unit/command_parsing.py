@@ -29,7 +29,7 @@ def leaf(words: Sequence[str]) -> tuple[Any, list[str]]:
 
 def check(words: Sequence[str]) -> None:
     """A whole command line, arguments and all."""
-    if list(words) in ([], ["--help"], ["--version"]):
+    if list(words) in ([], ["--help"], ["--version"], ["--install-completion"]):
         return
     command, rest = leaf(words)
     if rest == ["--help"]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 _FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+_INDENTED = re.compile(r"(?:\A|\n[ \t]*\n)(?P<line>(?: {4}|\t).*)")
 _LINK = re.compile(r"(?<!!)\[[^\]]+\]\((?P<target>[^)\s]+)\)")
 _SPAN = re.compile(r"(?<!`)`(?P<text>[^`\n]+)`(?!`)")
 _STOPS = frozenset({"|", "<", ">", "&", ";", "&&", "||", ">>"})
@@ -61,6 +62,11 @@ class Page:
             Block(self, self._line(match.start("body")), *_info(match["info"]), match["body"])
             for match in _FENCE.finditer(self.text)
         ]
+
+    @property
+    def indented_code(self) -> list[str]:
+        """First lines of code that is indented and not fenced."""
+        return [match["line"] for match in _INDENTED.finditer(self.prose)]
 
     @property
     def links(self) -> list[str]:

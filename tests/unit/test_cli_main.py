@@ -59,6 +59,23 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
             assert "Example" in runner.invoke(main.app, [name, command, "--help"]).output, f"{name} {command}"
 
 
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("pipeline gro", {"groups"}),
+        ("pipeline groups la", {"lag"}),
+        ("pipeline why --dead", {"--dead-letters"}),
+        ("pipeline dlq redrive --can", {"--canary", "--canary-wait"}),
+    ],
+)
+def test_the_shell_completes_commands_and_their_options(typed: str, completed: set[str]) -> None:
+    """What the script that `--install-completion` writes asks for at each Tab; sub-commands are loaded for it."""
+    asked = {"_PIPELINE_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    shown = runner.invoke(main.app, [], prog_name="pipeline", env=asked)
+    assert shown.exit_code == 0, shown.output
+    assert set(shown.stdout.split()) == completed
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     """`pipeline pause` that raises what is put into the list."""
