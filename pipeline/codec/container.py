@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import IO, Any, Final, TypeVar
 
 import fastavro
 from fastavro.write import Writer
 
 from pipeline.model.cluster import Headers, Message
-from pipeline.model.errors import UndecodableError
+from pipeline.model.errors import ConfigurationError, UndecodableError
 
 SCHEMA: Final = {
     "type": "record",
@@ -79,12 +80,15 @@ class StoredRecord:
 
 
 class ContainerWriter:
-    """Writes beside the file and puts it in place when it is complete: a file that is there is whole. A context manager."""
+    """Writes beside the file and puts it in place when it is complete: a file that is there is whole. A context manager.
+
+    Raises `ConfigurationError` while another writer is at the same file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._part = path.with_name(path.name + ".part")
-        self._file = self._part.open("wb")
+        self._file = _owned(self._part)
         self._writer = Writer(self._file, _PARSED, codec="deflate")
 
     def add(self, messages: Iterable[Message]) -> None:
@@ -107,15 +111,41 @@ class ContainerWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self._file.close()
+        with self._file:  # closed last: until then nobody else may touch what bears the name
+            try:
+                if kind is None:
+                    self._writer.flush()
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                    self._part.replace(self._path)
+                    return
+            except BaseException:
+                self._part.unlink(missing_ok=True)
+                raise
             self._part.unlink(missing_ok=True)
-            return
-        self._writer.flush()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._part.replace(self._path)
+
+
+def _owned(part: Path) -> IO[bytes]:
+    """The file, empty, for one writer alone until it is closed."""
+    while True:
+        file = os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o666), "wb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever had it before may have put it in its place since it was opened: then it is no part any more.
+            if os.path.samestat(os.fstat(file.fileno()), part.stat()):
+                file.truncate()
+                return file
+        except BlockingIOError:
+            file.close()
+            raise ConfigurationError(
+                f"{part} is being written by another process: wait until it ends, or write to another file"
+            ) from None
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            file.close()
+            raise
+        file.close()
 
 
 R = TypeVar("R", bound=StoredRecord)

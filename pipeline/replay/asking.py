@@ -86,10 +86,10 @@ def target_of(request: Request, admin: ClusterAdmin, kind: SourceKind, every: Co
     if request.to_topic and request.to_file:
         raise ConfigurationError("--to-topic and --to-file exclude each other: one plan has one target")
     if request.to_file:
-        return Target("file", request.group, {}, request.to_file)
+        return Target("file", "", {}, request.to_file)
     if request.to_topic:
         _check_topic_target(request, admin, every)
-        return Target("topic", request.group, {"": request.to_topic})
+        return Target("topic", "", {"": request.to_topic})
     entries = [entry for entry in every if entry.group == request.group]
     if not entries:
         _layouts(admin, (), request.group)

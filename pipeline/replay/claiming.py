@@ -7,14 +7,14 @@ what older zombies left below them is settled in the lanes' commits. A group of 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from pipeline.core.progress import Progress, decode, encode, lane_progress
 from pipeline.core.rebuild import Rebuild
 from pipeline.inspect.lag import lane_name, unsettled_count
 from pipeline.inspect.positions import committed
-from pipeline.inspect.scan import read_to_end
+from pipeline.inspect.scan import read_batches
 from pipeline.model.cluster import Cluster, ClusterAdmin, Position, TopicPartition
 from pipeline.model.errors import ClusterError, ClusterUnavailable, ConfigurationError
 from pipeline.model.topics import lane_topics
@@ -112,18 +112,22 @@ def refuse_live(admin: ClusterAdmin, group: str) -> None:
 
 
 def claim(
-    cluster: Cluster, at: GroupAt, wanted: Mapping[TopicPartition, Progress], drop_lanes: bool = False
+    cluster: Cluster,
+    at: GroupAt,
+    wanted: Mapping[TopicPartition, Progress],
+    drop_lanes: bool = False,
+    scanned: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> dict[int, dict[TopicPartition, Position]]:
     """What to commit, source partition by source partition, lanes with their source.
 
     `wanted` holds the source's new progress with the epoch and fences that were committed. With `drop_lanes` what
-    waits in the lanes is settled unseen. Reads the lanes; raises `ClusterUnavailable` when that takes too long.
+    waits in the lanes is settled unseen. Reads the lanes (`scanned` hears of it); raises `ClusterUnavailable` when that takes too long.
     """
     if at.ours is None:
         return {tp.partition: {tp: Position(progress.offset)} for tp, progress in wanted.items()}
     rebuilds = {tp.partition: _rebuild(at, tp.partition, progress) for tp, progress in wanted.items()}
     if not drop_lanes:
-        _read_lanes(cluster, at, rebuilds)
+        _read_lanes(cluster, at, rebuilds, scanned)
     found = {}
     for source, progress in wanted.items():
         rebuild, positions = rebuilds[source.partition], {}
@@ -144,16 +148,22 @@ def _rebuild(at: GroupAt, number: int, progress: Progress) -> Rebuild:
     return Rebuild(progress, list(names), before, {name: at.ends[place] for name, place in names.items()})
 
 
-def _read_lanes(cluster: Cluster, at: GroupAt, rebuilds: Mapping[int, Rebuild]) -> None:
+def _read_lanes(
+    cluster: Cluster, at: GroupAt, rebuilds: Mapping[int, Rebuild], scanned: Callable[[int, int], None]
+) -> None:
     index = {place: i for n in rebuilds for i, place in enumerate(at.lanes(n), start=1)}
     starts = {
         at.lanes(number)[lane - 1]: offset
         for number, rebuild in rebuilds.items()
         for lane, offset in rebuild.scan_from.items()
     }
-    for message in read_to_end(cluster, starts, at.ends, READ_LANES_S):
-        place = TopicPartition(message.topic(), message.partition())
-        rebuilds[place.partition].observe(index[place], message.offset(), message.key(), message.headers())
+    done, total = 0, sum(at.ends[place] - offset for place, offset in starts.items())
+    for messages in read_batches(cluster, starts, at.ends, READ_LANES_S):
+        for message in messages:
+            place = TopicPartition(message.topic(), message.partition())
+            rebuilds[place.partition].observe(index[place], message.offset(), message.key(), message.headers())
+        done += len(messages)
+        scanned(done, total)
     for number, rebuild in rebuilds.items():
         if not rebuild.complete:
             raise ClusterUnavailable(

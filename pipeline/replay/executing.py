@@ -186,7 +186,7 @@ class Executor:
         if not self._checked and not self._options.join:
             admin = self._cluster.admin()
             try:
-                refuse_second(admin, self._options, self._plan.plan_id, self._consumer.member_id())
+                refuse_second(admin, self._options, self._plan, self._consumer.member_id())
             finally:
                 admin.close()
         self._checked = True

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -13,16 +14,18 @@ from pipeline.codec.container import ContainerWriter, StoredRecord, read_contain
 from pipeline.inspect.appending import append
 from pipeline.inspect.decoding import DictCodec
 from pipeline.inspect.scan import read_batches
-from pipeline.model.cluster import Cluster, ConsumerPolicy, FetchFault, Headers, Message, TopicPartition
-from pipeline.model.errors import ClusterError, ClusterUnavailable
+from pipeline.model.cluster import Cluster, Headers, Message, TopicPartition
+from pipeline.model.errors import ClusterError, ClusterUnavailable, ConfigurationError
 from pipeline.model.headers import DeliveryHeaders, HeaderError, decode, encode
 from pipeline.replay.copying import Copier
 from pipeline.replay.executing import STALL_S
 from pipeline.replay.flow import Flow
 from pipeline.replay.following import Follower
-from pipeline.replay.joining import CLIENT, refuse_second
+from pipeline.replay.joining import CLIENT
 from pipeline.replay.options import Meter, RunOptions, State, Tally
+from pipeline.replay.pacing import Pace
 from pipeline.replay.plan import ReplayPlan
+from pipeline.replay.presence import Presence
 from pipeline.replay.progress import Done
 from pipeline.replay.recording import Recorder, action_of
 from pipeline.replay.results import ResultBatch, entries, read_results, record_key, runs
@@ -63,21 +66,44 @@ def batches(records: Iterator[Message], size: int = FETCH) -> Iterator[list[Mess
         yield found
 
 
+def check_target_file(path: Path) -> None:
+    """Can a replay put its file there? Raises `ConfigurationError`: nothing that is there is written over."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"--to-file {path}: there is no directory {folder}; make it first, or name another file"
+        )
+    if path.exists():
+        raise ConfigurationError(f"--to-file {path} is there already: move or delete it first, or name another file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"--to-file {path}: {folder} can't be written to; name a file elsewhere")
+
+
 class ToFile:
     """Writes what is chosen to the plan's file. Ended before its end it leaves no file: run it again."""
 
     def __init__(self, cluster: Cluster, plan: ReplayPlan, options: RunOptions, codec: DictCodec | None) -> None:
         self._cluster, self._plan, self._options = cluster, plan, options
         self._selector = Selector.of(plan, codec)
+        self._presence = Presence(cluster, plan, options)
+        self._pace = Pace(plan.rate, time.monotonic())
         self._stopping = False
 
     def stop(self) -> None:
         self._stopping = True
 
     def close(self) -> None:
-        """Nothing is held between runs."""
+        self._presence.close()
 
     def run(self) -> Tally:
+        try:
+            self._presence.join()
+            check_target_file(Path(self._plan.target.file))  # somebody may have been through just before us
+            return self._write()
+        finally:
+            self.close()
+
+    def _write(self) -> Tally:
         plan, counts, seen = self._plan, Counter[str](), 0
         offsets: dict[int, list[int]] = {partition: [] for partition in plan.source.spans}
         starts = {TopicPartition(plan.source.topic, p): span.start for p, span in plan.source.spans.items()}
@@ -85,6 +111,7 @@ class ToFile:
         meter = Meter((plan.preview or {}).get("selected"), plan.offsets, time.monotonic())
         follower = Follower(self._cluster, self._options.control_topic, plan.plan_id)
         try:
+            follower.catch_up()
             with ContainerWriter(Path(plan.target.file)) as writer:
                 for messages in read_batches(self._cluster, starts, ends, None):
                     self._obey(follower, meter, counts, seen)
@@ -94,6 +121,8 @@ class ToFile:
                         offsets[message.partition()].append(message.offset())
                     seen += len(messages)
                     counts["written"] += len(chosen)
+                    self._pace.spent(len(chosen))
+                    self._options.stage("sent")
                     self._options.progress(meter.tally("running", counts, seen, time.monotonic()))
         except _Stopped as stopped:
             return meter.tally(stopped.state, Counter(), seen, time.monotonic())
@@ -105,14 +134,17 @@ class ToFile:
         return meter.tally("finished", counts, seen, time.monotonic())
 
     def _obey(self, follower: Follower, meter: Meter, counts: Counter[str], seen: int) -> None:
-        """Wait while the plan is paused. Raises `_Stopped`."""
+        """Wait while the plan is paused, or ahead of its rate. Raises `_Stopped`."""
         while True:
+            self._presence.serve()
             switched = follower.state()
             if switched == "cancelled" or self._stopping:
                 raise _Stopped("cancelled" if switched == "cancelled" else "stopped")
-            if switched != "paused":
+            now = time.monotonic()
+            if switched != "paused" and self._pace.allowed(now) > 0:
                 return
-            self._options.progress(meter.tally("paused", counts, seen, time.monotonic()))
+            state: State = "paused" if switched == "paused" else "running"
+            self._options.progress(meter.tally(state, counts, seen, now))
             time.sleep(PAUSED_S)
 
     def _record(self, offsets: dict[int, list[int]]) -> None:
@@ -147,8 +179,7 @@ class FromFile:
         )
         self._sending = Sending(cluster, plan, options, Selector.of(plan, codec), copier, self._producer)
         self._follower = Follower(cluster, options.control_topic, plan.plan_id)
-        # A member of the plan's group that fetches nothing: who else starts the plan sees it.
-        self._member = cluster.consumer(ConsumerPolicy(group=options.group, client_id=CLIENT))
+        self._presence = Presence(cluster, plan, options)
         self._stopping = False
         self._look_at = self._heard_at = time.monotonic()
         self._state: State = "running"
@@ -157,7 +188,7 @@ class FromFile:
         self._stopping = True
 
     def close(self) -> None:
-        self._member.close()
+        self._presence.close()
         self._producer.close(0.0)
         self._follower.close()
 
@@ -166,7 +197,8 @@ class FromFile:
         span = plan.source.spans[0]
         meter = Meter((plan.preview or {}).get("selected"), plan.offsets, time.monotonic())
         try:
-            self._join()
+            self._presence.join()
+            self._follower.catch_up()
             flow = Flow(0, span, (), Done(span.start), self._written())
             for messages in batches(file_records(Path(plan.source.topic))):
                 if not self._go_on(flow, meter):
@@ -184,19 +216,6 @@ class FromFile:
         self._options.progress(tally)
         return tally
 
-    def _join(self) -> None:
-        self._member.subscribe(self._options.results.topic, _Nothing())
-        until = time.monotonic() + STOP_S
-        while not self._member.member_id():
-            if time.monotonic() > until:
-                raise ClusterUnavailable(f"group {self._options.group} could not be joined: try again")
-            self._member.poll(1, WAIT_S)
-        admin = self._cluster.admin()
-        try:
-            refuse_second(admin, self._options, self._plan.plan_id, self._member.member_id())
-        finally:
-            admin.close()
-
     def _written(self) -> dict[int, str]:
         key = record_key(self._plan.source.topic, 0)
         found = read_results(self._cluster, self._options.results.topic, plan=self._plan.plan_id, key=key)
@@ -205,7 +224,7 @@ class FromFile:
     def _go_on(self, flow: Flow, meter: Meter) -> bool:
         """Serves the group and the switches; waits while paused."""
         while True:
-            self._member.poll(1, 0.0)
+            self._presence.serve()
             self._state = "cancelled" if self._follower.state() == "cancelled" else "running"
             if self._stopping or self._state == "cancelled":
                 return False
@@ -240,22 +259,6 @@ class FromFile:
         while flow.batches or flow.recorded:
             self._sending.push(flow)
             self._advance(flow)
-            self._member.poll(1, WAIT_S)
+            self._presence.serve(WAIT_S)
             if time.monotonic() > until:
                 raise ClusterUnavailable("the brokers did not acknowledge everything in time: run the plan again")
-
-
-class _Nothing:
-    """A member that takes part for its presence only."""
-
-    def assigned(self, partitions: Sequence[TopicPartition]) -> None:
-        """Nothing is fetched."""
-
-    def revoked(self, partitions: Sequence[TopicPartition]) -> bool:
-        return True
-
-    def lost(self, partitions: Sequence[TopicPartition]) -> None:
-        """Nothing was fetched."""
-
-    def fault(self, fault: FetchFault) -> None:
-        """Nothing is fetched."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from pipeline.inspect.decoding import DictCodec
-from pipeline.inspect.scan import read_batches
-from pipeline.model.cluster import Cluster, Headers, Message, TopicPartition
+from pipeline.model.cluster import Headers, Message
 from pipeline.model.errors import CodecError
 from pipeline.model.headers import EVENT_ID, DeliveryHeaders, producer_headers, replay_count_of
 from pipeline.model.partitioner import partition_of
@@ -31,13 +30,13 @@ class EventCodec(DictCodec, Protocol):
     def encode(self, value: Mapping[str, Any], *, topic: str, record_name: str | None = None) -> bytes: ...
 
 
-def cut_at_step(cluster: Cluster, source: Source, select: Selection, step: int, codec: DictCodec | None) -> Source:
-    """The source with each partition ending before the run's first event of a later step."""
+def cut_at_step(
+    batches: Iterable[list[Message]], source: Source, select: Selection, step: int, codec: DictCodec | None
+) -> Source:
+    """The source, whose records `batches` are, with each partition ending before the run's first event of a later step."""
     keys, spans, viewer = frozenset(select.keys), dict(source.spans), Viewer(codec)
-    starts = {TopicPartition(source.topic, p): span.start for p, span in spans.items()}
-    ends = {TopicPartition(source.topic, p): span.end for p, span in spans.items()}
     cut: dict[int, int] = {}
-    for messages in read_batches(cluster, starts, ends, None, stop_at_open=True):
+    for messages in batches:
         for message in messages:
             if message.key() not in keys or message.partition() in cut:
                 continue

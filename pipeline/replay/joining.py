@@ -93,7 +93,7 @@ def offsets_at(cluster: Cluster, places: Collection[TopicPartition], time_ms: in
         consumer.close()
 
 
-def refuse_second(admin: ClusterAdmin, options: RunOptions, plan_id: str, own_member: str = "") -> None:
+def refuse_second(admin: ClusterAdmin, options: RunOptions, plan: ReplayPlan, own_member: str = "") -> None:
     """Raises `ConfigurationError` naming who runs the plan already. Of two that start at once one goes on: the lower member id."""
     silent = (
         f"{options.session_timeout_ms / 1000:g} s after its last sign of life"
@@ -107,9 +107,19 @@ def refuse_second(admin: ClusterAdmin, options: RunOptions, plan_id: str, own_me
     ]
     if others and (not own_member or min(member.member_id for member in others) < own_member):
         names = ", ".join(f"{member.client_id} on {member.host}" for member in others[:3])
+        beside = "wait until that ends" if plan.of_file else "add --join to work beside it"
         raise ConfigurationError(
-            f"plan {plan_id} is being run by {names}: add --join to work beside it; one that was killed is taken for alive until "
-            f"{silent}, so try again then"
+            f"plan {plan.plan_id} is being run by {names}: {beside}; one that was killed is taken for alive until {silent}, so try "
+            "again then"
+        )
+
+
+def refuse_sharing(plan: ReplayPlan) -> None:
+    """Raises `ConfigurationError` for a plan that several processes were asked to share and one alone can do."""
+    if plan.of_file:
+        name = plan.target.file or plan.source.topic
+        raise ConfigurationError(
+            f"plan {plan.plan_id} is about the file {name}, which one process alone reads or writes: leave out --processes and --join"
         )
 
 

@@ -125,6 +125,11 @@ class ReplayPlan:
         return hashlib.sha256(_canonical(_body(self))).hexdigest()
 
     @property
+    def of_file(self) -> bool:
+        """To or from a file: one process does it, and it has no commits; its results alone say how far it is."""
+        return "file" in (self.target.kind, self.source.kind)
+
+    @property
     def offsets(self) -> int:
         """How many offsets the spans hold: at most so many records are looked at."""
         return sum(span.size for span in self.source.spans.values())

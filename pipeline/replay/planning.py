@@ -19,14 +19,14 @@ from pipeline.model.events import EVENT_TYPES
 from pipeline.model.keys import key_text
 from pipeline.replay.asking import Request, check_target, every_layout, kind_of, source_spec, spans_of, target_of
 from pipeline.replay.census import SAMPLES_MAX, Census
-from pipeline.replay.files import batches, count_records, file_records
+from pipeline.replay.files import batches, check_target_file, count_records, file_records
 from pipeline.replay.plan import ReplayPlan, Source, Span, Target, new_plan_id
 from pipeline.replay.selecting import Selector, compiled, delivery_of
 
 SHOWN_SAMPLES = 5
 _partition = methodcaller("partition")
-USUAL_RATE = 80_000
-"""Records per second that a replay on one machine makes when nobody holds it back: for the expected time only."""
+COPY_COST = 1.0
+"""Writing a copy takes about as long as reading and judging a record for the preview did: for the expected time only."""
 
 Scanned = Callable[[int, int], None]
 """(records read so far, records there are): for a progress bar."""
@@ -38,6 +38,7 @@ def make_plan(
     codec: DictCodec | None,
     now_ms: int,
     scanned: Scanned = lambda _done, _total: None,
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> ReplayPlan:
     """The plan with its preview. Nothing is written anywhere.
 
@@ -46,17 +47,19 @@ def make_plan(
     check_request(request)
     compiled(request.select, now_ms)  # a wrong filter is told before anything is read
     source, target, unprocessed = _placed(cluster, request)
+    began = monotonic()
+    scan = _Scan(cluster, request, target, codec, now_ms, scanned)
     if request.to_step is not None:
         from pipeline.replay.forking import cut_at_step
 
-        source = cut_at_step(cluster, source, request.select, request.to_step, codec)
-    began = time.monotonic()
-    scan = _Scan(cluster, request, target, codec, now_ms, scanned)
+        source = cut_at_step(scan.read(source), source, request.select, request.to_step, codec)
     if request.limit:
         source = scan.limited(source, request.limit)
+    counting = monotonic()
     census, selector, source = scan.count(source)
+    counted = monotonic()
     last = scan.last(source, census)
-    seconds = time.monotonic() - began
+    seconds = monotonic() - began
     plan = ReplayPlan(
         plan_id=new_plan_id(),
         created_ms=now_ms,
@@ -72,7 +75,15 @@ def make_plan(
     )
     preview = _preview(plan, census, selector, codec, request.decode)
     preview |= {"not_processed_yet": unprocessed, "scan_s": round(seconds, 3), "inverted_keys": len(census.inverted)}
+    preview["expected_s"] = round(expected_s(counted - counting, scan.looked_at, census.selected, plan.rate), 1)
     return replace(plan, preview=preview)
+
+
+def expected_s(scan_s: float, looked_at: int, selected: int, rate: float) -> float:
+    """How long one process may take: it reads what this plan's own scan read, at the speed it had here and now, and writes the copies; no
+    faster than the plan's rate."""
+    per_record_s = scan_s / looked_at if looked_at else 0.0
+    return max(scan_s + COPY_COST * per_record_s * selected, selected / rate if rate else 0.0)
 
 
 def _placed(cluster: Cluster, request: Request) -> tuple[Source, Target, int]:
@@ -112,13 +123,15 @@ class _Scan:
         self._cluster, self._request, self._target = cluster, request, target
         self._codec, self._now_ms, self._scanned = codec, now_ms, scanned
         self._last: dict[int, Message] = {}
+        self.looked_at = 0
+        """Records that the last pass read."""
 
     def _selector(self, source: Source) -> Selector:
         return Selector(source, self._request.select, self._target, self._now_ms, self._codec)
 
-    def _read(self, source: Source) -> Iterable[list[Message]]:
+    def read(self, source: Source) -> Iterable[list[Message]]:
         """A partition ends where nothing more can be read: the first record of a transaction that is open now is behind the end."""
-        total, done = sum(span.size for span in source.spans.values()), 0
+        total, self.looked_at = sum(span.size for span in source.spans.values()), 0
         starts = {TopicPartition(source.topic, p): span.start for p, span in source.spans.items()}
         ends = {TopicPartition(source.topic, p): span.end for p, span in source.spans.items()}
         found: Iterable[list[Message]]
@@ -131,8 +144,8 @@ class _Scan:
         for messages in found:
             yield messages
             self._last |= dict(zip(map(_partition, messages), messages, strict=True))
-            done += len(messages)
-            self._scanned(done, total)
+            self.looked_at += len(messages)
+            self._scanned(self.looked_at, total)
 
     def _frozen(self, source: Source) -> Source:
         """Each partition ends with the last record that was just read: a run waits neither for markers of transactions behind it, nor
@@ -153,7 +166,7 @@ class _Scan:
         selector = self._selector(source)
         total = sum(span.size for span in source.spans.values())
         census = Census(self._request.replays_max, -(-total // SAMPLES_MAX), source.kind == "dead_letters")
-        for messages in self._read(source):
+        for messages in self.read(source):
             census.add(list(selector.choose(messages)))
         return census, selector, self._frozen(source)
 
@@ -161,7 +174,7 @@ class _Scan:
         """The spans end so that the oldest `limit` chosen records are in them, partition by partition from the front."""
         heads: dict[int, list[tuple[int, int]]] = {p: [] for p in source.spans}
         selector = self._selector(source)
-        for messages in self._read(source):
+        for messages in self.read(source):
             for message in selector.choose(messages):
                 found = heads[message.partition()]
                 if len(found) < limit:
@@ -186,7 +199,7 @@ class _Scan:
             return {}
         selector = self._selector(source)
         found: dict[int, list[tuple[int, int]]] = {}
-        for messages in self._read(source):
+        for messages in self.read(source):
             for message in selector.choose(messages):
                 if (message.partition(), message.key()) in census.inverted:
                     delivery = delivery_of(message)
@@ -199,11 +212,9 @@ def _preview(
     plan: ReplayPlan, census: Census, selector: Selector, codec: DictCodec | None, decode: str
 ) -> dict[str, Any]:
     checked = _check(census.samples if decode != "none" else [], codec, census)
-    selected = census.selected
-    rate = plan.rate or USUAL_RATE
     return {
         "offsets": plan.offsets,
-        "selected": selected,
+        "selected": census.selected,
         "loop_capped": census.loop_capped,
         "decoded_by_filter": selector.decoded,
         "partitions": {str(partition): count for partition, count in sorted(census.partitions.items())},
@@ -213,7 +224,6 @@ def _preview(
         "types": {str(kind): count for kind, count in census.types.most_common(30)},
         "errors": dict(census.errors.most_common(20)),
         "histogram": [{"from_ms": start, "to_ms": end, "records": n} for start, end, n in census.histogram()],
-        "expected_s": round(selected / rate, 1),
         "target": plan.target.text,
         **checked,
     }
@@ -260,5 +270,18 @@ def check_request(request: Request) -> None:
         raise ConfigurationError(f"--decode {request.decode!r:.40} must be some or none")
     if (request.to_step is not None or request.fork is not None) and len(request.select.keys) != 1:
         raise ConfigurationError("--to-step and --fork-run are about one run: name it with one --key RUN_ID")
+    if request.group and (request.to_topic or request.to_file):
+        other = "--to-topic" if request.to_topic else "--to-file"
+        raise ConfigurationError(
+            f"--group and {other} exclude each other: --group {request.group} sends into that group's replay lane, which nobody else "
+            + ("reads, and all groups that read a topic see what goes there" if request.to_topic else "reads")
+            + "; leave one of them out"
+        )
+    if request.to_file:
+        if request.kind == "file":
+            raise ConfigurationError(
+                "--from-file and --to-file exclude each other: a replay reads from Kafka or writes to it"
+            )
+        check_target_file(Path(request.to_file))
     if request.fork is not None and not request.to_topic:
         raise ConfigurationError("--fork-run writes new events: name their topic with --to-topic (no lane takes them)")

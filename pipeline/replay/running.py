@@ -20,9 +20,9 @@ from pipeline.replay.asking import check_target
 from pipeline.replay.audit import AuditEntry, read_audit, write_audit
 from pipeline.replay.copying import Copier, copier_of
 from pipeline.replay.executing import Executor
-from pipeline.replay.files import FromFile, ToFile, count_records
+from pipeline.replay.files import FromFile, ToFile, check_target_file, count_records
 from pipeline.replay.forking import EventCodec, Forker
-from pipeline.replay.joining import ResultsPlace, refuse_second
+from pipeline.replay.joining import ResultsPlace, refuse_second, refuse_sharing
 from pipeline.replay.options import RunOptions, Tally
 from pipeline.replay.plan import PlanError, ReplayPlan, as_json, from_json
 from pipeline.replay.progress import done_of
@@ -145,6 +145,8 @@ def run_plan(
     Raises a `PipelineError`; when it is a `ConfigurationError` of the checks nothing was sent.
     """
     cluster = surroundings.cluster
+    if options.join:
+        refuse_sharing(plan)
     partitions = check_plan(surroundings, plan)
     switch = read_switches(cluster, surroundings.control).replay(plan.plan_id)
     if switch is not None and switch.state == "cancelled":
@@ -155,9 +157,11 @@ def run_plan(
     if not options.join:
         admin = cluster.admin()
         try:
-            refuse_second(admin, options, plan.plan_id)
+            refuse_second(admin, options, plan)
         finally:
             admin.close()
+    if plan.target.kind == "file":
+        check_target_file(Path(plan.target.file))
     executor = _executor(cluster, plan, options, partitions, codec)
     try:
         if reason.why:
@@ -181,11 +185,6 @@ def _executor(
     return Executor(cluster, plan, options, copier, codec)
 
 
-def of_file(plan: ReplayPlan) -> bool:
-    """A plan to or from a file has no commits: its results alone say how far it is."""
-    return "file" in (plan.target.kind, plan.source.kind)
-
-
 def counts_by_results(surroundings: Surroundings, plan: ReplayPlan) -> Counter[str]:
     """What became of each record of the plan, by its results."""
     found: dict[tuple[int, int], str] = {}
@@ -197,7 +196,7 @@ def counts_by_results(surroundings: Surroundings, plan: ReplayPlan) -> Counter[s
 def finished(surroundings: Surroundings, plan: ReplayPlan) -> Tally | None:
     """The tally of a plan that is through; None while anything is left."""
     selected = (plan.preview or {}).get("selected")
-    if of_file(plan):
+    if plan.of_file:
         counts = counts_by_results(surroundings, plan)
         results = sum(counts.values())
         if not results or results != selected:

@@ -2,7 +2,8 @@
 
     python -m tests.integration.replay_process BOOTSTRAP PREFIX PLAN-FILE JSON-OPTIONS
 
-Options: `die_at` (stage), `die_after` (times), `join`, `window`, `announce` (a file written at the first stage).
+Options: `die_at` (stage), `die_after` (times), `join`, `window`, `announce` (a file written at the first stage), `hold` (a file that is
+waited for then).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pipeline.app import Pipeline
 from pipeline.replay.plan import from_text
 from pipeline.replay.running import Reason, Surroundings, run_options, run_plan
 from pipeline.settings import Settings
+from tests.integration.waiting import until
 
 
 def main() -> None:
@@ -36,6 +38,8 @@ def main() -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         if "announce" in wanted and name == "sent":
             Path(wanted["announce"]).touch()
+            if "hold" in wanted:
+                until("it may go on", Path(wanted["hold"]).exists, 60)
 
     def progress(tally: object) -> None:
         print(tally, file=sys.stderr, flush=True)

@@ -22,7 +22,7 @@ from pipeline.model.headers import decode, replay_count_of
 from pipeline.replay.forking import FORKED_FROM, forked_id
 from pipeline.replay.plan import Fork, PlanError
 from pipeline.replay.status import status_of
-from tests.integration.harness import Scene
+from tests.integration.harness import Scene, until
 from tests.integration.replays import Replays, check_history, origins
 
 
@@ -114,6 +114,45 @@ def test_a_file_is_there_only_when_it_is_whole(replays: Replays) -> None:
     assert list(replays.scene.folder.glob("*.part")) == []
     assert replays.run(plan).state == "finished"
     assert len(list(read_container(path, StoredRecord))) == 200
+
+
+def test_two_runs_at_once_write_no_file_together(replays: Replays) -> None:
+    """The first holds its file open. A second process of the plan is refused, and another plan that names the same file."""
+    scene, surroundings = replays.scene, replays.surroundings
+    replays.prepare(500)
+    path, writing, go_on = (scene.folder / name for name in ("kept.avro", "writing", "go on"))
+    plan, other = replays.plan(to_file=str(path)), replays.plan(to_file=str(path), keys=(b"k1",))
+    first = replays.start(plan, announce=str(writing), hold=str(go_on))
+    until("the first writes", writing.exists)
+    assert status_of(surroundings, plan).state == "running"
+    _, error = replays.start(plan).communicate(timeout=60)
+    assert b"is being run by pipeline-replay on" in error
+    assert b"wait until that ends" in error
+    with pytest.raises(ConfigurationError, match="is being written by another process"):
+        replays.run(other)
+    go_on.touch()
+    assert replays.finish(first) == {"state": "finished", "counts": {"written": 500}}
+    assert {record.place[1:] for record in read_container(path, StoredRecord)} == origins(scene)
+    assert replays.run(plan).state == "finished"
+    with pytest.raises(ConfigurationError, match="is there already"):
+        replays.run(other)
+
+
+def test_two_runs_from_a_file_at_once_one_goes_on(replays: Replays) -> None:
+    scene = replays.scene
+    replays.prepare(400)
+    path, sending, go_on = (scene.folder / name for name in ("kept.avro", "sending", "go on"))
+    replays.run(replays.plan(to_file=str(path)))
+    plan = replays.plan(str(path), kind="file", group=scene.prefix + "g")
+    first = replays.start(plan, announce=str(sending), hold=str(go_on))
+    until("the first sends", sending.exists)
+    with pytest.raises(
+        ConfigurationError, match=r"is being run by .*: wait until that ends; .* until 3 s after its last"
+    ):
+        replays.run(plan)
+    go_on.touch()
+    assert replays.finish(first) == {"state": "finished", "counts": {"written": 400}}
+    assert len(replays.copies()) == 400
 
 
 def test_to_another_topic_of_the_topology(replays: Replays) -> None:
