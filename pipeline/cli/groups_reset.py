@@ -25,13 +25,17 @@ from pipeline.cli.access import (
     required_reason,
     whoami,
 )
+from pipeline.cli.bars import bar
 from pipeline.cli.output import Column, clean, emit_json, line, note, table
+from pipeline.cli.stopping import stoppable, telling_when_interrupted
 from pipeline.model.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from pipeline.model.cluster import Cluster, ClusterAdmin, TopicPartition
+    from pipeline.model.cluster import Cluster, ClusterAdmin, Position, TopicPartition
     from pipeline.replay.claiming import GroupAt
     from pipeline.replay.reset import Mode, Move
+
+    Claims = Mapping[int, Mapping[TopicPartition, Position]]
 
 SourceOption = Annotated[str, typer.Option("--topic", help="The group's source topic.", metavar="TOPIC")]
 PartitionsOption = Annotated[
@@ -59,6 +63,9 @@ _Lanes = Annotated[
 _Export = Annotated[
     Path | None, typer.Option("--export", help="Write the new positions as CSV; - for standard output.", metavar="FILE")
 ]
+_STORING = (
+    "the positions are being stored, which takes a moment (Ctrl-C again leaves at once, with some of them stored)"
+)
 _COLUMNS = ("current", "new", "again", "skipped", "note")
 _Execute = Annotated[bool, typer.Option("--execute", help="Do it: without this it is a dry run.")]
 
@@ -129,11 +136,13 @@ def reset(
     if execute:
         reason = required_reason(reason)
     with open_cluster(broker) as cluster, open_admin(cluster) as admin:
-        at, moves = _plan(cluster, admin, real(group), known_topic(admin, topic), partitions or (), asked)
-        if export is not None:
-            _write_csv(export, moves)
-        if execute and moves:
-            _execute(cluster, admin, at, moves, drop, (who, reason, f"{said} --lanes {lanes}"))
+        with telling_when_interrupted("Interrupted: the group was not changed; run the command again."):
+            at, moves = _plan(cluster, admin, real(group), known_topic(admin, topic), partitions or (), asked)
+            if export is not None:
+                _write_csv(export, moves)
+            claims = _claim(cluster, at, moves, drop, as_json) if execute and moves else None
+        if claims is not None:
+            _execute((cluster, admin), at, moves, claims, drop, (who, reason, f"{said} --lanes {lanes}"))
     if export is None or str(export) != "-":
         _report(at, moves, execute, drop, as_json)
 
@@ -218,22 +227,31 @@ def _write_csv(path: Path, moves: Sequence[Move]) -> None:
         raise ConfigurationError(f"--export {path} can't be written, so nothing was done: {error}") from None
 
 
-def _execute(
-    cluster: Cluster,
-    admin: ClusterAdmin,
-    at: GroupAt,
-    moves: Sequence[Move],
-    drop: bool,
-    told: tuple[str | None, str, str],
-) -> None:
+def _claim(cluster: Cluster, at: GroupAt, moves: Sequence[Move], drop: bool, quiet: bool) -> Claims:
     from pipeline.core.progress import Progress
-    from pipeline.replay.audit import AuditEntry, write_audit
-    from pipeline.replay.claiming import claim, commit
-    from pipeline.replay.reset import moved, totals
+    from pipeline.replay.claiming import claim
+    from pipeline.replay.reset import moved
 
     standings = at.standings()
     wanted = {m.place: moved(standings[m.place].progress or Progress(m.new, m.new), m.new) for m in moves}
-    claims = claim(cluster, at, wanted, drop)
+    with bar("reading the lanes", quiet=quiet) as scanned:
+        return claim(cluster, at, wanted, drop, scanned)
+
+
+def _execute(
+    to: tuple[Cluster, ClusterAdmin],
+    at: GroupAt,
+    moves: Sequence[Move],
+    claims: Claims,
+    drop: bool,
+    told: tuple[str | None, str, str],
+) -> None:
+    """A Ctrl-C does not break it off: it is a matter of moments, and half of it would be hard to tell from nothing."""
+    from pipeline.replay.audit import AuditEntry, write_audit
+    from pipeline.replay.claiming import commit
+    from pipeline.replay.reset import totals
+
+    cluster, admin = to
     again, skipped = totals(moves)
     counts = {"partitions": len(moves), "again": again, "skipped": skipped}
     if drop:
@@ -242,8 +260,10 @@ def _execute(
     who, why, options = told
     command = f"pipeline groups reset {at.group} --topic {at.topic} {options} --execute"
     entry = AuditEntry(now_ms(), who or whoami(), why, "reset", target=target, counts=counts, command=command)
-    write_audit(cluster, audit_topic(), entry)
-    commit(cluster, admin, at, claims)
+    cut = f"Interrupted while positions were stored, so some may be: `pipeline groups lag {clean(at.group)}` shows where it stands."
+    with stoppable(_STORING), telling_when_interrupted(cut):
+        write_audit(cluster, audit_topic(), entry)
+        commit(cluster, admin, at, claims)
 
 
 def _report(at: GroupAt, moves: Sequence[Move], executed: bool, drop: bool, as_json: bool) -> None:

@@ -18,7 +18,7 @@ from pipeline.cli.access import (
     required_reason,
     whoami,
 )
-from pipeline.cli.output import emit_json, line, note, table
+from pipeline.cli.output import clean, emit_json, line, note, table
 from pipeline.cli.replay_planning import plan_command
 
 if TYPE_CHECKING:
@@ -78,10 +78,13 @@ def run_command(
     Example: pipeline replay run rp-0123456789ab.json --yes --reason "provider is back"
     """
     from pipeline.cli.replay_running import carry_out, confirm
+    from pipeline.replay.joining import refuse_sharing
 
     with open_cluster(broker) as cluster:
         surroundings = surroundings_of(cluster)
         found = load_plan(surroundings, plan)
+        if processes > 1 or join:
+            refuse_sharing(found)
         if not helper:
             reason = confirm(found, yes, reason)
         code = carry_out(surroundings, found, plan, (who, reason, broker), (processes, join, helper), as_json)
@@ -141,24 +144,37 @@ def _switch(plan: str, state: str, on: bool, given: tuple[str | None, str, str |
         surroundings = surroundings_of(cluster)
         found = load_plan(surroundings, plan)
         before = status_of(surroundings, found)
-        if before.state in ("finished", "cancelled"):
-            raise typer.Exit(_already(found.plan_id, before.state, verb, as_json))
+        if before.state in ("finished", "cancelled") or (verb == "resume" and before.state != "paused"):
+            raise typer.Exit(_nothing_to_do(found.plan_id, before.state, verb, as_json))
         by = who or whoami()
         entry = audit_entry(found, Reason(by, reason, f"pipeline replay {verb}"), f"replay.{verb}")
         write_audit(cluster, surroundings.audit, entry)
         switch = Replay(found.plan_id, state, surroundings.group(found.plan_id), by, reason, now_ms())
         write_switch(cluster, surroundings.control, switch, on)
     if as_json:
-        emit_json({"plan": found.plan_id, "done": verb, "was": before.state})
+        emit_json({"plan": found.plan_id, "done": verb, "was": before.state, "members": len(before.members)})
     else:
-        line(f"{found.plan_id}: {verb} is on record; who runs it hears of it within a second.")
+        again = " (it was paused before, too)" if verb == "pause" and before.state == "paused" else ""
+        line(f"{found.plan_id}: {verb} is on record{again}; {_what_comes_of_it(verb, plan, bool(before.members))}.")
 
 
-def _already(plan_id: str, state: str, verb: str, as_json: bool) -> int:
+def _what_comes_of_it(verb: str, plan: str, running: bool) -> str:
+    if running:
+        then = {"pause": "holds it", "resume": "goes on", "cancel": "ends it"}[verb]
+        return f"who runs it hears of it within a second and {then}"
+    return "nobody runs it now, " + {
+        "pause": f"and who does will wait for `pipeline replay resume {clean(plan)}`",
+        "resume": f"so take it up: pipeline replay run {clean(plan)}",
+        "cancel": "and nobody can any more; what was sent stays sent",
+    }[verb]  # fmt: skip
+
+
+def _nothing_to_do(plan_id: str, state: str, verb: str, as_json: bool) -> int:
     if as_json:
         emit_json({"plan": plan_id, "done": None, "was": state})
     else:
-        note(f"{plan_id} is {state} already: nothing to {verb}")
+        said = f"{state} already" if state in ("finished", "cancelled") else f"not paused ({state})"
+        note(f"{plan_id} is {said}: nothing to {verb}")
     return 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ from pipeline.cli.access import (
 )
 from pipeline.cli.bars import bar
 from pipeline.cli.output import clean, emit_json, line
+from pipeline.cli.stopping import telling_when_interrupted
 from pipeline.model.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -128,16 +130,39 @@ def _make(request: Request, now: int, out: Path | None, broker: str | None, as_j
     from pipeline.replay.planning import check_request, make_plan
 
     check_request(request)
-    with open_cluster(broker) as cluster, bar("reading", quiet=as_json) as scanned:
+    _check_out(out)
+    with (
+        telling_when_interrupted("Interrupted: no plan was written and nothing was sent; run the command again."),
+        open_cluster(broker) as cluster,
+        bar("reading", quiet=as_json) as scanned,
+    ):
         plan = make_plan(cluster, request, codec(broker), now, scanned)
     path = out or Path(f"{plan.plan_id}.json")
-    path.write_text(to_text(plan), encoding="utf-8")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(to_text(plan))
+    except OSError as error:
+        raise ConfigurationError(f"--out {path} can't be written, so there is no plan: {error.strerror}") from None
     if as_json:
         emit_json({"file": str(path), **plan_json(plan)})
     else:
         show_plan(plan)
         line(f"The plan is in {clean(path)}. Run it: pipeline replay run {clean(path)} --reason ...", "bold")
     raise typer.Exit(0 if (plan.preview or {}).get("selected") else 1)
+
+
+def _check_out(out: Path | None) -> None:
+    """Before anything is read, which may take long. Raises `ConfigurationError`."""
+    folder = Path() if out is None else out.parent
+    name = "the current directory" if out is None else f"--out {out}: the directory {folder}"
+    if not folder.is_dir():
+        raise ConfigurationError(f"{name} does not exist; make it first, or name another file")
+    if out is not None and out.exists():
+        raise ConfigurationError(
+            f"--out {out} is there already, and no plan is written over: delete it first, or name another file"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"{name} can't be written to; name a file elsewhere with --out")
 
 
 def _offsets(texts: list[str]) -> dict[int, int]:

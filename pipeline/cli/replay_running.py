@@ -116,9 +116,7 @@ def _told(plan: ReplayPlan, name: str, tally: Tally, quiet: bool, as_json: bool)
     if tally.state == "stopped":
         note(f"it is safe to leave it so; to go on: pipeline replay run {clean(name)}")
     if failed:
-        note(
-            f"{failed:,} records could not be written: their results say why (`pipeline replay status {plan.plan_id}`)"
-        )
+        note(f"{failed:,} records could not be written: `pipeline replay status {plan.plan_id}` says which, and why")
     return code
 
 

@@ -84,6 +84,10 @@ def show_status(found: Status) -> None:
     spans = found.plan.source.spans
     rows = [(p, spans[p].start, done.offset, spans[p].end, done.seen) for p, done in sorted(found.partitions.items())]
     table([Column(name, right=True) for name in ("partition", "from", "at", "to", "looked at")], rows)
+    if found.failures:
+        more = f"the first {len(found.failures)} of {found.failed:,}" if found.failed > len(found.failures) else "all"
+        line(f"could not be written, {more}:", "yellow")
+        table(["at", "outcome", "why"], [(f"{f.partition}:{f.offset}", f.outcome, f.error) for f in found.failures])
     for member in found.members:
         line(f"at work: {clean(member.client_id)} on {clean(member.host)}")
     if found.state == "interrupted":

@@ -37,6 +37,16 @@ class Stopping:
 
 
 @contextlib.contextmanager
+def telling_when_interrupted(said: str) -> Iterator[None]:
+    """For what a Ctrl-C simply breaks off: what was done until then, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(said)
+        raise
+
+
+@contextlib.contextmanager
 def stoppable(said: str) -> Iterator[Stopping]:
     """`said`: what the first Ctrl-C is answered with."""
     stopping = Stopping(said)
