@@ -171,10 +171,33 @@ def test_nobody_joins_a_plan_about_a_file(cluster: MemoryCluster, tmp_path: Path
         run(cluster, plan, join=True)
 
 
+class Late:
+    """A reader that a broker answers after two polls, as a real one does."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner, self._empty = inner, 2
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def poll(self, records: int, timeout_s: float) -> Any:
+        if self._empty:
+            self._empty -= 1
+            return []
+        return self._inner.poll(records, timeout_s)
+
+    def ended(self) -> Any:
+        return {} if self._empty else self._inner.ended()
+
+
 @pytest.mark.parametrize("way", ["to", "from"])
 def test_a_plan_that_was_paused_before_waits_with_its_first_record(
-    cluster: MemoryCluster, tmp_path: Path, way: str
+    cluster: MemoryCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
+    reader = cluster.reader
+    monkeypatch.setattr(
+        cluster, "reader", lambda name: Late(reader(name)) if name == "pipeline-replay" else reader(name)
+    )
     plan = planned(cluster, tmp_path / "kept.avro")
     if way == "from":
         run(cluster, plan)
