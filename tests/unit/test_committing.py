@@ -10,7 +10,7 @@ from pipeline.core.unit import LaneSpec, Unit, UnitPolicy
 from pipeline.model.cluster import TopicPartition
 from pipeline.model.errors import ClusterUnavailable
 from pipeline.model.policies import RetryPolicy
-from pipeline.worker.committing import DOUBT_MS, RECOMMIT_MS, Committer
+from pipeline.worker.committing import ANSWER_TIMEOUT_MS, DOUBT_MS, RECOMMIT_MS, Committer
 
 SOURCE, LANE = TopicPartition("t", 0), TopicPartition("t.g.replay", 0)
 NOW_MS = 1_000_000
@@ -88,3 +88,15 @@ def test_what_was_refused_goes_out_again_before_anything_newer() -> None:
     newer = committer.next([owned], NOW_MS)
     assert newer is not None
     assert (newer[SOURCE].offset, newer[LANE].offset) == (2, 1)
+
+
+def test_the_next_commit_waits_for_the_answer_to_the_last() -> None:
+    """Across a connection that is cut the second may be stored first, and the first over it."""
+    committer, owned = Committer(), unit()
+    asked = committer.next([owned], NOW_MS)
+    owned.lanes[0].tracker.next_offset = 1
+    for at_ms in (NOW_MS, NOW_MS + ANSWER_TIMEOUT_MS - 1):
+        assert committer.next([owned], at_ms) is None
+    assert asked is not None
+    committer.answered(dict.fromkeys(asked), NOW_MS + ANSWER_TIMEOUT_MS - 1, asked)
+    assert committed(committer, owned, NOW_MS + ANSWER_TIMEOUT_MS - 1) == {SOURCE}

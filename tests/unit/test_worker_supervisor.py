@@ -93,6 +93,22 @@ def test_it_gives_up_after_so_many_crashes_in_a_row_and_names_each(said: list[di
     assert said[-1]["event"].endswith("giving up")
 
 
+def test_it_waits_before_it_starts_one_again(said: list[dict[str, Any]]) -> None:
+    crew = supervisor(python("import os; os._exit(1)"), RestartPolicy(first_s=60, max_s=600, limit=0))
+    (child,) = crew._children
+    for began_s, wait_s in ((0.0, 60.0), (1_000.0, 120.0)):
+        crew._look_after(child, began_s)
+        assert child.process is not None
+        child.process.wait(30)
+        for at_s in (0.0, wait_s - 1):
+            crew._look_after(child, began_s + at_s)
+            assert child.process is None
+    crew._look_after(child, 1_120.0)
+    assert child.process is not None
+    crew.stop_all()
+    assert [line["in_s"] for line in said if "in_s" in line] == [60.0, 120.0]
+
+
 def test_a_steady_process_starts_a_new_row(said: list[dict[str, Any]]) -> None:
     policy = RestartPolicy(first_s=0.01, max_s=0.05, limit=3, steady_s=0.05, ready_s=5)
     thread = stopped_when(lambda: len([line for line in said if "how" in line]) >= 5)
@@ -139,6 +155,7 @@ def test_one_that_ignores_sigterm_is_killed_in_the_end(said: list[dict[str, Any]
     assert crew.run() == 0
     thread.join()
     assert said[-1]["event"] == "worker process did not stop in time: killed"
+    assert crew.pids == {}
 
 
 def test_the_command_of_a_worker_names_what_it_runs() -> None:

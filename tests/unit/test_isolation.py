@@ -1,0 +1,244 @@
+"""Records that may end their process: how their deaths are counted, who runs alone, and what the pool does with its children."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.core.delivery import SOURCE, Delivery
+from pipeline.core.unit import Unit
+from pipeline.memory.log import MemoryMessage
+from pipeline.memory.loop import VirtualClockLoop, run
+from pipeline.model.outcome import Failure, FailureKind
+from pipeline.model.policies import IsolationPolicy
+from pipeline.worker import children as children_module
+from pipeline.worker import isolation as isolation_module
+from pipeline.worker.children import RESTARTS, Answer, Children, ChildSpec, Death, Job
+from pipeline.worker.execution import PROCESS_DIED
+from pipeline.worker.isolation import Isolation
+from pipeline.worker.quarantine import Quarantine, _deaths_before
+from tests.unit.test_core_care import third_life
+from tests.unit.test_core_unit import NOW
+from tests.unit.test_core_unit import unit as a_unit
+
+CRASH = Death("killed by SIGSEGV", "the stack")
+DONE = Answer({"kind": "done", "warning": None, "outputs": []}, [])
+
+
+class Log:
+    def __init__(self) -> None:
+        self.said: list[dict[str, Any]] = []
+
+    def __getattr__(self, _level: str) -> Callable[..., None]:
+        return lambda event, **more: self.said.append({"event": event, **more})
+
+
+class Pool:
+    """Stands for `Children`: keeps the jobs."""
+
+    def __init__(self, _spec: object, size: int, *_more: object) -> None:
+        self.size = size
+        self.hopeless = False
+        self.jobs: list[Job] = []
+
+    def submit(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    def abandon(self) -> None:
+        self.jobs.clear()
+
+
+class Engine:
+    """What they use of the engine; `ended` is what was completed."""
+
+    def __init__(self) -> None:
+        policy = IsolationPolicy(deaths=3)
+        subscription = SimpleNamespace(isolation=policy, group="g", timeout_ms=500, handler=print)
+        self.execution = SimpleNamespace(subscription=subscription, log=Log())
+        self.clock = SimpleNamespace(now_ms=NOW, read=lambda: NOW)
+        self.stats = SimpleNamespace(
+            process_deaths=0,
+            durations=SimpleNamespace(observe=lambda _s: None),
+            took=lambda *_: None,
+        )
+        self.loop = None
+        self.paused = False
+        self.ready: deque[Delivery] = deque()
+        self.resumed: deque[Delivery] = deque()
+        self.ended: list[tuple[int, Any]] = []
+
+    def wake(self) -> None: ...
+
+    def perform(self, _unit: Unit) -> None: ...
+
+    def fail(self, error: BaseException) -> None:
+        raise error
+
+    def complete(self, delivery: Delivery, outcome: Any) -> None:
+        self.ended.append((delivery.offset, outcome))
+
+    def done(self, delivery: Delivery) -> Delivery | None:
+        return delivery.unit.done(delivery, NOW)
+
+
+@pytest.fixture(autouse=True)
+def pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation_module, "Children", Pool)
+
+
+def delivery(unit: Unit, offset: int, key: bytes) -> Delivery:
+    return Delivery(unit, SOURCE, offset, key, message(offset, key))
+
+
+def message(offset: int, key: bytes) -> MemoryMessage:
+    return MemoryMessage(("t", 0, offset), key, b"v", None, NOW)
+
+
+def isolation(engine: Engine, before: Callable[[Delivery], int] | None = None) -> tuple[Isolation, list[Job]]:
+    more = () if before is None else (before,)
+    made = Isolation(engine, ChildSpec("m:app", "g", 500), 4, lambda: None, *more)  # type: ignore[arg-type]
+    return made, made.children.jobs  # type: ignore[return-value]
+
+
+def test_a_record_runs_again_until_it_has_taken_so_many_processes_and_then_never() -> None:
+    engine, unit = Engine(), a_unit()
+    isolated, jobs = isolation(engine)
+    killer, neighbour = delivery(unit, 0, b"a"), delivery(unit, 1, b"b")
+    isolated.run(killer)
+    isolated.run(neighbour)
+    for deaths in (1, 2, 3):
+        assert engine.ended == []
+        assert isolated.deliveries.count(killer) == 1, f"it runs again after {deaths - 1}"
+        jobs[0 if deaths == 1 else -1].ended(CRASH)
+    ((offset, failure),) = engine.ended
+    assert isinstance(failure, Failure)
+    assert (offset, failure.kind, failure.error_class) == (0, FailureKind.TERMINAL, PROCESS_DIED)
+    assert "has taken 3 with it" in failure.message
+    assert failure.stack == "the stack"
+    assert isolated.deliveries == [neighbour], "which heard nothing of it"
+    assert engine.stats.process_deaths == 3
+
+
+def test_owners_that_died_of_it_count_as_well() -> None:
+    engine, unit = Engine(), a_unit()
+    unit.unclean = 3
+    isolated, jobs = isolation(engine, _deaths_before)
+    isolated.run(delivery(unit, 0, b"a"))
+    jobs[0].ended(CRASH)
+    ((_, failure),) = engine.ended
+    assert "has taken 3 with it" in failure.message
+
+
+@pytest.mark.parametrize("target", [None, "m:app"])
+def test_one_suspect_at_a_time_runs(target: str | None) -> None:
+    """Side by side, a killer would take innocent ones with it, and their deaths would be counted."""
+    engine, unit = Engine(), third_life()
+    quarantine = Quarantine(engine, SimpleNamespace(marking=lambda _unit: 0))  # type: ignore[arg-type]
+    quarantine.target = target
+    inner = SimpleNamespace(pump=lambda: None)
+    taken: object = quarantine.take(unit, inner)  # type: ignore[arg-type]
+    assert taken is quarantine
+    assert unit.care is not None
+    unit.receive_source([message(10, b"a"), message(12, b"b"), message(21, b"c")], unit.care.inbox)
+    for _ in range(3):
+        quarantine.pump()
+    assert [each.offset for each in engine.ready] == [21], "who is not suspected waits for nobody"
+    assert quarantine.suspects(unit) == 2
+    (first,) = quarantine._running_alone()
+    if target is None:
+        assert list(engine.resumed) == [first]
+        unit.done(first, NOW)
+    else:
+        (job,) = quarantine._isolation.children.jobs  # type: ignore[union-attr, misc]
+        job.ended(DONE)
+    quarantine.pump()
+    (second,) = quarantine._running_alone()
+    assert (first.offset, second.offset) == (10, 12)
+
+
+# -- the pool
+
+
+class FakeChild:
+    """A process that does what the test says."""
+
+    made: list[FakeChild]
+    dies = False
+
+    def __init__(self, _spec: ChildSpec, loop: VirtualClockLoop, pool: Children) -> None:
+        self.job: Job | None = None
+        self.ready = self.late = self.killed = self.wrote = False
+        self.started_s = loop.time()
+        self.pid = len(self.made)
+        self.alive = not self.dies
+        self._loop, self._pool = loop, pool
+        self.made.append(self)
+        if self.dies:
+            loop.call_soon(pool.hung_up, self)  # type: ignore[arg-type]
+
+    def run(self, job: Job) -> None:
+        self.job = job
+
+    def write_stack(self) -> None:
+        self.wrote = True
+
+    def kill(self) -> None:
+        self.killed, self.alive = True, False
+        self._loop.call_soon(self._pool.hung_up, self)  # type: ignore[arg-type]
+
+    def deafen(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def death(self) -> Death:
+        return Death("killed by SIGKILL", "where it was" if self.wrote else "", self.late)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[FakeChild]:
+    monkeypatch.setattr(children_module, "Child", FakeChild)
+    monkeypatch.setattr(FakeChild, "made", [], raising=False)
+    return FakeChild.made
+
+
+def test_a_child_past_its_deadline_writes_its_stack_and_is_killed(made: list[FakeChild]) -> None:
+    ends: list[Answer | Death] = []
+
+    async def main(loop: VirtualClockLoop) -> None:
+        children = Children(ChildSpec("m:app", "g", 500), 1, loop, Log(), lambda: None)
+        children.submit(Job(a_unit(), b"", ends.append))
+        children.heard(made[0], {"kind": "ready"}, [])  # type: ignore[arg-type]
+        await asyncio.sleep(0.4)
+        assert not made[0].wrote
+        await asyncio.sleep(0.6)
+        children.abandon()
+
+    run(main)
+    assert ends == [Death("killed by SIGKILL", "where it was", late=True)]
+
+
+def test_children_that_end_at_once_are_started_again_later_and_later(
+    made: list[FakeChild], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeChild, "dies", True)
+
+    async def main(loop: VirtualClockLoop) -> None:
+        children = Children(ChildSpec("m:app", "g", 500), 1, loop, Log(), lambda: None)
+        children.submit(Job(a_unit(), b"", lambda _how: None))
+        await asyncio.sleep(3)
+        assert children.hopeless
+        children.abandon()
+
+    run(main)
+    starts = [child.started_s for child in made]
+    gaps = [after - before for before, after in itertools.pairwise(starts)]
+    assert len(gaps) >= 4
+    assert all(
+        gap >= RESTARTS.wait_s(number) * (1 - RESTARTS.jitter) - 0.001 for number, gap in enumerate(gaps, start=1)
+    )
