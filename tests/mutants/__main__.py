@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from tests.mutants.breaks import BREAKS, HISTORIES, SIMULATION
-from tests.mutants.child import NOTICED, UNBROKEN
+from tests.mutants.child import CORE, NOTICED, UNBROKEN
 from tests.mutants.verdicts import Verdict, Verdicts, fingerprint
 from tests.property.history_mutants import MUTANTS
 
@@ -25,12 +25,12 @@ RESULTS = Path("build/mutants.json")
 
 def every() -> list[tuple[str, str]]:
     """(name, what has to notice it)."""
-    return [*((each.name, each.caught_by) for each in BREAKS), *((f"core: {name}", HISTORIES) for name in MUTANTS)]
+    return [*((each.name, each.caught_by) for each in BREAKS), *((f"{CORE}{name}", HISTORIES) for name in MUTANTS)]
 
 
 def tried(name: str, caught_by: str, most: int = MOST, timeout_s: float = TIMEOUT_S) -> Verdict:
     began = time.monotonic()
-    command = [sys.executable, "-m", "tests.mutants.child", name.removeprefix("core: "), str(most), caught_by]
+    command = [sys.executable, "-m", "tests.mutants.child", name, str(most), caught_by]
     noticed, what = False, f"COULD NOT BE TRIED: no verdict within {timeout_s:.0f} s"
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)

@@ -10,6 +10,13 @@ from dataclasses import dataclass
 SIMULATION = "simulation"
 HISTORIES = "histories"
 
+REVIEW, REMEDIES = "tests/unit/test_worker_review.py", "tests/unit/test_remedies.py"
+CARE, ISOLATED = "tests/unit/test_core_care.py", "tests/unit/test_isolation.py"
+SUPERVISOR, STALLS = "tests/unit/test_worker_supervisor.py", "tests/unit/test_worker_stalls.py"
+SCHEMAS, AVRO = "tests/unit/test_codec_schema.py", "tests/unit/test_codec_avro.py"
+ADAPTER, DAMAGE = "tests/unit/test_kafka_adapter.py", "tests/unit/test_unreadable_batches.py"
+RECORDS = "tests/conformance/test_records.py"
+
 
 @dataclass(frozen=True, slots=True)
 class Break:
@@ -100,4 +107,82 @@ BREAKS = (
     # the simulated cluster itself, held to the real one's behaviour
     Break("memory-takes-commits-of-strangers", "memory.commits", "if member_id not in group.members and (member_id or group.members):", "if False:", "tests/conformance/test_offsets.py::test_who_is_no_member_can_not_commit_for_a_group_that_has_some[memory]"),
     Break("memory-two-own-one", "memory.group", "return sorted(member.target - member.owned - held)", "return sorted(member.target - member.owned)", "tests/conformance/test_groups.py::test_revocation_waits_until_the_listener_lets_go[memory]"),
+    # the rules (e), (f) and (h): what the worker has to do right around the core
+    Break("e-claim-before-lanes", "worker.fetcher", "        for positions in (lanes, source):\n            errors", "        for positions in (source, lanes):\n            errors", f"{REVIEW}::test_a_member_that_was_removed_commits_nothing_of_what_it_had"),
+    Break("e-unit-split-over-commits", "worker.committing", "            found |= changed\n", "            found |= dict(list(changed.items())[-1:])\n", "tests/unit/test_committing.py"),
+    Break("e-settled-before-the-hand-off-is-written", "core.unit", "self._sending[delivery.identity, delivery.hop + 1] = delivery", "self.lanes[delivery.lane].tracker.settle(delivery.offset)", found_by=29),
+    Break("f-lanes-not-drained", "worker.runners", "runner.delivery.unit is unit for runner", "runner.delivery.unit is unit and not runner.delivery.lane for runner", found_by=184),
+    Break("f-lanes-not-released", "worker.ownership", "self._committer.positions(unit, self._clock.now_ms, last=True)", "dict(list(self._committer.positions(unit, self._clock.now_ms, last=True).items())[:1])", found_by=281),
+    Break("f-lanes-not-assigned", "worker.fetcher", "self._owned[partition] = (source, *(TopicPartition(lane.topic, partition) for lane in answer.lanes))", "self._owned[partition] = (source,)"),
+    Break("h-commits-what-is-not-ours", "worker.fetcher", "ours, asked = self._ours(), positions", "ours, asked = set(positions), positions", f"{REMEDIES}::test_what_was_lost_is_not_committed_any_more"),
+    Break("h-a-stale-member-commits", "worker.tenure", "            if not self.is_of(member_id, [tp])", "            if False", f"{REVIEW}::test_a_member_that_was_removed_commits_nothing_of_what_it_had"),
+    # what is paused, and for how long
+    Break("resumed-while-parked", "worker.regulating", "stop_lanes = self._lane_gates[unit].update(unit.waiting.of_lanes) or paused", "stop_lanes = paused", f"{REVIEW}::test_a_lane_does_not_pile_up_in_memory_behind_one_slow_key"),
+    Break("pause-outlives-its-ownership", "worker.fetcher", "self._paused.difference_update(fresh)", "pass", f"{REVIEW}::test_a_pause_from_before_the_partition_was_lost_does_not_outlive_it"),
+    # records that end their process, and those who look after them
+    Break("owners-that-died-not-counted", "core.care", "unclean_in_a_row(before) + (0 if ours else 1)", "0", CARE),
+    Break("suspects-of-a-key-side-by-side", "core.care", "if may_run(delivery):", "if True:", CARE),
+    Break("suspects-run-with-the-others", "core.care", "if self.is_suspect(delivery):", "if False:", CARE),
+    Break("handed-over-without-the-count", "core.care", "self.unclean, self._asked, self._handed_over = self.unclean - 1,", "self.unclean, self._asked, self._handed_over = 0,", CARE),
+    Break("horizon-before-it-is-stored", "core.care", "horizon, keys = self._horizon[index],", "horizon, keys = self._asked[index],", CARE),
+    Break("suspects-side-by-side", "worker.quarantine", "                return False\n            self._alone = None", "                pass\n            self._alone = None", ISOLATED),
+    Break("suspects-never-run", "worker.quarantine", "if care.suspects and not engine.paused and not unit.draining:", "if False:", found_by=29),
+    Break("deaths-of-owners-not-added", "worker.quarantine", "return delivery.unit.unclean - 1", "return 0", ISOLATED),
+    Break("death-count-not-incremented", "worker.isolation", "self._deaths.get(delivery, 0) + 1", "self._deaths.get(delivery, 0) or 1", ISOLATED),
+    Break("a-killer-is-never-given-up", "worker.isolation", "if deaths >= self._policy.deaths:", "if False:", ISOLATED),
+    Break("a-death-is-the-end", "worker.isolation", "            self.run(delivery)\n        return None", "            pass\n        return None", ISOLATED),
+    Break("a-late-child-is-not-killed", "worker.children", "self._loop.call_later(DUMP_S, child.kill)", "pass", ISOLATED),
+    Break("children-start-without-back-off", "worker.children", "if self._loop.time() >= self._next_start_s:", "if True:", ISOLATED),
+    Break("no-back-off-in-the-supervisor", "worker.supervisor", "if now_s >= child.due_s and not self._stopping:", "if not self._stopping:", SUPERVISOR),
+    Break("supervisor-gives-up-at-once", "worker.supervisor", "if 0 < self._restarts.limit < child.crashes:", "if child.crashes:", SUPERVISOR),
+    Break("a-steady-process-starts-no-new-row", "worker.supervisor", "child.crashes = 1 if steady else child.crashes + 1", "child.crashes += 1", SUPERVISOR),
+    Break("a-stuck-worker-is-not-killed", "worker.supervisor", "killed\", pid=process.pid)\n                process.kill()", "killed\", pid=process.pid)\n                return", SUPERVISOR),
+    Break("stall-told-again-and-again", "worker.stalls", "if any(stall.delivery is delivery for stall in self.current):", "if False:", STALLS),
+    Break("stall-never-told", "worker.stalls", "        self.count += 1\n", "        return\n", STALLS),
+    Break("stalls-never-end", "worker.stalls", "if stall.delivery in running)", "if stall.delivery)", STALLS),
+    Break("blocked-loop-never-told", "worker.stalls", "and beat_s != told_s:", "and False:", STALLS),
+    # findings about Kafka, librdkafka and Avro: docs/findings.md says what each remedy is for
+    Break("delayed-end-not-doubted", "kafka.transactions", "self._trouble is None or self._trouble.seen:", "self._trouble is None:", "tests/integration/test_exactly_once.py::test_a_delayed_end_of_one_transaction_never_ends_the_next[True]"),
+    Break("recursive-schemas-accepted", "codec.schema", "tuple[int, int]:\n        if name in self.open:", "tuple[int, int]:\n        if name in self.open:\n            return 1, 1\n        if False:", f"{SCHEMAS}::test_recursive_schemas_are_refused"),
+    Break("arrays-of-nothing-accepted", "codec.schema", "if kind == \"array\" and least == 0:", "if False:", f"{SCHEMAS}::test_arrays_of_nothing_are_refused"),
+    Break("doublings-accepted", "codec.schema", "if nodes > NODES_MAX:", "if False:", f"{SCHEMAS}::test_a_schema_of_doublings_is_refused_at_once"),
+    Break("counts-not-held-to-the-bytes", "codec.reader", "if items > len(data) - pos:", "if False:", f"{SCHEMAS}::test_a_count_beyond_the_data_is_refused_before_the_first_item"),
+    Break("trailing-bytes-accepted", "codec.reader", "if pos != len(data): raise ValueError", "if pos > len(data): raise ValueError", f"{AVRO}::test_trailing_and_missing_bytes_are_undecodable"),
+    Break("lengths-may-be-negative", "codec.reader", "if n & 1: raise ValueError('a length is negative')", "pass", f"{SCHEMAS}::test_hostile_bytes_are_an_error_and_no_work"),
+    Break("values-end-anywhere", "codec.reader", "if pos != len(data): raise ValueError", "if False: raise ValueError", "tests/property/test_codec_properties.py::test_any_bytes_are_a_value_or_an_error"),
+    Break("values-of-any-size", "codec.avro", "if data and len(data) <= self._max_bytes:", "if data:", f"{AVRO}::test_the_size_is_bounded_before_anything_is_read"),
+    Break("foreign-ids-accepted", "codec.avro", "if not belongs:", "if False:", f"{AVRO}::test_an_id_of_another_topic_is_foreign"),
+    Break("a-dangerous-schema-settles-nothing", "codec.avro", "        except CodecError as error:\n            known.readers[key]", "        except SchemaNotFound as error:\n            known.readers[key]", f"{AVRO}::test_a_dangerous_writers_schema_makes_its_id_undecodable"),
+    Break("bad-compression-is-nothing-special", "kafka.errors", "    KafkaError._BAD_COMPRESSION: \"bad_batch\",\n", "", f"{ADAPTER}::test_fetch_faults_and_fatal_errors"),
+    Break("unreadable-batch-never-passed-over", "worker.damage", "if suspect.sightings >= SIGHTINGS:", "if False:", f"{DAMAGE}::test_every_record_of_readable_batches_is_read_and_every_other_one_is_in_a_range"),
+    Break("unreadable-batch-not-told", "worker.damage", "self._post(Unreadable(tp, Damage(suspect.first, at, suspect.fault.kind, suspect.fault.text)))", "pass", f"{DAMAGE}::test_every_record_of_readable_batches_is_read_and_every_other_one_is_in_a_range"),
+    Break("pointer-not-written", "core.unreadable", "unit.effects.append(DeadLetter(delivery, headers, failure))", "pass", DAMAGE),
+    Break("client-left-astray", "worker.damage", "self._consumer.seek(tp, self._asked[tp])", "pass", f"{DAMAGE}::test_a_client_that_went_astray_in_a_damaged_batch_is_sent_back"),
+    Break("sources-without-a-bound", "topology.rules", "DECOMPRESSED = \"max.decompressed.message.bytes\"", "DECOMPRESSED = \"max.message.bytes\"", "tests/unit/test_topology_plan.py::test_a_source_we_make_is_bound_in_decompressed_size_and_its_lanes_take_a_little_more"),
+    Break("branches-without-a-name", "codec.reader", "if name and len(named) >= _TWO_BRANCHES else value", "if False else value", f"{SCHEMAS}::test_unions_of_records_say_which"),
+    Break("ids-written-little-endian", "codec.wire", "schema_id.to_bytes(4, \"big\")", "schema_id.to_bytes(4, \"little\")", "tests/unit/test_codec_wire.py::test_bytes_are_those_of_confluents_serializer"),
+    Break("breaking-versions-registered", "codec.verdict", "        check_versions(schema, [parse(version.text) for version in registry.versions(subject)], schema.compatibility)\n        ids", "        ids", f"{REMEDIES}::test_a_version_that_breaks_readers_is_refused_whatever_the_registry_accepts"),
+    Break("read-by-fastavro", "codec.reader", "    read: Read = scope[\"read\"]\n", "    from io import BytesIO\n    from fastavro import schemaless_reader\n    read: Read = lambda data, pos: schemaless_reader(BytesIO(data[pos:]), schema.node)\n", f"{REMEDIES}::test_a_value_is_read_in_less_time_than_fastavro_takes"),
+    Break("readers-made-anew", "codec.avro", "if reader is None or reader.writer.name != writer.name:", "if True:", f"{REMEDIES}::test_one_schema_has_one_reader_whatever_its_ids_and_topics"),
+    Break("admin-client-let-go", "kafka.admin", "self._admin = AdminClient(properties)", "type(self)._admin = property(lambda _self: AdminClient(properties))", f"{REMEDIES}::test_an_answer_that_is_waited_for_keeps_its_client"),
+    Break("metadata-refreshed-late", "kafka.settings", "\"topic.metadata.refresh.interval.ms\": 5_000,", "\"topic.metadata.refresh.interval.ms\": 300_000,", f"{REMEDIES}::test_settings_that_measurements_chose"),
+    Break("a-member-does-not-leave", "kafka.consumer", "        self._consumer.close()\n        if self._lanes", "        if self._lanes", "tests/conformance/test_groups.py::test_when_a_member_leaves_its_partitions_move_at_once[kafka-classic]"),
+    Break("session-not-ours", "kafka.settings", "settings[\"session.timeout.ms\"] = policy.session_timeout_ms", "settings[\"session.timeout.ms\"] = 45_000", f"{ADAPTER}::test_the_protocols_settings_exclude_each_other"),
+    Break("broker-session-of-45-seconds", "kafka.embedded.properties", "        \"group.consumer.session.timeout.ms\": session,\n", "", "tests/unit/test_embedded_properties.py::test_group_sessions_are_seconds_with_several_heartbeats_in_one"),
+    Break("long-session-not-told", "worker.worker", "if timeout is None or int(timeout) > self._app.settings.session_timeout_s * 1000:", "if False:", f"{REMEDIES}::test_a_broker_whose_sessions_are_long_is_told"),
+    Break("pause-kept-over-a-removal", "kafka.consumer", "if was_paused := self._paused & new.keys():", "if was_paused := self._paused - self._paused:", f"{RECORDS}::test_a_pause_survives_a_seek_and_ends_with_a_removal[kafka]"),
+    Break("resume-wakes-nobody", "kafka.consumer", "self.seek(tp, position.offset if position.offset >= 0 else self._starts[tp])", "pass", f"{RECORDS}::test_resuming_when_all_was_paused_is_quick[kafka]"),
+    Break("consume-waits-to-fill", "kafka.consumer", "self._consumer.consume(max_records - max_records // 4, 0)", "self._consumer.consume(max_records - max_records // 4, timeout_s)", f"{REMEDIES}::test_only_the_poll_for_the_first_record_waits"),
+    Break("a-second-after-a-full-queue", "kafka.settings", "\"fetch.queue.backoff.ms\": 5,", "\"fetch.queue.backoff.ms\": 1_000,", f"{REMEDIES}::test_settings_that_measurements_chose"),
+    Break("polls-as-long-as-it-is-asked-to", "worker.fetcher", "timeout_s = min(timeout_s, self._policy.poll_s)", "pass", f"{REMEDIES}::test_no_poll_is_long_however_long_there_is_nothing"),
+    Break("commit-text-of-any-length", "kafka.commits", "> METADATA_MAX_CHARACTERS:", "> METADATA_MAX_CHARACTERS << 20:", f"{REMEDIES}::test_what_can_not_be_committed_is_not_sent_with_the_others"),
+    Break("commit-text-with-nul", "kafka.commits", "if \"\\0\" in position.metadata:", "if False:", f"{REMEDIES}::test_what_can_not_be_committed_is_not_sent_with_the_others"),
+    Break("one-refusal-blurs-all", "kafka.commits", "                answer[tp] = None", "                pass", f"{REMEDIES}::test_what_was_stored_beside_a_refused_partition_is_told_apart"),
+    Break("commits-under-the-next-id", "kafka.commits", "if member_id is not None and self._consumer.memberid() != member_id:", "if False:", f"{REMEDIES}::test_a_commit_goes_out_as_the_member_that_asked_for_it_or_not_at_all"),
+    Break("commit-requests-of-any-size", "worker.committing", "if size and size + weight > REQUEST_BYTES:", "if False:", f"{REMEDIES}::test_254_full_partitions_go_out_in_several_requests"),
+    Break("two-commits-in-flight", "worker.committing", "if now_ms - self._sent_ms < ANSWER_TIMEOUT_MS:", "if False:", "tests/unit/test_committing.py::test_the_next_commit_waits_for_the_answer_to_the_last"),
+    Break("commits-never-take-turns", "worker.committing", "self._begin = ordered.index(unit)", "pass", f"{REVIEW}::test_commits_that_do_not_fit_one_request_take_turns"),
+    Break("commit-text-runs-full", "worker.regulating", "self._committer.loads.get(unit, 0.0) >= METADATA_FULL", "False", "tests/integration/test_worker_control.py::test_a_partition_whose_commit_metadata_fills_up_takes_no_new_work"),
+    Break("one-partition-fills-the-buffer", "worker.engine", "return fetched - self._ownership.received + len(self._dispatch)", "return fetched - self._ownership.received + len(self._dispatch) + sum(u.waiting.count for u in self._ownership.units)", f"{REMEDIES}::test_few_keys_per_partition_all_run_though_each_fetch_brings_one_partition"),
+    Break("fetches-of-one-partition", "kafka.settings", "\"fetch.message.max.bytes\": policy.fetch_partition_bytes,", "\"fetch.message.max.bytes\": 16_777_216,", f"{REMEDIES}::test_settings_that_measurements_chose"),
 )  # fmt: skip

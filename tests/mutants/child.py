@@ -12,6 +12,8 @@ from tests.mutants.loading import install
 
 NOTICED = 10
 UNBROKEN = "unbroken"
+CORE = "core: "
+"""Before the name of a break of tests/property/history_mutants.py: two lists may have the same name."""
 ENDLESS_S = 60.0
 """Of CPU; an ordinary history takes a fraction of a second, and a busy machine makes none endless."""
 
@@ -82,7 +84,7 @@ def main() -> int:
     if caught_by == SIMULATION:
         found = by_simulation((chosen.found_by, *range(most)) if chosen is not None else range(most))
     elif caught_by == HISTORIES:
-        found = by_histories(name, most)
+        found = by_histories(name.removeprefix(CORE), most)
     else:
         found = by_tests(caught_by)
     if found:
