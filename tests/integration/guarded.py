@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -106,13 +106,14 @@ def _acl(role: str, kind: str, name: str, prefixed: bool, operation: AclOperatio
 class Rights:
     """All that a page's table says, in the environment with that prefix; single ones can be taken and given back."""
 
-    def __init__(self, address: str, page: Path = PAGE, prefix: str = "") -> None:
+    def __init__(self, address: str, page: Path = PAGE, prefix: str = "", roles: Collection[str] = ROLES) -> None:
         self._admin = AdminClient(_login(address, "admin"))
         self._prefix = prefix
         every = [
             AclBinding(**_acl(role, kind, _named(name, prefix), prefixed, operation))
             for role, kind, name, prefixed, operations in rows(page)
             for operation in operations
+            if role in roles
         ]
         for future in self._admin.create_acls(every).values():
             future.result(10)

@@ -173,7 +173,7 @@ def one_tier(guarded: str, role: str, folder: Path, prefix: str) -> Person:
 
 @pytest.mark.timeout(240)
 def test_a_deployer_who_may_not_create_a_topic_is_told_which(guarded: str, tmp_path: Path) -> None:
-    rights, deployer = Rights(guarded, prefix="d."), one_tier(guarded, "deployer", tmp_path, "d.")
+    rights, deployer = Rights(guarded, prefix="d.", roles=("deployer",)), one_tier(guarded, "deployer", tmp_path, "d.")
     words = ("pipeline", "topics", "apply", "one_tier:app", "--partitions", "1")
     for name, topic in ((SOURCE, "d.agent.run.events"), (LANES, "d.agent.run.events.d.billing.retry.300ms")):
         rights.take("deployer", name, CREATE)
@@ -189,7 +189,10 @@ def test_a_deployer_who_may_not_create_a_topic_is_told_which(guarded: str, tmp_p
 @pytest.mark.timeout(240)
 def test_a_worker_without_a_right_says_which_and_goes_on_once_it_has_it(guarded: str, tmp_path: Path) -> None:
     """Three are missing when it starts, and are given one after the other; one is taken while it works."""
-    rights, worker = Rights(guarded, prefix="w."), one_tier(guarded, "worker", tmp_path, "w.")
+    rights, worker = (
+        Rights(guarded, prefix="w.", roles=("deployer", "worker")),
+        one_tier(guarded, "worker", tmp_path, "w."),
+    )
     applied = one_tier(guarded, "deployer", tmp_path, "w.").does(
         "pipeline", "topics", "apply", "one_tier:app", "--partitions", "1"
     )
@@ -251,6 +254,7 @@ print("all delivered")
 
 @pytest.mark.timeout(240)
 def test_an_agent_without_the_right_to_write_says_so_and_loses_nothing(guarded: str, tmp_path: Path) -> None:
+    """It may write nowhere then, and Kafka denies it the id that idempotent producers need, without naming a topic."""
     rights, agent, log = Rights(guarded), Person(guarded, "agent"), tmp_path / "log"
     rights.take("agent", SOURCE, WRITE)
     event = tmp_path / "event.jsonl"
