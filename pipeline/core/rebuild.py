@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pipeline.core.parking import Identity, Parking
 from pipeline.core.progress import Progress
 from pipeline.model.cluster import Headers
-from pipeline.model.headers import HeaderError, Standing, standing_of
+from pipeline.model.headers import HELD, HeaderError, Standing, standing_of
 
 _AHEAD_MAX = 1_000_000
 """How far past the source's committed end a lane's record may come from, before memory bounds what is settled at once."""
@@ -41,6 +41,7 @@ class Rebuild:
     `lanes` are names in index order starting at 1; `progress` is each lane's settled part (its offset not below the log's start);
     `ends` are the lanes' ends, read *after* the committed offsets. A lane that the previous owner did not fence (a worker of
     another version, with other tiers) tells no zombies: running one again is better than losing what another owner parked.
+    Where the commit says nothing of the owners before (a newer version wrote it, or another tool), the lanes' records do.
     """
 
     def __init__(
@@ -84,15 +85,22 @@ class Rebuild:
         except HeaderError:
             scan.open.append(offset)  # not ours: it comes up again and goes to the dead letters
             return
-        if offset >= scan.previous_fence and copy.epoch < self.epoch - 1 and copy.hop:
+        if offset >= scan.previous_fence and copy.epoch < self.source.epoch and copy.hop:
             self.zombies += 1
             return
+        self._outrank(copy)
         scan.open.append(offset)
         scan.last_due_ms = max(scan.last_due_ms, copy.due_ms)
         identity = Identity(copy.origin_offset, copy.replay_id)
         self._observe_copy(key, identity, copy.hop, lane, offset)
         if copy.hold or identity in self.held:
             self._observe_hold(key, identity, copy, lane)
+
+    def _outrank(self, copy: Standing) -> None:
+        """An epoch that starts over would be below that of owners who may still write: none of what they write late would be
+        told. An operator's copy has no owner's epoch."""
+        if not self.source.epoch and copy.hold in ("", HELD):
+            self.epoch = max(self.epoch, copy.epoch + 1)
 
     def reached(self, lane: int, offset: int) -> None:
         """The lane was read to here. Its end may hold no record: a transaction's marker, aborted records, a gap of compaction."""

@@ -8,17 +8,17 @@ from collections.abc import Callable, Sequence
 
 from pipeline.emit.publisher import Publisher
 from pipeline.emit.stats import Leftover
-from pipeline.model.errors import BufferFull, ClusterUnavailable, TopologyError
+from pipeline.model.errors import BufferFull, ClusterUnavailable, NotAuthorized, TopologyError
 from pipeline.model.events import RunEvent
 
 _TICK_S = 0.005
 _TOPIC_PATIENCE_S = 5.0
-"""A topic that does not exist may just have been made, but rarely comes by itself."""
+"""A topic that does not exist may just have been made, as may an ACL, but neither comes by itself."""
 
 
 class Feeder:
     """Publishes in order and waits for room. Gives up with ClusterUnavailable when nothing is acknowledged
-    for `patience_s`, and sooner with TopologyError when the topic does not exist."""
+    for `patience_s`, and sooner with TopologyError when the topic does not exist, with NotAuthorized without the right."""
 
     def __init__(
         self, publisher: Publisher, patience_s: float = 30.0, progress: Callable[[], None] | None = None
@@ -56,8 +56,9 @@ class Feeder:
         now = time.monotonic()
         if answered != self._acknowledged:
             self._acknowledged, self._moved_at = answered, now
-        elif stats.missing_topic and now - self._moved_at >= min(self._patience_s, _TOPIC_PATIENCE_S):
-            raise TopologyError(f"{stats.trouble} ({self._publisher.pending} records to go)")
+        elif (stats.missing_topic or stats.denied) and now - self._moved_at >= min(self._patience_s, _TOPIC_PATIENCE_S):
+            kind = TopologyError if stats.missing_topic else NotAuthorized
+            raise kind(f"{stats.trouble} ({self._publisher.pending} records to go)")
         elif now - self._moved_at >= self._patience_s:
             raise ClusterUnavailable(
                 f"Kafka acknowledged nothing for {self._patience_s:g} s ({self._publisher.pending} records to go): "

@@ -145,6 +145,7 @@ class Publisher:
                 away=sender.link.away,
                 trouble=sender.trouble,
                 missing_topic=sender.missing_topic,
+                denied=sender.denied,
             )
 
     def flush(self, timeout_s: float = CLOSE_TIMEOUT_S) -> Leftover:

@@ -127,6 +127,11 @@ class Sender:
         return refused[0] if refused is not None and topic_missing(refused[1]) else ""
 
     @property
+    def denied(self) -> bool:
+        """What was refused last, and is not through since, lacks a right."""
+        return self._refused is not None and isinstance(self._refused[1], NotAuthorized)
+
+    @property
     def spool_bytes(self) -> int:
         """What is on disk. For any thread, under the lock."""
         return self._spool_route.size_bytes if self._spool_route is not None else 0
@@ -270,7 +275,7 @@ class Sender:
         topic = self.missing_topic
         if topic:
             return f"topic {topic} does not exist: make it with `pipeline topics apply --topic {topic}`"
-        if self._refused is not None and isinstance(self._refused[1], NotAuthorized):
+        if self.denied and self._refused is not None:
             return str(self._refused[1])
         if cold:
             return self.why_cold() or "neither broker nor registry has answered yet, so the schema ids are not known"

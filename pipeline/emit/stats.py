@@ -27,7 +27,7 @@ class PublisherStats:
     acknowledged from there;
     `full` times BufferFull was raised. `waiting` and `in_flight` are in memory now, `buffered_bytes` their size,
     `spool_bytes` on disk. `away` = the broker does not answer, or does not take them; `trouble` says which, and what to do;
-    `missing_topic`: the topic that does not exist, if it is that.
+    `missing_topic`: the topic that does not exist, if it is that; `denied`: it is a right that is missing.
     """
 
     published: int
@@ -44,6 +44,7 @@ class PublisherStats:
     away: bool
     trouble: str = ""
     missing_topic: str = ""
+    denied: bool = False
 
 
 @dataclass(frozen=True, slots=True)

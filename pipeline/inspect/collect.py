@@ -42,7 +42,8 @@ def find_layouts(admin: ClusterAdmin, group: str | None = None, dead_letters: st
     found = tuple(entry for name in groups for entry in discover(name, names))
     if group is not None and not found:
         raise ConfigurationError(
-            f"group {group!r} has no lanes on this cluster: check the name with `pipeline groups list`, or run `pipeline topics apply`"
+            f"group {group!r} has no lanes on this cluster that you may see: check the name with `pipeline groups list`, "
+            "run `pipeline topics apply`, or grant Describe"
         )
     if dead_letters is None:
         return found

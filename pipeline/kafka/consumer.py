@@ -235,6 +235,9 @@ class KafkaConsumer:
             elif message.topic() is not None and error.code() != KafkaError._MAX_POLL_EXCEEDED:
                 if self._listener is not None:
                     self._listener.fault(_fault(message, error))
+            elif error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED and self._listener is not None:
+                denied = cluster_error(error, f"joining group {self._settings['group.id']}")
+                self._listener.fault(FetchFault(TopicPartition(self._topic, -1), -1, fault_kind(error), str(denied)))
             else:
                 self._client_error(error)
         return kept
@@ -326,7 +329,7 @@ class KafkaConsumer:
         try:
             found = self._consumer.committed([Assigned(t, p) for t, p in partitions], timeout_s)
         except KafkaException as exception:
-            raise raised(exception, "reading committed offsets") from exception
+            raise raised(exception, f"reading the committed offsets of {self._settings['group.id']}") from exception
         answer: dict[TopicPartition, Position | None] = {}
         for each in found:
             if each.error is not None:

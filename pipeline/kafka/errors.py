@@ -107,7 +107,9 @@ def cluster_error(error: KafkaError, doing: str) -> ClusterError:
     if code in FENCED_CODES:
         return FencedError(f"{said}; this member was replaced, so its work belongs to another one now")
     if code in _DENIED:
-        return NotAuthorized(f"{said}; grant the ACL or correct the credentials")
+        return NotAuthorized(
+            f"{doing} is not authorized: {error.str()} [{error.name()}]; grant the ACL or correct the credentials"
+        )
     if code in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE):
         return RecordTooLarge(f"{said}; raise max.message.bytes of the topic")
     if code in _MAY_HEAL or error.retriable():

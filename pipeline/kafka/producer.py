@@ -19,8 +19,9 @@ from confluent_kafka import Message as Delivered
 
 from pipeline.kafka.errors import cluster_error, raised
 from pipeline.model.cluster import Acknowledgements, DeliveryCallback, Headers, OutRecord
-from pipeline.model.errors import BufferFull, ClusterError
+from pipeline.model.errors import BufferFull, ClusterError, NotAuthorized
 
+_PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 _SERVE_S = 0.1
 _BURY_S = 1.0
 _HEAR_S, _YIELD_S = 0.02, 0.005
@@ -38,7 +39,7 @@ class KafkaProducer:
         second thread each waits for the first (measured: a third of the rate of a loop that does nothing else)."""
         self._settings = settings
         self._on_error = on_error
-        self._dead = False
+        self._dead = self._denied = False
         self._why = ""
         self._replace_at_s = 0.0
         self._closed = False
@@ -67,7 +68,7 @@ class KafkaProducer:
             if delivered is None:
                 self._producer.produce(topic, value, key, partition, timestamp=timestamp_ms, headers=headers)  # type: ignore[arg-type]
             else:
-                report = reporting(delivered)
+                report = reporting(delivered, self._refused)
                 self._producer.produce(
                     topic,
                     value,
@@ -165,9 +166,17 @@ class KafkaProducer:
         """Until the serving thread has made a new one nothing is taken: a record must not pass those that will be reported as failed."""
         if self._dead:
             return
-        self._why = str(raised(exception, "producing"))
+        error = raised(exception, "producing")
+        self._why, self._denied = str(error), isinstance(error, NotAuthorized)
         self._dead = True
         self._on_error(f"{self._why}; the producer is made anew")
+
+    def _refused(self, error: KafkaError, topic: str | None) -> ClusterError:
+        """What a dead one still held is reported as purged. Where it died for a right that is missing (without any Write, Kafka
+        denies the id that idempotence needs, and names no topic), that is what to tell."""
+        if self._denied and error.code() in _PURGED:
+            return NotAuthorized(f"writing a record to {topic} is not authorized: {self._why}")
+        return _refused(error, topic)
 
     def _replace(self) -> bool:
         """In the thread that serves: a new one instead of the dead one; False: too soon after the last."""
@@ -202,13 +211,19 @@ def _collecting(into: Acknowledgements) -> Callable[[KafkaError | None, Delivere
     return report
 
 
-def reporting(delivered: DeliveryCallback) -> Callable[[KafkaError | None, Delivered], None]:
-    """librdkafka's report of one record, as `delivered` wants it."""
+def _refused(error: KafkaError, topic: str | None) -> ClusterError:
+    return cluster_error(error, f"writing a record to {topic}")
+
+
+def reporting(
+    delivered: DeliveryCallback, refused: Callable[[KafkaError, str | None], ClusterError] = _refused
+) -> Callable[[KafkaError | None, Delivered], None]:
+    """librdkafka's report of one record, as `delivered` wants it; `refused` makes the error for a topic."""
 
     def report(error: KafkaError | None, message: Delivered) -> None:
         if error is None:
             delivered(None, message.offset() or 0)
         else:
-            delivered(cluster_error(error, f"writing a record to {message.topic()}"), -1)
+            delivered(refused(error, message.topic()), -1)
 
     return report

@@ -54,7 +54,8 @@ def _layouts(admin: ClusterAdmin, names: Collection[str], group: str) -> tuple[L
     found = discover(group, names)
     if not found:
         raise ConfigurationError(
-            f"group {group!r} has no lanes on this cluster: check the name with `pipeline groups list`, or run `pipeline topics apply`"
+            f"group {group!r} has no lanes on this cluster that you may see: check the name with `pipeline groups list`, "
+            "run `pipeline topics apply`, or grant Describe"
         )
     return found
 

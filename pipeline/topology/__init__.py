@@ -1,6 +1,6 @@
 """Topics of an application: a pure plan of what has to exist, the check a worker makes at start, and the hand that applies it."""
 
-from pipeline.topology.actions import Action, AddPartitions, CreateTopic, Finding, Plan, SetConfig
+from pipeline.topology.actions import Action, AddPartitions, CreateTopic, Finding, Plan, SetConfig, together
 from pipeline.topology.applier import apply, execute, existing_topics, plan_for
 from pipeline.topology.naming import Layout, RetiredTier, discover, layout, layouts, retired_of, retired_tiers
 from pipeline.topology.planner import check, plan
@@ -29,4 +29,5 @@ __all__ = [
     "plan_for",
     "retired_of",
     "retired_tiers",
+    "together",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.model.cluster import TopicSpec
@@ -23,6 +24,12 @@ class Finding:
     @property
     def sentence(self) -> str:
         return f"{self.topic}: {self.problem}; {self.remedy}"
+
+
+def together(findings: Sequence[Finding]) -> str:
+    """One sentence for several: the first in full, of the others (partitions added to a source, say) where they are."""
+    others = [each.topic if each.setting == "topic" else f"{each.setting} of {each.topic}" for each in findings[1:]]
+    return findings[0].sentence + (f" (also: {', '.join(others)})" if others else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,14 +24,20 @@ def existing_topics(
     admin: ClusterAdmin, subscriptions: Sequence[Subscription], prefix: str = "", beside: Beside | None = None
 ) -> dict[str, TopicSpec]:
     """Those topics of the subscriptions and `beside` them that exist, old tiers and our own topics included: no other
-    topic is looked at."""
+    topic is looked at.
+
+    A topic that the principal may not describe is in no list, as if it did not exist. So what must be there is asked for by
+    name: Kafka says then which right is missing.
+    """
     names = admin.topic_names()
     own = (CONTROL_TOPIC, AUDIT_TOPIC, RESULTS_TOPIC, TASKS_TOPIC, CLOCK_TOPIC)
     wanted = {*(prefix + name for name in own), *(beside.names if beside is not None else ())}
+    declared: set[str] = set()
     for entry in layouts(subscriptions, prefix):
         topics = entry.topics
-        wanted |= {topics.source, *topics.lanes, topics.dead_letters, *(t.topic for t in retired_of(entry, names))}
-    return admin.topics(sorted(wanted.intersection(names)))
+        declared |= {topics.source, *topics.lanes, topics.dead_letters}
+        wanted |= {retired.topic for retired in retired_of(entry, names)}
+    return admin.topics(sorted(declared | wanted.intersection(names)))
 
 
 def plan_for(

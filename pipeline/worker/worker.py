@@ -151,15 +151,15 @@ class Worker:
             await asyncio.get_running_loop().run_in_executor(None, work)
 
     def _prepare(self) -> None:
-        from pipeline.topology import check, existing_topics
+        from pipeline.topology import check, existing_topics, together
 
         admin = self._app.cluster.admin()
         prefix = self._app.settings.prefix
         existing = existing_topics(admin, self._subscriptions, prefix)
         findings = check(self._subscriptions, existing, prefix=prefix)
+        if errors := [finding for finding in findings if finding.level == "error"]:
+            raise TopologyError(together(errors))
         for finding in findings:
-            if finding.level == "error":
-                raise TopologyError(finding.sentence)
             self._log.warning("topology", finding=finding.sentence)
         self._warn_of_slow_takeover(admin)
         self._time.prepare(self._app.cluster, existing)

@@ -1,4 +1,5 @@
-"""The newest Kafka before 4: the adapters' conformance suite and whole workers, on a broker of that line (classic groups)."""
+"""The newest Kafka before 4: the adapters' conformance suite with transactions, and whole workers, one of them killed, on a broker of
+that line (classic groups)."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+
+import pytest
 
 from pipeline.kafka import connect
 from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker
@@ -17,17 +20,20 @@ SUITES = (
     "tests/conformance/test_producing.py",
     "tests/conformance/test_records.py",
     "tests/conformance/test_groups.py",
+    "tests/conformance/test_transactions.py",
     "tests/integration/test_worker_retries.py",
+    "tests/integration/test_worker_crash.py",
 )
 CHOSEN = (
     "(conformance and kafka and not consumer and not killed and not zombie and not never_lets_go and not instance_id)"
-    " or (order_of_a_key and async and classic)"
+    " or (order_of_a_key and async and classic) or (killed_with_1000_in_flight and classic)"
 )
 PASSED_AT_LEAST = 45
 DEADLINE_S = 240
 
 
-def test_the_adapters_and_a_worker_hold_on_the_newest_kafka_3() -> None:
+@pytest.mark.timeout(DEADLINE_S + 60)
+def test_the_adapters_transactions_and_a_killed_worker_hold_on_the_newest_kafka_3() -> None:
     with EmbeddedBroker(BrokerSpec(), mirror=os.environ.get("PIPELINE_MAVEN_MIRROR"), lock="kafka-3.9") as broker:
         admin = connect(broker.bootstrap).admin()
         assert admin.broker_version().startswith("3.9")

@@ -1,119 +1,35 @@
-"""The guide says which rights each role needs: here they get those and no others, on a Kafka that enforces them."""
+"""The guide says which rights each role needs: here they get those and no others, on a Kafka that enforces them; and then all but one."""
 
 from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
 
 import pytest
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import (
-    AclBinding,
-    AclOperation,
-    AclPermissionType,
-    AdminClient,
-    ResourcePatternType,
-    ResourceType,
-)
+from confluent_kafka.admin import AclOperation
 
-from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker
+from tests.integration.guarded import (
+    EXACTLY_ONCE,
+    PAGE,
+    PATIENCE_S,
+    ROLES,
+    GuardedBroker,
+    Person,
+    Rights,
+    publish,
+    rows,
+)
 from tests.integration.harness import until
 
-ROOT = Path(__file__).parents[2]
-PAGE, EXACTLY_ONCE = (ROOT / "docs" / "guide" / name for name in ("security.md", "exactly-once.md"))
-ROLES = ("deployer", "agent", "worker", "operator")
-_ROW = re.compile(
-    r"^\| (\w+) \| (topic|group|transactional id) \| `([^`]+)`( prefixed)? \| ([\w, ]+) \|$", re.MULTILINE
-)
-_OPERATIONS = {re.sub("_", "", each.name).lower(): each for each in AclOperation}
-_RESOURCES = {
-    "topic": ResourceType.TOPIC,
-    "group": ResourceType.GROUP,
-    "transactional id": ResourceType.TRANSACTIONAL_ID,
-}
-PATIENCE_S = 60
-
-
-def _login(address: str, user: str) -> dict[str, Any]:
-    return {
-        "bootstrap.servers": address,
-        "security.protocol": "SASL_PLAINTEXT",
-        "sasl.mechanism": "PLAIN",
-        "sasl.username": user,
-        "sasl.password": f"{user}-secret",
-        "log_level": 0,
-    }
-
-
-class GuardedBroker(EmbeddedBroker):
-    """One node that asks for a login and lets nobody do what no ACL allows."""
-
-    def __init__(self) -> None:
-        users = " ".join(f'user_{name}="{name}-secret"' for name in ("admin", *ROLES))
-        module = "org.apache.kafka.common.security.plain.PlainLoginModule required"
-        extra = {
-            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-            "super.users": "User:ANONYMOUS;User:admin",  # the controller's listener knows no login
-            "listener.security.protocol.map": "PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
-            "sasl.enabled.mechanisms": "PLAIN",
-            "sasl.mechanism.inter.broker.protocol": "PLAIN",
-            "listener.name.plaintext.plain.sasl.jaas.config": f'{module} username="admin" password="admin-secret" {users};',
-        }
-        super().__init__(BrokerSpec(extra=extra), mirror=os.environ.get("PIPELINE_MAVEN_MIRROR"))
-
-    def _await_node(self, layout: Any, node_id: int, expected: set[int], deadline: float) -> None:
-        admin = AdminClient(_login(f"127.0.0.1:{layout.ports[node_id - 1].broker}", "admin"))
-        while True:
-            try:
-                if admin.list_topics(timeout=2).brokers:
-                    return
-            except KafkaException:
-                pass
-            self._check(layout, node_id, deadline)
-            time.sleep(0.05)
-
-
-def rows(page: Path = PAGE) -> list[tuple[str, str, str, bool, list[AclOperation]]]:
-    """The table of a page: role, resource type, name, prefixed?, operations."""
-    return [
-        (role, kind, name, bool(prefixed), [_OPERATIONS[right.strip().lower()] for right in rights.split(",")])
-        for role, kind, name, prefixed, rights in _ROW.findall(page.read_text(encoding="utf-8"))
-    ]
-
-
-def _bindings(page: Path = PAGE) -> list[AclBinding]:
-    return [
-        AclBinding(
-            _RESOURCES[kind],
-            name,
-            ResourcePatternType.PREFIXED if prefixed else ResourcePatternType.LITERAL,
-            f"User:{role}",
-            "*",
-            operation,
-            AclPermissionType.ALLOW,
-        )
-        for role, kind, name, prefixed, operations in rows(page)
-        for operation in operations
-    ]
-
-
-def grant(address: str, page: Path) -> None:
-    """All that a page's table says."""
-    admin = AdminClient(_login(address, "admin"))
-    for future in admin.create_acls(_bindings(page)).values():
-        future.result(10)
+CHARGES = 2
 
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[str]:
     with GuardedBroker() as broker:
-        grant(broker.bootstrap, PAGE)
+        Rights(broker.bootstrap)
         deployer = Person(broker.bootstrap, "deployer")
         for words in (
             ("topics", "apply", "billing:app", "--partitions", "2"),
@@ -124,37 +40,10 @@ def guarded() -> Iterator[str]:
         yield broker.bootstrap
 
 
-CHARGES = 2
-
-
-class Person:
-    """Somebody with a role at a shell in examples/."""
-
-    def __init__(self, address: str, role: str) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
-        self.environment = kept | {
-            "PIPELINE_BROKER": address,
-            "PIPELINE_USERNAME": role,
-            "PIPELINE_PASSWORD": f"{role}-secret",
-            "PIPELINE_CLIENT": '{"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN"}',
-            "PYTHONPATH": str(ROOT),
-        }
-
-    def start(self, *words: str, log: IO[str] | None = None) -> subprocess.Popen[str]:
-        program = ["-c", "from pipeline.cli.main import run; run()", *words[1:]] if words[0] == "pipeline" else words
-        return subprocess.Popen(
-            [sys.executable, *program], cwd=ROOT / "examples", env=self.environment, text=True,
-            stdout=log or subprocess.PIPE, stderr=log or subprocess.PIPE,
-        )  # fmt: skip
-
-    def does(self, *words: str) -> tuple[int, str, str]:
-        process = self.start(*words)
-        try:
-            out, err = process.communicate(timeout=PATIENCE_S)
-        finally:
-            process.kill()
-            process.wait()
-        return process.returncode, out, err
+def denied(said: str, name: str) -> bool:
+    """Is there a line that names the topic or group (not another that begins like it) as what there is no right to?"""
+    whole = re.compile(rf"(?<![\w.]){re.escape(name)}(?![\w.]*\w)")
+    return any("not authorized" in line and whole.search(line) for line in said.splitlines())
 
 
 def test_the_table_is_read() -> None:
@@ -199,11 +88,15 @@ def test_each_role_can_do_its_work_and_no_more(guarded: str) -> None:
     assert "uthoriz" not in log, log
 
     code, out, err = agent.does("pipeline", "tail", "agent.run.events", "--from", "earliest", "--no-follow")
-    assert code != 0 or not out, "an agent can read"
+    assert code == 1, out + err
+    assert not out, "an agent can read"
+    assert denied(err, "agent.run.events"), err
     code, out, err = agent.does("pipeline", "pause", "billing")
-    assert code == 1 or code == 2, out + err
+    assert code == 2, out + err
+    assert "'billing' has no lanes on this cluster that you may see" in err, err
     code, out, err = worker.does("support_bot.py")
     assert "not delivered" in err, "a worker can write to its source"
+    assert denied(err, "agent.run.events"), err
 
 
 IN_TRANSACTIONS = """
@@ -245,5 +138,147 @@ def test_exactly_once_needs_the_right_to_its_transactional_ids(guarded: str, tmp
 
     run_until("it says what is missing", lambda log: "ransactional Id authorization failed" in log)
     assert not charged(), "something was written without the right"
-    grant(guarded, EXACTLY_ONCE)
+    Rights(guarded, EXACTLY_ONCE)
     assert "uthoriz" not in run_until("records are charged in transactions", lambda _: charged())
+
+
+# -- all but one
+
+READ, WRITE, CREATE, DESCRIBE = (getattr(AclOperation, name) for name in ("READ", "WRITE", "CREATE", "DESCRIBE"))
+SOURCE, LANES = "agent.run.events", "agent.run.events.billing."
+
+ONE_TIER = """
+import os
+from pipeline import Context, Pipeline, Retry
+
+app = Pipeline("billing")
+
+@app.subscribe("agent.run.events", group="billing", value="bytes", tiers=("300ms",), attempts=3)
+async def bill(event: bytes, ctx: Context) -> None:
+    if event == b"fails" and ctx.attempt == 1:
+        raise Retry("the record says so")
+    with open(os.environ["DONE"], "ab", buffering=0) as done:
+        done.write(b"%d " % ctx.offset)
+"""
+
+
+def one_tier(guarded: str, role: str, folder: Path, prefix: str) -> Person:
+    """Somebody in an environment of his own, with that application."""
+    (folder / "one_tier.py").write_text(ONE_TIER)
+    person = Person(guarded, role)
+    person.environment |= {"PIPELINE_PREFIX": prefix, "DONE": str(folder / "done")}
+    person.environment["PYTHONPATH"] += os.pathsep + str(folder)
+    return person
+
+
+@pytest.mark.timeout(240)
+def test_a_deployer_who_may_not_create_a_topic_is_told_which(guarded: str, tmp_path: Path) -> None:
+    rights, deployer = Rights(guarded, prefix="d.", roles=("deployer",)), one_tier(guarded, "deployer", tmp_path, "d.")
+    words = ("pipeline", "topics", "apply", "one_tier:app", "--partitions", "1")
+    for name, topic in ((SOURCE, "d.agent.run.events"), (LANES, "d.agent.run.events.d.billing.retry.300ms")):
+        rights.take("deployer", name, CREATE)
+        code, out, err = deployer.does(*words)
+        assert code == 1, out + err
+        assert denied(err, topic), err
+        assert "Traceback" not in err, err
+        rights.give("deployer", name, CREATE)
+    code, out, err = deployer.does(*words)
+    assert code == 0, out + err
+
+
+@pytest.mark.timeout(240)
+def test_a_worker_without_a_right_says_which_and_goes_on_once_it_has_it(guarded: str, tmp_path: Path) -> None:
+    """Three are missing when it starts, and are given one after the other; one is taken while it works."""
+    rights, worker = (
+        Rights(guarded, prefix="w.", roles=("deployer", "worker")),
+        one_tier(guarded, "worker", tmp_path, "w."),
+    )
+    applied = one_tier(guarded, "deployer", tmp_path, "w.").does(
+        "pipeline", "topics", "apply", "one_tier:app", "--partitions", "1"
+    )
+    assert applied[0] == 0, applied
+    source, tier = "w.agent.run.events", "w.agent.run.events.w.billing.retry.300ms"
+    publish(guarded, source, b"fails", b"behind it", b"and again")
+    log, done = tmp_path / "log", tmp_path / "done"
+    done.touch()
+    missing = (("billing", "w.billing", READ), (SOURCE, source, READ), (LANES, tier, WRITE))
+    for name, _, right in missing:
+        rights.take("worker", name, right)
+    with log.open("w") as into:
+        working = worker.start("pipeline", "run", "one_tier:app", log=into)
+
+    def wait(what: str, condition: Callable[[str], object]) -> None:
+        until(what, lambda: condition(log.read_text()) or working.poll() is not None, PATIENCE_S, log.read_text)
+        assert working.poll() is None, log.read_text()
+
+    try:
+        for name, said, right in missing:
+            wait(f"it says that it has no right to {said}", lambda log, said=said: denied(log, said))
+            assert not done.read_text(), "it did what it has no right to"
+            rights.give("worker", name, right)
+        wait("all are done", lambda _: len(done.read_text().split()) >= 3)
+        rights.take("worker", SOURCE, READ)
+        began = len(log.read_text())
+        publish(guarded, source, b"later", b"fails")
+        wait("it says what it lost", lambda log: denied(log[began:], source))
+        rights.give("worker", SOURCE, READ)
+        wait("the rest is done", lambda _: len(done.read_text().split()) >= 5)
+    finally:
+        working.terminate()
+        working.wait(PATIENCE_S)
+    assert working.returncode == 0, log.read_text()
+    assert done.read_text().split() == list("01234"), "lost, repeated, or not in order"
+    assert "Traceback" not in log.read_text()
+
+    rights.take("worker", SOURCE, READ, DESCRIBE)
+    code, out, err = worker.does("pipeline", "run", "one_tier:app")
+    assert code == 1, out + err
+    assert denied(err, source), f"a topic that it may not see is not one that does not exist: {err}"
+    assert "Traceback" not in err, err
+
+
+WAITING_AGENT = """
+import asyncio, time
+from pipeline import Pipeline
+from pipeline.emit.recorder import Recorder
+
+publisher = Pipeline("support").publisher()
+with Recorder(publisher) as recorder:
+    with recorder.run(agent="support", tenant="acme"):
+        pass
+    while publisher.stats().delivered < 2:
+        time.sleep(0.02)
+print("all delivered")
+"""
+
+
+@pytest.mark.timeout(240)
+def test_an_agent_without_the_right_to_write_says_so_and_loses_nothing(guarded: str, tmp_path: Path) -> None:
+    """It may write nowhere then, and Kafka denies it the id that idempotent producers need, without naming a topic."""
+    rights, agent, log = Rights(guarded), Person(guarded, "agent"), tmp_path / "log"
+    rights.take("agent", SOURCE, WRITE)
+    event = tmp_path / "event.jsonl"
+    event.write_text(
+        '{"type": "Message", "run_id": "r", "agent": "a", "tenant": "t", "role": "USER", "content": "hello"}\n'
+    )
+    with event.open() as typed:
+        emitting = agent.start("pipeline", "emit", typed=typed)
+        out, err = emitting.communicate(timeout=PATIENCE_S)
+    assert emitting.returncode == 1, out + err
+    assert denied(err, SOURCE), err
+    assert "Traceback" not in err, err
+
+    (tmp_path / "waiting_agent.py").write_text(WAITING_AGENT)
+    with log.open("w") as into:
+        process = agent.start(str(tmp_path / "waiting_agent.py"), log=into)
+    try:
+        until("it says what is missing", lambda: denied(log.read_text(), SOURCE), PATIENCE_S, log.read_text)
+        assert process.poll() is None, log.read_text()
+        rights.give("agent", SOURCE, WRITE)
+        assert process.wait(PATIENCE_S) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert "all delivered" in log.read_text()
+    assert "not delivered" not in log.read_text()
+    assert "Traceback" not in log.read_text()

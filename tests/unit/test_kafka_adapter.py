@@ -115,7 +115,7 @@ def test_a_drain_longer_than_the_poll_interval_is_refused() -> None:
 def test_errors_by_code(code: int, kind: type[ClusterError]) -> None:
     error = cluster_error(KafkaError(code), "the commit of t[0]")
     assert type(error) is kind
-    assert str(error).startswith("the commit of t[0] failed: ")
+    assert str(error).startswith(f"the commit of t[0] {'is not authorized' if kind is NotAuthorized else 'failed'}: ")
 
 
 def test_fetch_faults_and_fatal_errors() -> None:
