@@ -28,7 +28,7 @@ CHOSEN = (
     "(conformance and kafka and not consumer and not killed and not zombie and not never_lets_go and not instance_id)"
     " or (order_of_a_key and async and classic) or (killed_with_1000_in_flight and classic)"
 )
-PASSED_AT_LEAST = 45
+PASSED_AT_LEAST = 58
 DEADLINE_S = 240
 
 
