@@ -242,26 +242,6 @@ def _outputs(history: History, found: Findings, exactly_once: bool) -> None:
         last[place] = max(last.get(place, -1), origin[1])
 
 
-def in_flight_max(history: History) -> int:
-    """The most records that were at one moment started, and not yet called settled by a stored commit: what a death may repeat."""
-    copies = by_origin(history.lanes)
-    events: list[tuple[float, int]] = []
-    first: dict[Origin, float] = {}
-    for mark in history.marks:
-        if mark.what == "start":
-            first.setdefault((mark.partition, mark.offset), mark.at)
-    for origin, at in first.items():
-        events.append((at, 1))
-        settled = history.covered_at(origin, copies.get(origin, ())) / 1000
-        if settled < math.inf:
-            events.append((max(settled, at), -1))
-    most = now = 0
-    for _, step in sorted(events):
-        now += step
-        most = max(most, now)
-    return most
-
-
 def recovery_s(marks: Iterable[Mark], sent: Iterable[Origin], healed_at: float) -> float:
     """I7: from the heal until every partition that still had something to do had done something."""
     after: dict[int, float] = {}
@@ -275,4 +255,4 @@ def recovery_s(marks: Iterable[Mark], sent: Iterable[Origin], healed_at: float) 
     return max((after[partition] - healed_at for partition in waiting), default=0.0)
 
 
-__all__ = ["Blind", "Findings", "History", "in_flight_max", "judge", "recovery_s"]
+__all__ = ["Blind", "Findings", "History", "judge", "recovery_s"]

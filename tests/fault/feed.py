@@ -58,6 +58,11 @@ def values(seed: int, count: int, mix: Mix) -> list[tuple[str, Value]]:
     return found
 
 
+def encoded(number: int, value: dict[str, Any]) -> bytes:
+    """A record's bytes as they are published."""
+    return json.dumps({**value, "n": number}).encode()
+
+
 class Feed:
     """Publishes in a thread of its own; `sent` are the acknowledged records by their place in the source."""
 
@@ -132,8 +137,9 @@ class Feed:
 
         if isinstance(value, dict):
             given = [("pl.event_id", str(value["event"]).encode())] if "event" in value else []
-            data = json.dumps({**value, "n": number}).encode()
-            self._producer.produce(self._topic, data, key.encode(), on_delivery=acknowledged, headers=given)
+            self._producer.produce(
+                self._topic, encoded(number, value), key.encode(), on_delivery=acknowledged, headers=given
+            )
         else:
             headers = [(NUMBER, str(number).encode())]
             self._producer.produce(self._topic, value, key.encode(), on_delivery=acknowledged, headers=headers)

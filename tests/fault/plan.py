@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fault import rows_brokers, rows_network, rows_records, rows_topics, rows_workers
+from tests.fault import rows_brokers, rows_killers, rows_network, rows_records, rows_topics, rows_workers
 from tests.fault.feed import Mix
 from tests.fault.trial import Trial
 
@@ -14,6 +14,9 @@ CLASSIC: dict[str, Any] = {}
 KIP_848: dict[str, Any] = {"protocol": "consumer"}
 EOS: dict[str, Any] = {"eos": True}
 WHOLE: dict[str, Any] = {"kind": "async", "lasts_s": 20.0}
+DECODER: dict[str, Any] = {"kind": "avro"}
+BUSY = Mix(slow=0.03, slow_s=0.5)
+"""Some handlers run at any time, so that a fault can hit them."""
 POISONED = Mix(poison=0.004, rejected=0.006)
 
 
@@ -34,7 +37,7 @@ class Row:
 
     def name(self, variant: dict[str, Any]) -> str:
         kinds = ["exactly_once"] * bool(variant.get("eos")) + ["KIP-848"] * (variant.get("protocol") == "consumer")
-        kinds += ["the whole worker"] * (variant is WHOLE)
+        kinds += ["the whole worker"] * (variant is WHOLE) + ["recursive Avro"] * (variant is DECODER)
         return f"{self.fault}{' (' + ', '.join(kinds) + ')' if kinds else ''}"
 
 
@@ -50,9 +53,9 @@ CHILDREN = {
 }
 SILENT = {"max_poll_interval_s": 4.0}
 ROWS = (
-    _row(1, "worker killed in a handler", "I1-I4, I6", rows_workers.killed_in_a_handler, CLASSIC, KIP_848, EOS),
+    _row(1, "worker killed in a handler", "I1-I4, I6", rows_workers.killed_in_a_handler, CLASSIC, KIP_848, EOS, mix=BUSY),
     _row(2, "killed between hand-off and commit", "I2, I4, I5", rows_workers.killed_before_the_commit, CLASSIC, EOS, lasts_s=25.0),
-    _row(3, "zombie", "I2, I3, epoch fence", rows_workers.zombie, CLASSIC, KIP_848, EOS, settings=SILENT, lasts_s=25.0),
+    _row(3, "zombie", "I2, I3, epoch fence", rows_workers.zombie, CLASSIC, KIP_848, EOS, settings=SILENT, lasts_s=25.0, mix=BUSY),
     _row(4, "brokers killed in turn", "I1-I5, I7", rows_brokers.brokers_in_turn, CLASSIC, EOS, lasts_s=20.0),
     _row(5, "leaders move", "I3, I2", rows_brokers.leaders_move, lasts_s=20.0),
     _row(6, "coordinator killed", "I5, I7", rows_brokers.coordinator_killed, CLASSIC, EOS, lasts_s=20.0),
@@ -64,7 +67,7 @@ ROWS = (
     _row(12, "disk full", "acknowledged records readable", rows_brokers.disk_full, lasts_s=20.0),
     _row(13, "handler raises for ever", "one dead letter each", rows_records.poison, mix=POISONED, graceful=True),
     _row(14, "undecodable", "raw bytes, no retry", rows_records.undecodable, graceful=True),
-    _row(15, "process killer", "quarantined", rows_records.process_killers, CHILDREN, WHOLE, share=0.1),
+    _row(15, "process killer", "quarantined", rows_killers.process_killers, CHILDREN, WHOLE, DECODER, share=0.1),
     _row(16, "bomb batch", "pointer record, the partition moves on", rows_records.bombs, lasts_s=15.0),
     _row(17, "registry down, cold and warm", "never a dead letter", rows_records.registry_down, graceful=True),
     _row(18, "duplicate producer", "one effect; the older is fenced", rows_records.duplicate_producer, graceful=True),
@@ -73,6 +76,6 @@ ROWS = (
     _row(21, "graceful deploy", "zero duplicates", rows_workers.graceful_deploy, CLASSIC, KIP_848, EOS, graceful=True),
     _row(22, "handler longer than max.poll.interval", "no rebalance", rows_workers.long_handlers, settings=SILENT, graceful=True),
     _row(23, "retention shorter than the delay", "refuses to start", rows_topics.retention_too_short, graceful=True),
-    _row(24, "partitions added", "detected and reported", rows_topics.partitions_added, lasts_s=20.0),
+    _row(24, "partitions added", "detected and reported", rows_topics.partitions_added, lasts_s=20.0, mix=Mix(failing=0.05)),
     _row(25, "torn transaction", "all or none", rows_workers.torn_transaction, EOS, lasts_s=20.0),
 )  # fmt: skip

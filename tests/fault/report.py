@@ -21,8 +21,9 @@ and what came of it. Everything is judged by a checker that reads the topics, th
 {summary}
 
 - *duplicates*: records handled, or dead letters written, more than once; with `exactly_once`, outputs that a read_committed reader
-  sees more than once. *allowed*: (kills + rebalances) x the most work in flight; nothing on graceful stops and for outputs in
-  `exactly_once`.
+  sees more than once (and on graceful stops what ran more than once). *allowed*: (kills + partitions lost by a worker that lived) x the
+  most work in flight, which is what ran and what was done in three commit intervals, longer only by what a fault kept commits
+  from the brokers; nothing on graceful stops and for outputs in `exactly_once`.
 - *order breaks*: a record began while a lower one of its key had no ending yet, or its output came behind a higher one's.
 - *recovery*: from the end of the fault until every partition with work did some, at most 45 s.
 - Also looked at in every row: no retry before its time, no commit past what was not settled, none that takes another back, no record

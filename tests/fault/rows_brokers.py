@@ -14,7 +14,7 @@ AWAY_S = 2.0
 
 def _kill_and_restart(trial: Trial, node: int, what: str) -> None:
     trial.ground.kill(node)
-    trial.disturb(what)
+    trial.disturb(what, away=True)
     trial.pause(AWAY_S)
     trial.ground.start(node)
     trial.healed()
@@ -64,7 +64,7 @@ def disk_full(trial: Trial) -> None:
         node = trial.draw.choice(NODES)
         pid = trial.ground.broker.node_pids[node]
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (4_096, 4_096))
-        trial.disturb("disk of a broker full")
+        trial.disturb("disk of a broker full", away=True)
         trial.wait("it stops at the full disk", lambda node=node: node not in trial.ground.broker.node_pids, 60)
         trial.pause(AWAY_S)
         trial.ground.start(node)

@@ -13,10 +13,11 @@ from pipeline.codec.verdict import register
 from pipeline.kafka.embedded import EmbeddedRegistry
 from pipeline.model.events import EVENT_TYPES, RunStarted, ToolCall
 from pipeline.model.headers import decode
+from pipeline.model.views import VALUE_TYPES, RunRate
 from pipeline.settings import Settings
 from pipeline.topology.rules import DECOMPRESSED, KAFKA_MAX_DECOMPRESSED_BYTES
 from tests.fault.feed import NUMBER, Value, values
-from tests.fault.reading import number_of, read_all
+from tests.fault.reading import read_all
 from tests.fault.trial import Trial
 from tests.integration.test_unreadable_on_kafka import bomb, resident_mb
 
@@ -38,8 +39,11 @@ def poison(trial: Trial) -> None:
         trial.problem(f"{count} dead letters for {wanted} records")
 
 
-def _started(number: int) -> RunStarted:
+def started(number: int) -> RunStarted:
     return RunStarted(event_id=f"e{number}", run_id=f"r{number % 500}", **COMMON)
+
+
+FOREIGN = next(name for name in VALUE_TYPES if name.endswith("RunRate"))
 
 
 def undecodable(trial: Trial) -> None:
@@ -48,19 +52,30 @@ def undecodable(trial: Trial) -> None:
     scene, draw = trial.scene, trial.draw
     codec = scene.client.codec
     codec.prepare(scene.topic())
-    good = codec.encode(_started(0), topic=scene.topic())
-    codec.prepare(scene.topic("elsewhere"))
-    foreign = codec.encode(_started(0), topic=scene.topic("elsewhere"))
-    kinds = [b"\xde\xad\xbe\xef", b"\x00\x00\x0f\x42\x40abc", good + b"\x00", good[:-3], b"", None, good[:5]]
-    if foreign[:5] != good[:5]:
-        kinds.append(foreign)
+    good = codec.encode(started(0), topic=scene.topic())
+    # An id follows from the schema's text: only a type that the source does not have is foreign to it.
+    codec.prepare(scene.topic("elsewhere"), [FOREIGN])
+    kinds = {
+        "garbage": b"\xde\xad\xbe\xef",
+        "unknown id": b"\x00\x00\x0f\x42\x40abc",
+        "foreign id": codec.encode(RunRate(agent="a", tenant="t", minute=0), topic=scene.topic("elsewhere")),
+        "trailing byte": good + b"\x00",
+        "cut short": good[:-3],
+        "id alone": good[:5],
+        "empty": b"",
+        "tombstone": None,
+    }
     hostile: dict[int, bytes | None] = {}
     records: list[tuple[str, Value]] = []
     for number in range(trial.plan.records):
-        value: bytes | None = codec.encode(_started(number), topic=scene.topic())
-        if draw.random() < 0.01:
-            value = hostile[number] = draw.choice(kinds)
+        value: bytes | None = codec.encode(started(number), topic=scene.topic())
+        if draw.random() < max(0.01, 5 * len(kinds) / trial.plan.records):
+            value = hostile[number] = list(kinds.values())[len(hostile) % len(kinds)]
         records.append((f"r{number % 500}", value))
+    drawn = {kind: sum(value == raw for value in hostile.values()) for kind, raw in kinds.items()}
+    trial.result.note = ", ".join(f"{kind}: {count}" for kind, count in drawn.items())
+    if not all(drawn.values()):
+        trial.problem("a kind was not drawn, so the row shows nothing of it")
     trial.feed = trial.new_feed(records)
     trial.workers(2, kind="avro")
     trial.begin()
@@ -93,7 +108,7 @@ def registry_down(trial: Trial) -> None:
         cold, half = set[int](), trial.plan.records // 2
         records: list[tuple[str, Value]] = []
         for number in range(trial.plan.records):
-            event: Any = _started(number)
+            event: Any = started(number)
             if number >= half and number % 500 == 7 and len(cold) < 50:
                 cold.add(number)
                 event = ToolCall(
@@ -170,71 +185,6 @@ def _older_is_fenced(trial: Trial) -> int:
     return TRANSACTION
 
 
-KILLERS, WORKER_KILLERS = 6, 2
-
-
-def process_killers(trial: Trial) -> None:
-    """Row 15: handlers that take their process with them: dead letters after three deaths, with their raw bytes; neighbours go on.
-    Without children it is the whole worker that dies, and a supervisor that starts it again."""
-    trial.make_topics()
-    whole = trial.plan.kind == "async"
-    raw = _with_killers(trial, WORKER_KILLERS if whole else KILLERS)
-    if whole:
-        trial.supervised(2)
-    else:
-        trial.workers(2)
-    trial.begin()
-    trial.faults.append(f"{len(raw)} records that end their process (os._exit, SIGSEGV)")
-    trial.feed.wait(120 + trial.plan.load_s)
-    killers = {origin for origin, sent in trial.feed.sent.items() if sent.number in raw}
-    trial.undecodable = killers
-    letters = trial.wait("the killers are dead letters", lambda: _letters_of(trial, killers), 180)
-    trial.wait("everything has its ending", trial._all_ended, 120)
-    for origin, letter in letters.items():
-        headers = dict(letter.headers())
-        if number_of(letter) not in raw or headers["pl.error.class"] != b"ProcessDied":
-            trial.problem(f"the dead letter of {origin} is not the record that ended its processes")
-    if whole:
-        _worker_deaths(trial)
-    # While two kill the same workers, the deaths of one count for what ran beside it.
-    allowed = {1, 2, 3} if whole else {3}
-    starts = Counter((m.partition, m.offset) for m in trial.tally.update().marks if m.what == "start")
-    if not {starts[origin] for origin in killers} <= allowed:
-        trial.problem(f"killers were started {[starts[origin] for origin in killers]} times, not 3")
-
-
-def _with_killers(trial: Trial, count: int) -> dict[int, Value]:
-    """Records of the load that end their process, each of a key of its own, evenly among the others."""
-    every = trial.plan.records // count
-    records = values(trial.plan.seed, trial.plan.records, trial.plan.mix)
-    raw: dict[int, Value] = {}
-    for number in range(every // 2, trial.plan.records, every):
-        raw[number] = {"n": number, "dies": ("exit", "segv")[len(raw) % 2]}
-        records[number] = (f"killer-{number}", raw[number])
-    trial.feed = trial.new_feed(records)
-    return raw
-
-
-def _worker_deaths(trial: Trial) -> None:
-    """Every death of a worker may repeat what it had in flight; two of a killer are needed to know it."""
-    deaths = trial.live[0].log.read_text(errors="replace").count("worker process ended: starting it again")
-    trial.disturb("worker died and started again by its supervisor", deaths)
-    if not 2 <= deaths <= 2 * WORKER_KILLERS:
-        trial.problem(f"{deaths} workers died of {WORKER_KILLERS} records, not 2 of each")
-    trial.wait("a partition is healthy again", lambda: trial.live[0].said("a partition is healthy again"), 90)
-
-
-def _letters_of(trial: Trial, origins: set[tuple[int, int]]) -> dict[tuple[int, int], Any]:
-    """Their dead letters, once all are there."""
-    found = {}
-    for message in read_all(trial.ground.direct, [trial.scene.lane("dlq")]):
-        headers = dict(message.headers())
-        place = int(headers["pl.origin.partition"]), int(headers["pl.origin.offset"])
-        if place in origins:
-            found[place] = message
-    return found if len(found) == len(origins) else {}
-
-
 def bombs(trial: Trial) -> None:
     """Row 16: batches of 300 MB of zeros in a few kilobytes: a pointer in the dead letters, and the partition moves on."""
     trial.make_topics()
@@ -246,7 +196,7 @@ def bombs(trial: Trial) -> None:
         trial.until_done(share)
         if refused := bomb(scene, 30, 10_000_000):
             trial.problem(f"the broker refused the batch: {refused[0]}")
-        trial.disturb("a batch of 30 records and 300 MB", 1)
+        trial.disturb("a batch of 30 records and 300 MB")
         trial.healed({0})
     trial.feed.wait(120 + trial.plan.load_s)
     trial.wait("everything is committed", trial.drained, 120)

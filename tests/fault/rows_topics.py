@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 
+from pipeline.core.progress import Progress, decode
 from pipeline.model.cluster import TopicPartition, TopicSpec
 from pipeline.replay.fetching import FETCH
 from tests.fault.trial import Trial
@@ -137,14 +138,36 @@ def _publish_to(trial: Trial, partition: int) -> list[tuple[int, int]]:
     return []
 
 
+def _lane_ends(trial: Trial) -> dict[TopicPartition, int]:
+    places = [TopicPartition(lane, p) for lane in trial.lanes() for p in range(trial.plan.partitions)]
+    ends: dict[TopicPartition, int] = trial.scene.admin.end_offsets(places)
+    return ends
+
+
+def _unsettled(trial: Trial, ends: dict[TopicPartition, int]) -> int:
+    """How many of the copies below these ends the group's commits still leave open."""
+    positions, count = trial.scene.committed(), 0
+    for place, end in ends.items():
+        position = positions.get(place)
+        progress = Progress(0, 0) if position is None else decode(position.offset, position.metadata)
+        settled_to = min(end, max(progress.offset, progress.end))
+        count += end - settled_to + sum(offset < settled_to for offset in progress.open)
+    return count
+
+
 def partitions_added(trial: Trial) -> None:
     """Row 24: the source gets two more partitions under load: it is reported, what was there goes on; applied, they are worked on."""
     trial.plan.settings["client"] = {"topic.metadata.refresh.interval.ms": "2000"}
     trial.prepare(2)
     trial.until_done(0.3)
     source, more = trial.scene.topic(), trial.plan.partitions + 2
+    trial.wait("records are parked", lambda: _unsettled(trial, _lane_ends(trial)))
+    parked = _lane_ends(trial)
     trial.scene.admin.add_partitions(source, more)
-    trial.disturb("two partitions added to the source")
+    waiting = _unsettled(trial, parked)
+    if not waiting:
+        trial.problem("no record was parked while partitions were added, so the row shows nothing of them")
+    trial.disturb(f"two partitions added to the source while {waiting} records were parked")
     trial.wait("they have leaders", lambda: trial.ground.leaders(source).get(more - 1, -1) > 0)
     new = trial.wait("the load knows of them", lambda: _publish_to(trial, more - 1))
     trial.wait(

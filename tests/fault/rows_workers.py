@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 
+from tests.fault.bound import at_of
 from tests.fault.history import Blind
-from tests.fault.reading import parts_of, read_all
+from tests.fault.reading import copies, parts_of, read_all
 from tests.fault.trial import Trial
-from tests.integration.harness import OUT, SESSION_S
+from tests.integration.harness import OUT, SESSION_S, Process
 
 
 def killed_in_a_handler(trial: Trial) -> None:
-    """Row 1: SIGKILL at drawn moments of the load; another takes its place."""
+    """Row 1: SIGKILL at drawn moments of the load, while handlers run; another takes its place."""
     trial.prepare(3)
+    cut = []
     for share in sorted(trial.draw.uniform(0.1, 0.85) for _ in range(4)):
         trial.until_done(share)
-        trial.kill(trial.draw.choice(trial.live))
+        victim = trial.stop_in_a_handler()
+        trial.kill(victim)
+        cut.append(len(trial.tally.update().running[victim.pid]))
         trial.healed()
         trial.worker()
+    trial.result.note = f"{' + '.join(map(str, cut))} handlers had begun and never ended"
+    if not all(cut):
+        trial.problem("a worker was killed while none of its handlers ran, so that kill shows nothing")
 
 
 def killed_before_the_commit(trial: Trial) -> None:
@@ -39,13 +47,20 @@ def killed_before_the_commit(trial: Trial) -> None:
 
 
 def zombie(trial: Trial) -> None:
-    """Row 3: SIGSTOP past session and poll interval, SIGCONT under load; what it does then must change nothing."""
-    trial.prepare(2)
+    """Row 3: SIGSTOP past session and poll interval, SIGCONT under load; what it does then must change nothing.
+
+    Attempts that fail take a moment, and news of a loss comes late: a worker that is stopped in one wakes up and writes a copy for
+    a partition that is not its own any more.
+    """
+    for _, value in trial.feed.records:
+        if isinstance(value, dict) and "fails" in value:
+            value["sleep"] = FAILING_S
+    trial.prepare(2, hears_late_s=FAILING_S)
+    woken: list[tuple[Process, float]] = []
     for share in (0.15, 0.5):
         trial.until_done(share)
         trial.shared(trial.live)
-        asleep = trial.draw.choice(trial.live)
-        asleep.send(signal.SIGSTOP)
+        asleep = trial.stop_in_a_handler(failing=True)
         slept = time.time()
         trial.disturb("worker stopped past its session")
         others = [process for process in trial.live if process is not asleep]
@@ -56,6 +71,7 @@ def zombie(trial: Trial) -> None:
             60,
         )
         trial.pause(SESSION_S)
+        woken.append((asleep, time.time()))
         asleep.send(signal.SIGCONT)
         trial.wait(
             "the zombie knows",
@@ -64,6 +80,29 @@ def zombie(trial: Trial) -> None:
         )
         trial.blind.append(Blind(asleep.pid, slept - 1.0, time.time()))
         trial.healed()
+    trial.feed.wait(120 + trial.plan.load_s)
+    trial.wait("everything has its ending", trial._all_ended, 120)
+    _zombies_wrote(trial, woken)
+
+
+FAILING_S = 0.3
+NEWS_S = 10.0
+REFUSED = ("commit refused", "transaction given up: its records are done again")
+
+
+def _zombies_wrote(trial: Trial, woken: Sequence[tuple[Process, float]]) -> None:
+    """They have to have tried: copies of an epoch that was over, commits and transactions that were refused."""
+    taken: dict[int, list[tuple[float, int]]] = defaultdict(list)
+    for line in (line for process in trial.scene.processes for line in process.said("partition open")):
+        taken[line["partition"]].append((at_of(line) * 1000, line["epoch"]))
+    lanes = copies(read_all(trial.ground.direct, [*trial.lanes(), trial.scene.lane("dlq")]))
+    stale = sum(any(at < c.written_ms and epoch > c.epoch for at, epoch in taken[c.origin[0]]) for c in lanes)
+    refused = sum(
+        any(at <= at_of(line) <= at + NEWS_S for what in REFUSED for line in zombie.said(what)) for zombie, at in woken
+    )
+    trial.result.note = f"{stale} copies of an epoch that was over, {refused} of {len(woken)} zombies refused"
+    if not stale + refused:
+        trial.problem("no zombie wrote or committed anything, so the row shows nothing")
 
 
 def rebalance_storm(trial: Trial) -> None:
@@ -113,20 +152,24 @@ def long_handlers(trial: Trial) -> None:
 
 
 PARTS = 6
+DIE_AT = (3, 6, 9)
+"""Commits that a worker does not live to see; or the next one after it that has records before it."""
 
 
 def torn_transaction(trial: Trial) -> None:
-    """Row 25: each record writes six outputs to six partitions, and workers are killed in the middle of their transactions: a reader
-    beside sees all of a record's outputs or none, each once."""
+    """Row 25: each record writes six outputs to six partitions, and workers end themselves when a transaction with records in it is
+    to be committed: a reader beside sees all of a record's outputs or none, each once."""
     trial.make_topics(outputs=PARTS)
     for _, value in trial.feed.records:
         if isinstance(value, dict) and "emit" in value:
             value["parts"] = PARTS
-    trial.workers(2)
+    dying = [trial.worker(die_at_commit=number) for number in DIE_AT]
+    trial.shared([*dying, trial.worker()])
     trial.begin()
-    for share in (0.15, 0.35, 0.55, 0.75):
-        trial.until_done(share)
-        trial.kill(trial.draw.choice(trial.live))
+    while dying:
+        dead = trial.wait("one ended itself", lambda: next((w for w in dying if w.popen.poll() is not None), None), 60)
+        dying.remove(dead)
+        trial.ended(dead, "dead in a transaction")
         trial.healed()
         trial.worker()
     trial.feed.wait(120 + trial.plan.load_s)
@@ -146,3 +189,5 @@ def torn_transaction(trial: Trial) -> None:
             trial.problem(f"{who}: {len(wanted - parts)} outputs are missing and {len(parts - wanted)} are too many")
     aborted = len(written) - len(committed)
     trial.result.note = f"{aborted:,} outputs of aborted transactions stand in the log and were never seen"
+    if not aborted:
+        trial.problem("nothing was aborted, so the row shows nothing")

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pipeline.core.progress import Progress
-from tests.fault.checker import in_flight_max, judge, recovery_s
+from tests.fault.bound import in_flight_max, losses, work_max
+from tests.fault.checker import judge, recovery_s
 from tests.fault.feed import Mix, values
 from tests.fault.history import Blind, Commit, Copy, History, Sent
 from tests.fault.trial import Plan, Trial
@@ -149,6 +150,27 @@ def test_what_is_in_flight_and_recovery_are_measured() -> None:
     assert recovery_s(marks, sent, 9.0) == 0.0
 
 
+def test_what_a_death_may_repeat_does_not_grow_with_what_is_not_committed() -> None:
+    marks = [mark(n / 100, what, n, "k") for n in range(1_000) for what in ("start", "done")]
+    silent = History({}, {}, marks, name=SOURCE)
+    assert in_flight_max(silent) == 1_000
+    assert work_max(silent, concurrency=20, commit_s=0.5) == 20 + 151, "what began in three intervals, and what ran"
+    regular = replace(silent, commits=[commit(n / 100, n) for n in range(50, 1_001, 50)])
+    assert work_max(regular, concurrency=20, commit_s=0.5) == in_flight_max(regular) <= 51
+    assert work_max(silent, concurrency=20, commit_s=0.5, away_s=4.0) == 1_000, "no commit came through"
+
+
+def test_partitions_that_are_lost_at_once_are_one_disturbance() -> None:
+    lines = [
+        {"event": event, "timestamp": f"2026-01-01T00:00:{second:06.3f}Z"}
+        for event, second in (
+            ("partition lost", 1.0), ("partition lost", 1.1), ("partition open", 7.0), ("partition lost", 9.0)
+        )
+    ]  # fmt: skip
+    assert losses(lines) == 2
+    assert losses(lines[2:3]) == 0
+
+
 CHEATS: dict[str, tuple[str, dict[str, Any]]] = {
     "commit early": ("passed", {}),
     "skip": ("lost", {}),
@@ -184,3 +206,28 @@ def test_workers_that_cheat_are_seen_on_real_kafka(kafka: str) -> None:
             found[cheat] = judge(trial.history()).problems(repeats=False)
     for cheat, (kind, _) in CHEATS.items():
         assert (kind in found[cheat]) if kind else found[cheat] == {}, (cheat, found[cheat])
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_that_commits_rarely_repeats_more_than_a_death_may(kafka: str) -> None:
+    """The bound of I4 is not what a product leaves uncommitted."""
+    easy = Mix(failing=0, poison=0, rejected=0, slow=0, emits=0)
+    plan = Plan(
+        records=1_000, rate=300, lasts_s=0, seed=5, partitions=2, mix=easy, subscribe={"concurrency": 20}
+    )  # fmt: skip
+    problems = {}
+    with contextlib.ExitStack() as stack:
+        running: dict[str, Trial] = {}
+        for cheat in ("commit rarely", "honest"):
+            ground: Any = SimpleNamespace(direct=kafka)
+            running[cheat] = trial = stack.enter_context(Trial(ground, 0, cheat, plan, lambda _text: None))
+            trial.prepare(1, cheat=cheat)
+        for trial in running.values():
+            trial.until_done(0.9)
+            trial.kill(trial.live[0])
+            trial.worker()
+        for cheat, trial in running.items():
+            trial.finish()
+            problems[cheat] = trial.result.problems
+    assert problems["honest"] == ""
+    assert "duplicates are more than" in problems["commit rarely"]

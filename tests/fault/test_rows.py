@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -12,14 +13,14 @@ from pipeline.model.cluster import TopicPartition, TopicSpec
 from pipeline.model.errors import ClusterUnavailable
 from pipeline.settings import Settings
 from tests.fault.ground import LOGIN, NODES, Ground, ground
-from tests.fault.plan import CLASSIC, ROWS
+from tests.fault.plan import CLASSIC, EOS, ROWS
 from tests.fault.running import run_trial
 from tests.fault.trial import Plan
 from tests.integration.waiting import until
 
 pytestmark = pytest.mark.timeout(240)
-QUICK = (1, 8)
-"""A worker killed, and answers lost behind the proxies."""
+QUICK = ((1, CLASSIC), (1, EOS), (8, CLASSIC))
+"""Workers killed in their handlers, without and with transactions, and answers lost behind the proxies."""
 PLAN = Plan(records=1_500, lasts_s=4.0, seed=11)
 
 
@@ -29,10 +30,11 @@ def field() -> Iterator[Ground]:
         yield made
 
 
-@pytest.mark.parametrize("number", QUICK)
-def test_a_row_of_the_plan_holds(field: Ground, number: int) -> None:
+@pytest.mark.parametrize(("number", "variant"), QUICK, ids=["1", "1-exactly_once", "8"])
+def test_a_row_of_the_plan_holds(field: Ground, number: int, variant: dict[str, Any]) -> None:
     row = next(row for row in ROWS if row.number == number)
-    result = run_trial(field, row, CLASSIC, PLAN, print)
+    assert variant in row.variants
+    result = run_trial(field, row, variant, PLAN, print)
     assert result.good, result.problems
     assert result.records == PLAN.records
     assert (result.lost, result.order_breaks) == (0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 
 from tests.fault.__main__ import chosen
 from tests.fault.plan import CLASSIC, EOS, ROWS, Row
-from tests.fault.report import Run, write
+from tests.fault.report import PAGE, Run, write
 from tests.fault.running import estimate_s, run_rows, trials
 from tests.fault.trial import Plan, Result, Trial
+from tests.unit.docs_reader import Page
 
 
 class FakeGround:
@@ -69,6 +71,21 @@ def test_the_report_says_what_is_missing_until_nothing_is(tmp_path: Path) -> Non
     write(Run([*results, Result(2, "killed", 7)], 7, 60.0, "", planned=2), where)
     assert "cut short" not in where.read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["faults.md"], "nothing beside it"
+
+
+def test_the_page_in_the_docs_is_of_a_whole_run_and_linked_when_it_is_there() -> None:
+    """A page of some rows is no report, and a link to a page that is not there leads nowhere."""
+    guide = Page(PAGE.parent / "guide" / "testing.md")
+    linked = {(guide.path.parent / link).resolve() for link in guide.links if not link.startswith("http")}
+    assert (PAGE.resolve() in linked) == PAGE.exists(), (
+        "docs/guide/testing.md links docs/faults.md exactly when it is there"
+    )
+    if PAGE.exists():
+        text = PAGE.read_text(encoding="utf-8")
+        assert {int(row) for row in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)} == {row.number for row in ROWS}
+        assert "not in this run" not in text
+        assert "cut short" not in text
+        assert "every invariant held" in text
 
 
 def test_rows_are_chosen_by_number_and_estimated_by_their_load() -> None:

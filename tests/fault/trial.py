@@ -10,23 +10,30 @@ import sys
 import tempfile
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pipeline.model.cluster import TopicPartition, TopicSpec
 from pipeline.model.errors import PipelineError
-from tests.fault.checker import Findings, in_flight_max, judge, recovery_s
+from pipeline.model.policies import FlowPolicy
+from tests.fault.bound import losses, work_max
+from tests.fault.checker import Findings, judge, recovery_s
 from tests.fault.feed import Feed, Mix, Value, values
 from tests.fault.ground import LOGIN, Ground
 from tests.fault.history import Blind, History, Origin
 from tests.fault.reading import Beside, commits, copies, number_of, output_origins, read_all
 from tests.integration.harness import GROUP, OUT, Process, Scene, make_app
 from tests.integration.ledger import Mark
+from tests.integration.waiting import until
 
 ATTEMPTS = 4
 EASY = Mix()
+CONCURRENCY = 200
 TIERS, TIERS_S = ("1s", "3s"), (1.0, 3.0)
 STEP_S = 0.1
 RECOVERY_MAX_S = 45.0
@@ -83,10 +90,11 @@ class Result:
 
 
 class Tally:
-    """The ledger, followed while it grows."""
+    """The ledger, followed while it grows. `running`: the attempts that each process has started and not ended."""
 
     def __init__(self, path: Path) -> None:
         self.marks: list[Mark] = []
+        self.running: dict[int, dict[Origin, int]] = defaultdict(dict)
         self.ended: set[Origin] = set()
         self.done: set[Origin] = set()
         self._file = path.open("rb")
@@ -99,8 +107,11 @@ class Tally:
         for line in lines:
             mark = Mark(*json.loads(line))
             self.marks.append(mark)
-            if mark.what != "start":
-                origin = (mark.partition, mark.offset)
+            origin = (mark.partition, mark.offset)
+            if mark.what == "start":
+                self.running[mark.pid][origin] = mark.attempt
+            else:
+                self.running[mark.pid].pop(origin, None)
                 if mark.what == "done":
                     self.done.add(origin)
                 if mark.what != "fail" or mark.attempt >= ATTEMPTS:
@@ -126,8 +137,10 @@ class Trial:
         self.unreadable: list[int] = []
         self.blind: list[Blind] = []
         self.live: list[Process] = []
-        self.disturbances = 0
+        self.deaths = 0
+        self.away_s = 0.0
         self.faults: list[str] = []
+        self._away_since: float | None = None
         self._healed: list[tuple[float, Collection[int]]] = []
         self._one_output = True
         self.beside: Beside | None = None
@@ -146,7 +159,7 @@ class Trial:
         subscribe = {
             "tiers": TIERS,
             "attempts": ATTEMPTS,
-            "concurrency": 200,
+            "concurrency": CONCURRENCY,
             "flow": {"dead_letter_flood": 0, **({"transaction_timeout_ms": 5_000} if plan.eos else {})},
             **plan.subscribe,
         }
@@ -212,8 +225,29 @@ class Trial:
         process.kill()
         self.ended(process, "killed")
 
+    def stop_in_a_handler(self, failing: bool = False) -> Process:
+        """SIGSTOP to a drawn worker at a moment when handlers of it run; `failing`: one of them will fail."""
+
+        def fails(origin: Origin, attempt: int) -> bool:
+            value = self.feed.records[self.feed.sent[origin].number][1] if origin in self.feed.sent else None
+            return isinstance(value, dict) and bool(value.get("fails", 0) >= attempt)
+
+        def caught() -> Process | None:
+            for process in self.draw.sample(self.live, len(self.live)):
+                process.send(signal.SIGSTOP)
+                until("it is stopped", lambda pid=process.pid: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+                running = self.tally.update().running[process.pid].items()
+                if any(not failing or fails(*attempt) for attempt in running):
+                    return process
+                process.send(signal.SIGCONT)
+            return None
+
+        found: Process = self.wait("handlers run in some worker", caught, 30)
+        return found
+
     def ended(self, process: Process, how: str) -> None:
         self.live.remove(process)
+        self.deaths += 1
         self.disturb(f"worker {how}")
 
     def stop(self, process: Process) -> float:
@@ -227,15 +261,19 @@ class Trial:
             self.problem(f"a worker that was asked to stop ended with code {code}")
         return took_s
 
-    def disturb(self, what: str, times: int = 1) -> None:
-        """A fault that may make work in flight run again."""
-        self.disturbances += times
+    def disturb(self, what: str, times: int = 1, away: bool = False) -> None:
+        """A fault. `away`: it keeps commits from the brokers until it is healed."""
+        if away and self._away_since is None:
+            self._away_since = time.monotonic()
         self.faults += [what] * times
         self.say(what)
 
     def healed(self, partitions: Collection[int] = ()) -> None:
         """From now on there must be progress on these partitions (all, unless told)."""
         self._healed.append((time.time(), partitions))
+        if self._away_since is not None:
+            self.away_s = max(self.away_s, time.monotonic() - self._away_since)
+            self._away_since = None
 
     def problem(self, sentence: str) -> None:
         self.say(sentence)
@@ -319,13 +357,22 @@ class Trial:
         result.lost = len(found.lost) + len(found.unread) + len(found.outputs_lost)
         result.duplicates = len(found.two_endings) if plan.eos else len(found.repeated)
         result.order_breaks = len(found.disorder) + len(found.outputs_disorder)
-        result.bound = 0 if plan.graceful or plan.eos else self.disturbances * in_flight_max(history)
+        if plan.eos and plan.graceful:
+            result.duplicates += len(found.repeated)
+        result.bound = 0 if plan.graceful or plan.eos else self.allowed(history)
         result.faults = tell(self.faults)
-        if text := found.text(repeats=plan.eos or not plan.graceful):
+        if text := found.text(repeats=not plan.graceful):
             self.problem(text)
         if not plan.eos and result.duplicates > result.bound:
             self.problem(f"{result.duplicates} duplicates are more than {result.bound}")
         self._recovery(history)
+
+    def allowed(self, history: History) -> int:
+        """I4: (kills + rebalances) x the work in flight."""
+        flow = {"commit_interval_ms": FlowPolicy().commit_interval_ms, **self.plan.subscribe.get("flow", {})}
+        concurrency = self.plan.subscribe.get("concurrency", CONCURRENCY)
+        disturbances = self.deaths + sum(losses(process.lines()) for process in self.scene.processes)
+        return disturbances * work_max(history, concurrency, flow["commit_interval_ms"] / 1000, self.away_s)
 
     def _recovery(self, history: History) -> None:
         times = []

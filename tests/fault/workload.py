@@ -1,7 +1,7 @@
 """The application of worker processes under fault: the obedient one, with what a row does to the process around it.
 
 `HARNESS_SPEC` may say: `skew_ms` (its clock is wrong by that), `die_at_commit` (ends itself before its n-th commit is sent),
-`cheat` (breaks a promise on purpose, so that tests of the checker see it turn red).
+`hears_late_s` (of partitions that it lost), `cheat` (breaks a promise on purpose, so that tests of the checker see it turn red).
 """
 
 from __future__ import annotations
@@ -58,6 +58,19 @@ def _die_at_commit(number: int) -> None:
         committer.commit = deadly(committer.commit)  # type: ignore[attr-defined]
 
 
+def _hear_late(by_s: float) -> None:
+    """The thread that polls comes last after a sleep of the whole process: handlers end, and producers send, before a loss is known."""
+    from pipeline.kafka.consumer import KafkaConsumer
+
+    lost: Any = KafkaConsumer._lost
+
+    def late(*given: Any) -> None:
+        time.sleep(by_s)
+        lost(*given)
+
+    KafkaConsumer._lost = late  # type: ignore[method-assign]
+
+
 def _commit_early() -> None:
     """Everything received counts as settled."""
     from pipeline.core.offsets import OffsetTracker
@@ -68,6 +81,13 @@ def _commit_early() -> None:
 
     OffsetTracker.progress = progress  # type: ignore[method-assign]
     OffsetTracker.position = property(lambda self: self.next_offset)  # type: ignore[assignment, method-assign]
+
+
+def _commit_rarely() -> None:
+    """Only when a partition is let go."""
+    from pipeline.worker.quarantine import Quarantine
+
+    Quarantine.commit_interval_s = lambda self, flow: 600.0  # type: ignore[method-assign]
 
 
 def _retry_early() -> None:
@@ -94,7 +114,11 @@ class _SkippingLedger(Ledger):
             super().mark(what, ctx)
 
 
-_CHEATS: dict[str, Callable[[], None]] = {"commit early": _commit_early, "retry early": _retry_early}
+_CHEATS: dict[str, Callable[[], None]] = {
+    "commit early": _commit_early,
+    "commit rarely": _commit_rarely,
+    "retry early": _retry_early,
+}
 _LEDGERS: dict[str, type[Ledger]] = {"twice": _TwiceLedger, "skip": _SkippingLedger}
 
 
@@ -103,6 +127,8 @@ def make_app(spec: dict[str, Any]) -> Pipeline:
         _skew(spec["skew_ms"])
     if spec.get("die_at_commit"):
         _die_at_commit(spec["die_at_commit"])
+    if spec.get("hears_late_s"):
+        _hear_late(spec["hears_late_s"])
     cheat = spec.get("cheat", "")
     if cheat in _CHEATS:
         _CHEATS[cheat]()
