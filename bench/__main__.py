@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import behaviour, cells, costs, machine, plot, replay, report, restoring, standing, throughput
+from bench import behaviour, cells, costs, dead_letters, machine, plot, replay, report, restoring, standing, throughput
 from bench.events import application, encoded, load
 from bench.lab import Lab, MeasureError, Row
 from pipeline.kafka.embedded import EmbeddedBroker
@@ -43,6 +43,7 @@ SECTIONS: dict[str, Callable[[Lab], Iterator[Row]]] = {
     "flight": costs.in_flight,
     "memory": behaviour.memory,
     "replay": replay.rows,
+    "dead-letters": dead_letters.rows,
 }
 
 

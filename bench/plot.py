@@ -38,6 +38,7 @@ SECTIONS = {
     "flight": "Memory with 100,000 in flight",
     "memory": "Memory over time",
     "replay": "Replays",
+    "dead-letters": "Dead letters",
 }
 
 Run = dict[str, Any]

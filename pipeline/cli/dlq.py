@@ -23,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
-    help="Dead letters: list, search, show, redrive, edit, purge, cancel, convert, export.",
+    help="Dead letters: list, search, show, stats, redrive, release, edit, purge, cancel, convert, export.",
 )
 
 MESSAGE_CHARACTERS = 90

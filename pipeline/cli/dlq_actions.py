@@ -11,7 +11,7 @@ import typer
 from pipeline.cli import dlq_redrive, dlq_release
 from pipeline.cli.access import ReasonOption, WhoOption, now_ms, required_reason
 from pipeline.cli.bars import bar
-from pipeline.cli.dlq_confirming import AllOption, Given, YesOption, actor, agreed, confirm, report
+from pipeline.cli.dlq_confirming import AllOption, Given, YesOption, actor, agreed, confirm, interruptible, report
 from pipeline.cli.dlq_selection import Asked, chosen, with_selection
 from pipeline.cli.output import clean, emit_json, line, note
 from pipeline.model.errors import ConfigurationError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.dead_letters.desk import Desk
 
 __all__ = ["actor", "register"]
+_GOES_ON = "the same command goes on with what is still open"
 
 
 def register(app: typer.Typer) -> None:
@@ -58,7 +59,8 @@ def purge(
 
     with asked.desk() as desk:
         numbers, by = agreed(asked, desk, Given(everything, yes, reason, who), "dlq purge", "purge for good")
-        done = marking.purge(desk, numbers, by, now_ms())
+        with interruptible(f"some may be marked and not deleted yet, which the next purge does; {_GOES_ON}"):
+            done = marking.purge(desk, numbers, by, now_ms())
     text = f"Purged {done.counts['purged']:,}; {done.details.get('deleted', 0):,} offsets are deleted from the topic."
     report(done, text, asked.as_json)
 
@@ -83,7 +85,8 @@ def cancel(
 
     with asked.desk() as desk:
         numbers, by = agreed(asked, desk, Given(everything, yes, reason, who), "dlq cancel", "cancel")
-        done = marking.cancel(desk, numbers, by, now_ms())
+        with interruptible(f"some may be cancelled; {_GOES_ON}"):
+            done = marking.cancel(desk, numbers, by, now_ms())
     report(done, f"Cancelled {done.counts['cancelled']:,}.", asked.as_json)
 
 
@@ -111,7 +114,8 @@ def convert(
         numbers, by = agreed(
             asked, desk, Given(everything, yes, reason, who), "dlq convert", f"convert to tasks for {assignee}"
         )
-        done = converting.convert(desk, numbers, by, assignee, instruction, now_ms())
+        with interruptible(f"some tasks may be filed; {_GOES_ON}, and a task that is filed again has the same id"):
+            done = converting.convert(desk, numbers, by, assignee, instruction, now_ms())
     tasks = done.details.get("tasks", [])
     many = "1 task" if len(tasks) == 1 else f"{len(tasks):,} tasks"
     text = f"Filed {many} for {clean(assignee)}" + (f", such as {tasks[0]}." if tasks else ".")
@@ -136,6 +140,7 @@ def edit(
     """
     from pipeline.dead_letters import editing
     from pipeline.dead_letters.acting import begin
+    from pipeline.dead_letters.states import position_of
     from pipeline.model.errors import EncodeError
     from pipeline.settings import editor
 
@@ -168,7 +173,11 @@ def edit(
             for each in edited.difference:
                 line(clean(each), "green" if each.startswith("+") else "red" if each.startswith("-") else "")
         confirm(desk, numbers, "append this version of", yes)
-        done = editing.apply_edit(desk, editable, edited, by, now_ms())
+        with interruptible(
+            f"the new version may be appended, `pipeline dlq show {'{}:{}'.format(*position_of(numbers[0]))}` says so "
+            "(edited to); if not, the same command edits it"
+        ):
+            done = editing.apply_edit(desk, editable, edited, by, now_ms())
     report(
         done,
         f"Appended as {done.details['position']}: `pipeline dlq redrive {done.details['position']}` sends it.",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
@@ -72,6 +74,16 @@ def confirm(desk: Desk, numbers: list[int], what: str, yes: bool, as_json: bool 
         note(f"  ... and {len(numbers) - SHOWN:,} more", "dim")
     if not typer.confirm(f"{what.capitalize()} {len(numbers):,} dead letters of {clean(desk.topics.dead_letters)}?"):
         raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def interruptible(said: str) -> Iterator[None]:
+    """`said`: what Ctrl-C leaves behind, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"Interrupted: {said}.")
+        raise
 
 
 def report(done: Done, text: str, as_json: bool) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli.access import ReasonOption, WhoOption, now_ms
 from pipeline.cli.bars import bar
-from pipeline.cli.dlq_confirming import AllOption, Given, YesOption, asked_for, confirm
+from pipeline.cli.dlq_confirming import AllOption, Given, YesOption, asked_for, confirm, interruptible
 from pipeline.cli.dlq_selection import Asked, with_selection
 from pipeline.cli.output import clean, emit_json, line, note
 from pipeline.cli.stopping import INTERRUPTED, stoppable
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.dead_letters.canary import Outcomes
     from pipeline.dead_letters.redrive import Prepared, Redriven
 
+_INTERRUPTED = "what was sent last may have no result yet; run the same command again, it says what can be taken up"
 _STOPPING = "Stopping: what was sent gets its result; again to end at once."
 
 
@@ -69,7 +70,7 @@ def redrive(
             _say(prepared)
         if prepared.letters:
             confirm(desk, [letter.number for letter in prepared.letters], "redrive", yes)
-        with bar("redriving", quiet=asked.as_json) as advance:
+        with bar("redriving", quiet=asked.as_json) as advance, interruptible(_INTERRUPTED):
             told = engine.Progress(
                 tally=lambda tally: advance(tally.done, tally.total or tally.offsets),
                 canary=_canary_teller(asked.as_json),
@@ -102,6 +103,12 @@ def _say(prepared: Prepared) -> None:
         line(f"{preview['loop_capped']:,} of them were replayed too often already and stay (--replays-max).", "yellow")
     if prepared.canary:
         line(f"A canary of {len(prepared.canary)} goes first.")
+    for found in prepared.unfinished:
+        line(
+            f"An earlier redrive ended with {_many(found.left, 'letter')} unsent or without a result: `pipeline replay run "
+            f"{clean(str(found.file))}` goes on with it; begun anew, what it sent last may come twice, under two replay ids.",
+            "yellow",
+        )
 
 
 def _canary_teller(quiet: bool) -> Any:

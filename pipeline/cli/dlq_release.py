@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.access import BrokerOption, JsonOption, ReasonOption, WhoOption, now_ms, real, required_reason
-from pipeline.cli.dlq_confirming import AllOption, YesOption, actor
+from pipeline.cli.bars import bar
+from pipeline.cli.dlq_confirming import AllOption, YesOption, actor, interruptible
 from pipeline.cli.dlq_redrive import as_object
 from pipeline.cli.dlq_selection import Asked
 from pipeline.cli.output import clean, emit_json, line
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from pipeline.dead_letters.redrive import Redriven
 
 SHOWN = 10
+_INTERRUPTED = (
+    "keys whose release had begun are being released still, and nothing is lost: run the same command again, it goes on"
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -71,8 +75,12 @@ def release(
             f"dlq release {' '.join(keys or ())}",
             asked,
         )
-        told = engine.Progress(alive=lambda: not stopping.asked)
-        done = engine.release(desk, name, keys or (), by, now_ms(), RedrivePolicy(replays_max=replays_max), told)
+        policy = RedrivePolicy(replays_max=replays_max)
+        with bar("sending back", quiet=as_json) as advance, interruptible(_INTERRUPTED):
+            told = engine.Progress(
+                tally=lambda tally: advance(tally.done, tally.total or tally.offsets), alive=lambda: not stopping.asked
+            )
+            done = engine.release(desk, name, keys or (), by, now_ms(), policy, told)
     _report(done, len(holds), as_json)
     raise typer.Exit(0 if done.end == "finished" and not done.left else INTERRUPTED if stopping.asked else 1)
 

@@ -13,6 +13,7 @@ from pipeline.inspect.collect import Collector, Reach, find_layouts
 from pipeline.inspect.explain import PartitionView, unresolved
 from pipeline.inspect.records import is_settled
 from pipeline.model.topics import CONTROL_TOPIC
+from pipeline.replay.joining import members_of
 from pipeline.replay.plan import ReplayPlan
 from pipeline.topology.naming import Layout
 
@@ -41,7 +42,7 @@ def members(desk: Desk, group: str) -> int:
     """How many workers the group has: without any, nothing that is sent gets done."""
     admin = desk.cluster.admin()
     try:
-        return len(admin.describe_group(group).members)
+        return len(members_of(admin, group))
     finally:
         admin.close()
 

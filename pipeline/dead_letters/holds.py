@@ -20,6 +20,7 @@ from pipeline.model.errors import ClusterUnavailable
 from pipeline.model.headers import CLOSES, HELD, OPENS, DeliveryHeaders, encode
 from pipeline.model.keys import key_text
 from pipeline.model.topics import CONTROL_TOPIC
+from pipeline.replay.joining import members_of
 
 RELEASE_HOPS = 1_000
 """More than an owner adds by writing its copy anew while the operator's is on its way: the operator's counts (rule c)."""
@@ -60,7 +61,7 @@ def find_holds(desk: Desk, group: str) -> list[Hold]:
     admin = desk.cluster.admin()
     try:
         entries = find_layouts(admin, group)
-        workers = bool(admin.describe_group(group).members)
+        workers = bool(members_of(admin, group))
     finally:
         admin.close()
     found: list[Hold] = []

@@ -31,6 +31,8 @@ from pipeline.dead_letters.releasing import (
     place_of,
     with_followers,
 )
+from pipeline.dead_letters.turn import turn
+from pipeline.dead_letters.unfinished import Unfinished, forget_done, unfinished
 from pipeline.model.errors import ConfigurationError
 from pipeline.replay.executing import Executor
 from pipeline.replay.options import Tally
@@ -38,7 +40,6 @@ from pipeline.replay.plan import ReplayPlan, to_text
 from pipeline.replay.running import Reason, Surroundings, run_options, run_plan
 
 CANARY_DEADLINE_S = 120.0
-LOCK_WAIT_S = 2.0
 End = Literal["finished", "stopped", "cancelled", "canary failed", "canary not known", "nothing to do"]
 
 
@@ -78,6 +79,8 @@ class Prepared:
     workers: int
     plan: ReplayPlan | None
     holds: tuple[Hold, ...] = ()
+    unfinished: tuple[Unfinished, ...] = ()
+    """Earlier redrives that ended in the middle: to take one up repeats less than to begin anew."""
 
 
 def prepare(
@@ -108,7 +111,7 @@ def prepare(
     if len(first) == len(letters):
         first = []  # they are so few that all go at once
     plan = plan_for(desk, letters, who, now_ms, policy)
-    return Prepared(tuple(letters), tuple(first), left, group, members(desk, group), plan, holds)
+    return Prepared(tuple(letters), tuple(first), left, group, members(desk, group), plan, holds, unfinished(desk))
 
 
 def run(
@@ -117,8 +120,9 @@ def run(
 ) -> Redriven:  # fmt: skip
     """Send them. Each plan is audited before its first record. Raises `ConfigurationError` when a canary can have no outcome."""
     actor.check()
-    with desk.store.locked(LOCK_WAIT_S, "redrive"):  # two of them would send the same letters
-        return _run(desk, prepared, actor, now_ms, policy, deadline_s, progress or Progress())
+    told = progress or Progress()
+    with turn(desk, told.alive) as alive:  # two of them would send the same letters
+        return _run(desk, prepared, actor, now_ms, policy, deadline_s, replace(told, alive=alive))
 
 
 def _run(
@@ -154,6 +158,7 @@ def _run(
     counts += Counter(tally.counts)
     left = len(sent_now) - sum(tally.counts.values())
     end = tally.state if tally.state in ("finished", "cancelled") else "stopped"
+    forget_done(desk)
     return Redriven(end, dict(counts), (*plans, plan.plan_id), left, prepared.left_out, found, file, sending.held)
 
 
@@ -188,7 +193,8 @@ def release(
     """
     actor.check()
     told = progress or Progress()
-    with desk.store.locked(LOCK_WAIT_S, "release"):
+    with turn(desk, told.alive) as alive:
+        told = replace(told, alive=alive)
         refuse_another_topic(desk)
         holds = holds_of(desk, group, keys)
         if not holds:
@@ -208,6 +214,7 @@ def release(
         close_holds(desk, together.holds)
         counts["cancelled"] = drop_heads(desk, group, together.holds, actor, now_ms)
         desk.refresh()
+        forget_done(desk)
         return Redriven("finished", counts, plans, len(together.letters) - counts.get("written", 0))
 
 

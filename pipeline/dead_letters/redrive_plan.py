@@ -133,7 +133,7 @@ def plan_for(desk: Desk, letters: Sequence[Origin], who: str, now_ms: int, polic
         select=select,
         target=target,
         replays_max=policy.replays_max,
-        rate=policy.rate,
+        rate=float(policy.rate),  # an integer would not read back as it was written
         last=inverted(letters),
         preview=_preview(letters, spans, target, policy),
     )

@@ -112,6 +112,8 @@ def test_the_page(reader: Reader) -> None:
         'pipeline dlq redrive --group credits --all --canary 10 --yes --reason "provider says it is back"': lambda: (
             _stopped(reader, counts)
         ),
+        "pipeline dlq list --group credits --limit 20": lambda: _listed(reader, counts),
+        f"pipeline dlq show {ONE} --group credits": lambda: _shown(reader),
         'pipeline dlq purge --group credits --type RunCompleted --yes --reason "totals are computed anew"': lambda: (
             _given_up(reader, counts)
         ),
@@ -140,6 +142,39 @@ def _one_error(reader: Reader, counts: dict[str, int]) -> None:
     text = f"{error['error_type']}: {error['name']}"
     assert text in re.sub(r"\s+", " ", PAGE.text), f"the page says otherwise: {text}"
     assert {group["name"] for group in found["tenants"]} == {"acme"}
+
+
+def _listed(reader: Reader, counts: dict[str, int]) -> None:
+    """The page's three ways to look, against what `stats` counted."""
+    rows = [
+        line
+        for line in reader.said["pipeline dlq list --group credits --limit 20"].splitlines()
+        if "ProviderDown" in line
+    ]
+    assert len(rows) == 20
+    types = {group["name"].rpartition(".")[2]: group["count"] for group in reader.dlq("stats")["types"]}
+    assert sum(types.values()) == counts["all"] == reader.count()
+    calls = """search "price service" --where 'attempt >= 2 and type == "ToolCall"' --limit 10000"""
+    for words, kind in ((calls, "ToolCall"), ("list --type RunStarted --last 1h --limit 10000", "RunStarted")):
+        found = reader.dlq(words)["dead_letters"]
+        assert len(found) == types[kind] > 100, words
+        assert {letter["type"].rpartition(".")[2] for letter in found} == {kind}
+
+
+def _shown(reader: Reader) -> None:
+    place = reader.places[ONE]
+    (known,) = reader.dlq(f"show {place}")
+    error = (
+        "ProviderDown",
+        f"price service 10.0.0.7:8443 refused request {known['event_id']} of run {known['run_id']}",
+    )
+    assert [(a["number"], a["error_type"], a["message"]) for a in known["attempts"]] == [(1, *error), (2, *error)]
+    assert known["attempts_complete"]
+    assert known["origin_topic"].endswith("agent.run.events")
+    assert known["origin_partition"] == int(place.partition(":")[0])
+    assert "credits.py" in known["stack"]
+    assert known["value"]["event_id"] == known["event_id"]
+    assert known["actions"] == []
 
 
 def _given_up(reader: Reader, counts: dict[str, int]) -> None:

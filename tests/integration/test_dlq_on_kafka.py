@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import pty
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +21,25 @@ from pipeline import Context
 from pipeline.cli.main import app as command
 from pipeline.codec import AvroCodec
 from pipeline.codec.container import StoredRecord, read_container
-from pipeline.dead_letters import Actor, edit_dead_letter, list_dead_letters, search_dead_letters, show_dead_letter
+from pipeline.dead_letters import (
+    Actor,
+    converting,
+    edit_dead_letter,
+    editing,
+    list_dead_letters,
+    marking,
+    search_dead_letters,
+    show_dead_letter,
+)
+from pipeline.dead_letters.desk import Desk
 from pipeline.dead_letters.query import Wanted
 from pipeline.model.cluster import Headers, TopicPartition
 from pipeline.model.errors import ConfigurationError, TopologyError
 from pipeline.model.events import ToolCall
-from pipeline.model.headers import DeliveryHeaders, ErrorInfo, dead_letter_headers
+from pipeline.model.headers import DeliveryHeaders, ErrorInfo, dead_letter_headers, decode
 from pipeline.model.topics import AUDIT_TOPIC, RESULTS_TOPIC, TASKS_TOPIC
 from pipeline.replay.audit import AuditEntry, read_audit
-from tests.integration.harness import GROUP, ROOT, SOURCE, Scene
+from tests.integration.harness import GROUP, ROOT, SOURCE, Scene, running, until_async
 
 PARTITIONS = 2
 pytestmark = pytest.mark.timeout(180)
@@ -143,6 +157,102 @@ def test_list_search_and_show(dead: Dead) -> None:
     assert show_dead_letter(dead.app, (0, 1), group=GROUP).value == {"n": 2}
     with pytest.raises(ConfigurationError, match="there is no dead letter 0:77"):
         show_dead_letter(dead.app, (0, 77), group=GROUP)
+
+
+def test_every_option_narrows(dead: Dead) -> None:
+    said = {"run_id": "r-1", "tenant": "acme"}
+    one = dead.die(1, key="run-1", value=said, error_class="timed_out")
+    two = dead.die(2, key="run-2", value={"run_id": "r-2"}, message="no table 'x7'", error_type="KeyError")
+    three = dead.die(3, key="run-1", value={**said, "run_id": "r-3"}, partition=1)
+    died = {x["position"]: _iso(x["died_ms"]) for x in dead.json("list")["dead_letters"]}
+    table: dict[tuple[str, ...], list[str]] = {
+        ("--run-id", "r-1"): [one],
+        ("--run-id", "r-1", "--run-id", "r-2"): [two, one],
+        ("--error", "slow <n>"): [three, one],
+        ("--error", "no table <text>"): [two],
+        ("--error-type", "KeyError"): [two],
+        ("--error-class", "timed_out"): [one],
+        ("--key", "run-1"): [three, one],
+        ("--event-id", "e-2"): [two],
+        ("--tenant", "acme"): [three, one],
+        ("--from-time", died[two]): [three, two],
+        ("--to-time", died[two]): [one],
+        ("--from-time", died[two], "--to-time", died[three]): [two],
+        ("--last", "1h"): [three, two, one],
+        ("--last", "1ms"): [],
+        ("--key", "run-1", "--error-class", "retryable"): [three],
+    }
+    for options, expected in table.items():
+        found = [x["position"] for x in dead.json("list", *options)["dead_letters"]]
+        assert found == expected, options
+    assert {e["name"] for e in dead.json("stats")["errors"]} == {"slow <n>", "no table <text>"}
+    top = dead.json("stats", "--top", "1")
+    assert (len(top["errors"]), len(top["tenants"]), top["total"]) == (1, 1, 3)
+    assert [x["position"] for x in dead.json("show", "--key", "run-1", "--limit", "2")] == [three, one]
+    assert [x["position"] for x in dead.json("show", "--key", "run-1")] == [three], "one when nothing is said"
+
+
+def _iso(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1_000, UTC).isoformat()
+
+
+def test_rebuild_reads_everything_again(dead: Dead) -> None:
+    places = [dead.die(n) for n in range(3)]
+    assert len(dead.json("list")["dead_letters"]) == 3
+    with Desk.of(dead.app, GROUP) as desk, desk.store.writing() as db:
+        db.execute("DELETE FROM letters WHERE id = 1")
+    assert len(dead.json("list")["dead_letters"]) == 2, "what is in the index is not read again"
+    assert [x["position"] for x in dead.json("list", "--rebuild")["dead_letters"]] == places[::-1]
+
+
+def test_show_has_all_that_a_worker_knew(dead: Dead) -> None:
+    """Both attempts with what failed in each, the last one's stack and log, where it was published, and its trace."""
+    app = dead.scene.app()
+
+    @app.subscribe(SOURCE, group=GROUP, tiers=("200ms",), attempts=2, value="json")
+    async def charge(value: Any, ctx: Context) -> None:
+        ctx.log.info("asking for a price", attempt=ctx.attempt)
+        raise (TimeoutError("no answer") if ctx.attempt == 1 else KeyError("price of x7"))
+
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers: Headers = [("traceparent", f"00-{trace}-00f067aa0ba902b7-01".encode()), ("pl.event_id", b"e-9")]
+
+    async def go() -> tuple[int, int]:
+        async with running(app, PARTITIONS):
+            origin = dead.scene.publish("run-9", {"n": 9}, headers)
+            await until_async("it died", lambda: dead.scene.count(dead.topic) == 1)
+            return origin
+
+    partition, offset = asyncio.run(go())
+    (shown,) = dead.json("show", "--event-id", "e-9")
+    assert [(a["number"], a["error_type"], a["message"]) for a in shown["attempts"]] == [
+        (1, "TimeoutError", "no answer"),
+        (2, "KeyError", "'price of x7'"),
+    ]
+    assert all(0 < a["started_ms"] <= a["failed_ms"] for a in shown["attempts"])
+    assert shown["attempts"][1]["started_ms"] - shown["attempts"][0]["failed_ms"] >= 200
+    assert (shown["attempt"], shown["attempts_complete"], shown["attempts_dropped"]) == (2, True, 0)
+    assert (shown["origin_topic"], shown["origin_partition"], shown["origin_offset"]) == (
+        dead.scene.topic(),
+        partition,
+        offset,
+    )
+    assert shown["trace_id"] == trace
+    assert "in charge" in shown["stack"]
+    assert "KeyError: 'price of x7'" in shown["stack"]
+    assert shown["log"].count("asking for a price") == 1, "of the last attempt"
+    assert "attempt=2" in shown["log"]
+    assert shown["value"] == {"n": 9}
+    text = dead.run("show", "--event-id", "e-9", "--group", GROUP)
+    for part in (
+        "TimeoutError: no answer",
+        "KeyError: 'price of x7'",
+        "2 attempts",
+        trace,
+        "asking for a price",
+        "in charge",
+    ):
+        assert part in text
 
 
 def test_hostile_text_in_every_field_reaches_no_terminal(dead: Dead) -> None:
@@ -266,6 +376,98 @@ def test_edit_keeps_both_versions(dead: Dead, tmp_path: Path) -> None:
     assert dead.scene.count(dead.topic) == 2
 
 
+EDITOR = """
+import pathlib, sys
+file, opened, texts = pathlib.Path(sys.argv[-1]), pathlib.Path({opened!r}), {texts!r}
+turn = len(opened.read_text()) if opened.exists() else 0
+opened.write_text("x" * (turn + 1))
+if texts[turn] is None:
+    sys.exit(3)
+file.write_text(file.read_text().replace(*texts[turn]))
+"""
+
+
+class Typed:
+    """`pipeline dlq edit` on a terminal, with an editor that makes one replacement each time it is opened (None: it fails)."""
+
+    def __init__(self, dead: Dead, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.dead, self.opened = dead, dead.scene.folder / "opened"
+        self._script = dead.scene.folder / "editor.py"
+        monkeypatch.setenv("VISUAL", f"{sys.executable} {self._script}")
+
+    def edit(self, position: str, texts: list[tuple[str, str] | None], answers: str = "") -> tuple[int, str]:
+        """(exit code, all that it said). `answers`: typed ahead, a terminal keeps it."""
+        self.opened.unlink(missing_ok=True)
+        self._script.write_text(EDITOR.format(opened=str(self.opened), texts=texts))
+        words = ["dlq", "edit", position, "--group", GROUP, "--reason", "a test"]
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.cli.main", *words], cwd=ROOT, stdin=theirs, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        os.close(theirs)
+        try:
+            os.write(ours, answers.encode())
+            out, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+            os.close(ours)
+        return process.returncode, out
+
+
+def test_edit_in_an_editor(dead: Dead, monkeypatch: pytest.MonkeyPatch) -> None:
+    position = dead.die(7, value={"n": 7, "name": "ann"})
+    typed = Typed(dead, monkeypatch)
+    code, said = typed.edit(position, [None])
+    assert (code, "the editor did not run" in said) == (2, True), said
+    code, said = typed.edit(position, [('"n": 7', '"n": ')], "n\n")
+    assert (code, "not JSON" in said) == (1, True), said
+    assert dead.states() == {position: "open"}, "nothing was changed so far"
+    code, said = typed.edit(position, [('"n": 7', '"n": '), ('"n": ', '"n": 8')], "y\ny\n")
+    assert code == 0, said
+    assert len(typed.opened.read_text()) == 2, "opened again, with what was typed first"
+    assert '+  "n": 8' in said
+    assert dead.states() == {position: "edited", "0:1": "open"}
+    assert dead.json("show", "0:1")[0]["value"] == {"n": 8, "name": "ann"}
+    assert dead.scene.count(dead.topic) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "goes_on"),
+    [
+        (("purge",), "which the next purge does; the same command goes on"),
+        (("cancel",), "the same command goes on"),
+        (("convert", "--to", "ana", "--task", "book it"), "has the same id"),
+        (("edit", "--value", "-"), "`pipeline dlq show 0:0` says so (edited to)"),
+    ],
+)
+def test_ctrl_c_says_what_may_be_done_and_how_to_go_on(
+    dead: Dead, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], goes_on: str
+) -> None:
+    """Where it hurts most: the audit has it, and nothing says yet what came of it."""
+    position = dead.die(1, value={"n": 1})
+    interrupted: list[str] = []
+
+    def interrupt(_desk: Any, _actor: Any, action_id: str, *_: Any) -> None:
+        interrupted.append(action_id)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        for module in (marking, converting, editing):
+            patched.setattr(module, "record", interrupt)
+        said = dead.run(words[0], position, *words[1:], "--group", GROUP, *YES, code=130, stdin='{"n": 2}')
+    assert interrupted
+    assert "Interrupted: " in said
+    assert goes_on in " ".join(said.split())
+    edited = words[0] == "edit"
+    assert dead.states()[position] == ("edited" if edited else "open"), "an edit is told by the new version itself"
+    said = dead.run(words[0], position, *words[1:], "--group", GROUP, *YES, code=2 if edited else 0, stdin='{"n": 2}')
+    assert not edited or "edited already" in " ".join(said.split())
+    assert dead.states().get(position) != "open", "the same command went on"
+    assert dead.scene.count(dead.topic) == (2 if edited else 1)
+
+
 class _NoRegistry:
     """As when the registry's machine is gone."""
 
@@ -344,6 +546,23 @@ def test_a_container_holds_the_records_as_they_are(dead: Dead, tmp_path: Path) -
     ]
     assert path.stat().st_mode & 0o077 == 0
     assert [entry.why for entry in dead.audit()] == ["before the topic is made anew"]
+
+
+def test_what_was_exported_is_taken_back_by_a_replay(dead: Dead, tmp_path: Path) -> None:
+    for n in range(3):
+        dead.die(n, key=f"k{n}", value={"n": n})
+    letters, plan = tmp_path / "letters.avro", tmp_path / "plan.json"
+    dead.run("export", str(letters), "--group", GROUP, "--reveal", "--reason", "the topic is made anew")
+    dead.scene.admin.delete_topics([dead.topic])
+    for words in (
+        ("plan", "--from-file", str(letters), "--group", GROUP, "--out", str(plan)),
+        ("run", str(plan), "--yes", "--reason", "back from the file"),
+    ):
+        result = CliRunner().invoke(command, ["replay", *words])
+        assert result.exit_code == 0, (words, result.output, result.exception)
+    sent = dead.scene.read(dead.scene.lane("replay"))
+    assert [(m.key(), json.loads(m.value() or b"")) for m in sent] == [(b"k%d" % n, {"n": n}) for n in range(3)]
+    assert [decode(m.headers()).origin_offset for m in sent] == [0, 1, 2], "with the origin that they bear"
 
 
 def test_two_commands_at_once_on_a_new_index(dead: Dead) -> None:

@@ -26,14 +26,17 @@ from pipeline.dead_letters import (
     edit_dead_letter,
     list_dead_letters,
     redrive_dead_letters,
+    release_dead_letters,
 )
+from pipeline.dead_letters import redrive as engine
 from pipeline.dead_letters.api import OPEN
+from pipeline.dead_letters.desk import Desk
+from pipeline.dead_letters.turn import AnotherRedrive
 from pipeline.model.cluster import Headers
 from pipeline.model.errors import ConfigurationError, PipelineError
 from pipeline.model.headers import DeliveryHeaders, ErrorInfo, dead_letter_headers, decode
-from pipeline.model.topics import AUDIT_TOPIC, RESULTS_TOPIC
+from pipeline.model.topics import AUDIT_TOPIC
 from pipeline.replay.audit import read_audit
-from pipeline.replay.results import read_results
 from tests.integration.harness import GROUP, ROOT, SOURCE, Scene, running, until_async
 
 PARTITIONS = 2
@@ -70,6 +73,30 @@ class Redriving:
             )  # fmt: skip
             headers: Headers = dead_letter_headers([("pl.event_id", f"e-{origin}".encode())], delivery)
             self.scene.publish(key, {"n": origin}, headers, partition, self.topic[len(self.scene.prefix) :])
+
+    def die_many(self, count: int) -> None:
+        producer = self.scene.client.cluster.producer("t")
+        for origin in range(count):
+            delivery = DeliveryHeaders(
+                2,
+                1,
+                1,
+                self.scene.topic(),
+                0,
+                origin,
+                1,
+                self.scene.prefix + GROUP,
+                error=ErrorInfo("terminal", "Reject", "no"),
+            )
+            producer.send(
+                self.topic,
+                b"k%d" % (origin % 20),
+                json.dumps({"n": origin}).encode(),
+                dead_letter_headers([], delivery),
+                0,
+            )
+        assert producer.flush(30) == 0
+        producer.close(5)
 
     def states(self) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -204,111 +231,8 @@ def test_a_letter_that_comes_back_again_and_again_stays_in_the_end(place: Redriv
     assert place.states() == {"redriven": 2, "open": 1}
 
 
-CHILD = """
-import os, sys, signal
-from pipeline import Settings
-from tests.integration.test_dlq_redrive import child
-child(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4])
-"""
-
-
-def child(bootstrap: str, prefix: str, state: str, stage: str) -> None:
-    """A redrive that is killed at one of its stages."""
-    from pipeline import Settings
-    from pipeline.dead_letters import redrive as engine
-    from pipeline.dead_letters.desk import Desk
-    from pipeline.replay import running as replays
-
-    app = Pipeline("t", settings=Settings(broker=bootstrap, prefix=prefix, state_dir=state))
-    options_of, left = replays.run_options, [2 if stage == "sent" else 1]
-
-    def killing(*given: Any, **more: Any) -> Any:
-        def at(name: str) -> None:
-            if name == stage:
-                left[0] -= 1
-                if not left[0]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        return options_of(*given, **more, stage=at, window=400)
-
-    engine.run_options = killing  # type: ignore[assignment]
-    with Desk.of(app, GROUP) as desk:
-        desk.refresh()
-        numbers = desk.matching(OPEN)
-        policy = RedrivePolicy(rate=1_000)
-        prepared = engine.prepare(desk, numbers, ANA.who, 1, policy)
-        engine.run(desk, prepared, ANA, int(time.time() * 1000), policy)
-
-
-@pytest.mark.parametrize("stage", ["audited", "sent", "acknowledged", "recorded"])
-def test_killed_at_any_stage_and_run_again_nothing_is_lost_and_order_holds(place: Redriving, stage: str) -> None:
-    count = 2_000
-    _die_many(place, count)
-    words = [place.scene.bootstrap, place.scene.prefix, str(place.scene.folder / "state"), stage]
-    process = subprocess.run(
-        [sys.executable, "-c", CHILD, *words], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60, check=False,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert process.returncode == -signal.SIGKILL, process.stderr[-2_000:]
-    after = place.scene.count(place.scene.lane("replay"))
-    assert after < count, "it was killed too late to prove anything"
-    done = redrive_dead_letters(place.app, OPEN, ANA, group=GROUP, canary=0)
-    assert done.end == "finished"
-    records = place.scene.read(place.scene.lane("replay"))
-    origins = [(m.partition(), decode(m.headers()).origin_offset) for m in records]
-    assert len(set(origins)) == count, "none is lost"
-    twice = len(origins) - count
-    assert twice <= 400 + 250, (
-        f"{twice} went out twice: at most the window and one fetch (a quarter of a second at this rate)"
-    )
-    first: dict[tuple[int, bytes | None], list[int]] = {}
-    known: set[tuple[int, int]] = set()
-    for record, origin in zip(records, origins, strict=True):
-        if origin not in known:
-            known.add(origin)
-            first.setdefault((record.partition(), record.key()), []).append(origin[1])
-    for key, found in first.items():
-        assert found == sorted(found), f"{key}: first copies in the order of their origins"
-    assert place.states() == {"redriven": count}
-    written = [
-        result.offset
-        for batch in read_results(place.scene.client.cluster, place.scene.prefix + RESULTS_TOPIC)
-        for result in batch.results
-        if batch.partition == 0
-    ]
-    assert set(written) == set(range(count)), "one result for each at least"
-    assert not list((place.scene.folder / "state").rglob("*.json")) or stage, (
-        "plans of those that were killed stay, to be taken up"
-    )
-
-
-def _die_many(place: Redriving, count: int) -> None:
-    producer = place.scene.client.cluster.producer("t")
-    for origin in range(count):
-        delivery = DeliveryHeaders(
-            2,
-            1,
-            1,
-            place.scene.topic(),
-            0,
-            origin,
-            1,
-            place.scene.prefix + GROUP,
-            error=ErrorInfo("terminal", "Reject", "no"),
-        )
-        producer.send(
-            place.topic,
-            b"k%d" % (origin % 20),
-            json.dumps({"n": origin}).encode(),
-            dead_letter_headers([], delivery),
-            0,
-        )
-    assert producer.flush(30) == 0
-    producer.close(5)
-
-
 def test_ctrl_c_ends_it_cleanly_and_says_how_to_go_on(place: Redriving) -> None:
-    _die_many(place, 1_500)
+    place.die_many(1_500)
     environment = {
         **os.environ, "PYTHONPATH": str(ROOT), "PIPELINE_BROKER": place.scene.bootstrap, "PIPELINE_PREFIX": place.scene.prefix,
         "PIPELINE_STATE_DIR": str(place.scene.folder / "state"),
@@ -344,17 +268,24 @@ def test_ctrl_c_ends_it_cleanly_and_says_how_to_go_on(place: Redriving) -> None:
     assert path.exists()
 
 
-def test_two_redrives_at_once_send_nothing_twice(place: Redriving) -> None:
-    _die_many(place, 1_000)
+@pytest.mark.parametrize("machines", ["one", "several"])
+def test_redrives_at_once_send_nothing_twice(place: Redriving, machines: str) -> None:
+    """Of one machine, or of several, which share no index and no lock."""
+    place.die_many(1_000)
     results: list[Any] = []
+    begin = threading.Barrier(3)
 
-    def work() -> None:
+    def work(number: int) -> None:
+        folder = place.scene.folder / (f"state-{number}" if machines == "several" else "state")
+        app = place.scene.app(state_dir=str(folder))
+        list_dead_letters(app, group=GROUP)  # the index is there: what follows begins together
+        begin.wait(30)
         try:
-            results.append(redrive_dead_letters(place.app, OPEN, ANA, group=GROUP, canary=0))
+            results.append(redrive_dead_letters(app, OPEN, ANA, group=GROUP, canary=0))
         except PipelineError as error:
             results.append(error)
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -362,5 +293,39 @@ def test_two_redrives_at_once_send_nothing_twice(place: Redriving) -> None:
     assert len(results) == 3
     assert place.scene.count(place.scene.lane("replay")) == 1_000
     assert place.states() == {"redriven": 1_000}
-    ends = sorted("busy" if isinstance(found, PipelineError) else found.end for found in results)
+    ends = sorted(str(found) if isinstance(found, PipelineError) else found.end for found in results)
     assert ends.count("finished") == 1, ends
+
+
+def test_a_redrive_is_refused_while_another_machine_is_at_one_and_not_afterwards(place: Redriving) -> None:
+    place.die_many(1_000)
+    elsewhere = place.scene.app(state_dir=str(place.scene.folder / "another machine"))
+    done: list[Any] = []
+    going = threading.Event()
+    going.set()
+
+    def slowly() -> None:
+        policy = RedrivePolicy(rate=50)
+        with Desk.of(place.app, GROUP) as desk:
+            desk.refresh()
+            prepared = engine.prepare(desk, desk.matching(OPEN), ANA.who, 1, policy)
+            progress = engine.Progress(alive=going.is_set)
+            done.append(engine.run(desk, prepared, ANA, int(time.time() * 1000), policy, progress=progress))
+
+    slow = threading.Thread(target=slowly)
+    slow.start()
+    try:
+        place.scene.until("some are sent", lambda: place.scene.count(place.scene.lane("replay")) > 0)
+        with pytest.raises(AnotherRedrive, match=r"being sent back by pipeline-redrive-.* nothing was sent"):
+            redrive_dead_letters(elsewhere, OPEN, ANA, group=GROUP, canary=0)
+        with pytest.raises(AnotherRedrive):
+            release_dead_letters(elsewhere, [], ANA, group=GROUP)
+        assert not done
+    finally:
+        going.clear()
+        slow.join(60)
+    assert [each.end for each in done] == ["stopped"], "the first went on, until it was told to end"
+    assert 0 < done[0].left < 1_000
+    after = redrive_dead_letters(elsewhere, OPEN, ANA, group=GROUP, canary=0)
+    assert (after.end, after.counts) == ("finished", {"written": done[0].left})
+    assert place.scene.count(place.scene.lane("replay")) == 1_000

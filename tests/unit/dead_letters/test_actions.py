@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bench.synthetic_letters import DLQ, GROUP, RESULTS, SOURCE, maker, registered
 from pipeline.codec.schema import AvroSchema, parse
 from pipeline.codec.writer import compile_writer
 from pipeline.dead_letters import RedrivePolicy, converting, editing, marking, redrive
@@ -27,7 +28,6 @@ from pipeline.model.cluster import Headers, TopicPartition, TopicSpec
 from pipeline.model.errors import ClusterError, ClusterUnavailable, ConfigurationError, EncodeError
 from pipeline.model.headers import DeliveryHeaders, ErrorInfo, Pointer, dead_letter_headers
 from pipeline.model.topics import AUDIT_TOPIC, TASKS_TOPIC
-from tests.unit.dead_letters.synthetic import DLQ, GROUP, RESULTS, SOURCE, maker, registered
 
 ANA = Actor("ana@ops", "a test of hers")
 CODEC = registered()

@@ -7,6 +7,15 @@ from typing import Any
 
 import pytest
 
+from bench.synthetic_letters import (
+    DLQ,
+    RESULTS,
+    SOURCE,
+    START_MS,
+    SyntheticCluster,
+    registered,
+    tool_call,
+)
 from pipeline.dead_letters.ingest import Ingest
 from pipeline.dead_letters.query import Query, Wanted
 from pipeline.dead_letters.states import id_of, position_of
@@ -17,16 +26,6 @@ from pipeline.filters import MessageRow, compile_filter
 from pipeline.filters.fields import FIELDS
 from pipeline.memory.log import MemoryMessage
 from pipeline.model.cluster import Headers
-from tests.unit.dead_letters.synthetic import (
-    DLQ,
-    RESULTS,
-    SOURCE,
-    START_MS,
-    SyntheticCluster,
-    registered,
-    shuffled,
-    tool_call,
-)
 
 NOW = START_MS + 100_000
 ROWS = 400
@@ -110,7 +109,7 @@ def message_of(chance: random.Random, partition: int, offset: int) -> MemoryMess
 
 
 def filled(seed: int) -> tuple[Store, list[MemoryMessage], Values]:
-    chance = shuffled(seed)
+    chance = random.Random(seed)
     made = {(p, o): message_of(chance, p, o) for p in range(2) for o in range(ROWS // 2)}
     cluster = SyntheticCluster(lambda p, o: made[p, o], [ROWS // 2] * 2)
     store, values = Store(None), Values(CODEC)

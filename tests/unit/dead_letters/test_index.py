@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from bench.synthetic_letters import DLQ, RESULTS, START_MS, SyntheticCluster, maker, registered
 from pipeline.dead_letters.desk import Desk, Topics
 from pipeline.dead_letters.ingest import Ingest
 from pipeline.dead_letters.query import Query, Wanted, cursor_of, letters_at
@@ -25,7 +26,6 @@ from pipeline.memory.cluster import MemoryCluster
 from pipeline.model.cluster import TopicSpec
 from pipeline.model.errors import ConfigurationError
 from pipeline.replay.results import Result, ResultBatch, encode, record_key
-from tests.unit.dead_letters.synthetic import DLQ, RESULTS, START_MS, SyntheticCluster, maker, registered
 
 ROOT = Path(__file__).resolve().parents[3]
 CODEC = registered()
@@ -203,7 +203,7 @@ from pathlib import Path
 from pipeline.dead_letters.ingest import Ingest
 from pipeline.dead_letters.store import Store
 from pipeline.dead_letters.values import Values
-from tests.unit.dead_letters.synthetic import *
+from bench.synthetic_letters import *
 cluster = SyntheticCluster(maker(), [int(sys.argv[2])] * 2)
 cluster.before_poll = lambda: time.sleep(0.02)
 print("ready", flush=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bench.synthetic_letters import DLQ, RESULTS, SOURCE, SyntheticCluster, registered, tool_call
 from pipeline.codec import AvroCodec, product_catalogue
 from pipeline.codec.registry import subject_of
 from pipeline.codec.registry_local import LocalRegistry, MemorySchemaLog
@@ -19,7 +20,6 @@ from pipeline.dead_letters.values import Values
 from pipeline.memory.log import MemoryMessage
 from pipeline.model.cluster import Headers
 from pipeline.model.errors import SchemaUnavailable
-from tests.unit.dead_letters.synthetic import DLQ, RESULTS, SOURCE, SyntheticCluster, registered, tool_call
 
 FOREIGN = parse(
     json.dumps(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -123,9 +122,3 @@ class _Reader:
         return {place: at for place, at in self._at.items() if at >= self._cluster.ends[place.partition]}
 
     def close(self) -> None: ...
-
-
-def shuffled(seed: int) -> random.Random:
-    """The random source of a test, its seed in the failure's text."""
-    print(f"seed {seed}")
-    return random.Random(seed)

@@ -1,0 +1,114 @@
+"""One redrive (or release) of a dead-letter topic at a time, whatever machine it runs on.
+
+    locked on this machine -> joined -> nobody else is in the group -> at work, for as long as it is the member that joined
+
+Each plan has a group of its own, so two redrives of the same letters would not meet there: this group is the topic's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from pipeline.dead_letters.desk import Desk
+from pipeline.model.cluster import ConsumerPolicy, FetchFault, GroupConsumer, GroupMember, TopicPartition
+from pipeline.model.errors import ClusterUnavailable, PipelineError
+from pipeline.replay.joining import members_of
+from pipeline.replay.running import Surroundings
+
+LOCK_WAIT_S = 2.0
+JOIN_S, TIE_S, LOOK_EVERY_S = 30.0, 3.0, 0.05
+CLIENT = "pipeline-redrive"
+SESSION_MS = 6_000
+"""The shortest that brokers allow by default: so long one that was killed elsewhere keeps others out."""
+
+
+class AnotherRedrive(PipelineError):
+    """Somebody else sends these dead letters back just now."""
+
+
+class _Idle:
+    """A member that wants nothing of its partitions: only that it is one."""
+
+    def assigned(self, partitions: Sequence[TopicPartition]) -> None: ...
+    def revoked(self, partitions: Sequence[TopicPartition]) -> bool:
+        return True
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None: ...
+    def fault(self, fault: FetchFault) -> None: ...
+
+
+@contextlib.contextmanager
+def turn(desk: Desk, alive: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """While it lasts nobody else has it. Gives `alive`, which also says no when a session ended and another may have begun.
+
+    Raises `AnotherRedrive` naming who is at work, `IndexBusy` when that is on this machine.
+    """
+    with desk.store.locked(LOCK_WAIT_S, "redrive"):
+        client = f"{CLIENT}-{_mark(desk)}"
+        policy = ConsumerPolicy(group=group_of(desk), client_id=client, session_timeout_ms=SESSION_MS)
+        consumer = desk.cluster.consumer(policy)
+        try:
+            consumer.subscribe(desk.topics.dead_letters, _Idle())
+            mine = _joined(desk, consumer, policy)
+
+            def ours() -> bool:
+                consumer.poll(1, 0.0)
+                return consumer.member_id() == mine and alive()
+
+            yield ours
+        finally:
+            consumer.close()
+
+
+def group_of(desk: Desk) -> str:
+    """Among those of the replays, so that the same rights do."""
+    topics = desk.topics
+    return Surroundings(desk.cluster, topics.prefix).group(f"redrive.{topics.dead_letters}")
+
+
+def _mark(desk: Desk) -> str:
+    """The same for all that lock the same file: others with this mark are dead when the lock is ours, and need no waiting for."""
+    if desk.store.path is None:
+        return secrets.token_hex(6)
+    file = desk.store.path.with_name(f"{desk.store.path.name}.redrive")
+    known = file.read_text(encoding="ascii", errors="replace").strip()
+    if not known:
+        known = secrets.token_hex(6)
+        file.write_text(known, encoding="ascii")
+    return known
+
+
+def _joined(desk: Desk, consumer: GroupConsumer, policy: ConsumerPolicy) -> str:
+    """The id of this member once the group says that it is in, and alone. Of several that begin at once the lowest id waits for the
+    others to leave; one that is at work does not, whatever its id."""
+    admin, began = desk.cluster.admin(), time.monotonic()
+    tied_at: float | None = None
+    try:
+        while True:
+            consumer.poll(1, LOOK_EVERY_S)
+            mine, members = consumer.member_id(), members_of(admin, policy.group)
+            now = time.monotonic()
+            others = [each for each in members if each.member_id != mine and each.client_id != policy.client_id]
+            if mine and any(each.member_id == mine for each in members):
+                if not others:
+                    return mine
+                tied_at = now if tied_at is None else tied_at
+                if now > tied_at + TIE_S or min(each.member_id for each in others) < mine:
+                    raise AnotherRedrive(_sentence(desk, others, policy))
+            elif now > began + JOIN_S:
+                raise ClusterUnavailable(
+                    f"group {policy.group} could not be joined in {JOIN_S:g} s, so nothing was sent: try again"
+                )
+    finally:
+        admin.close()
+
+
+def _sentence(desk: Desk, others: Sequence[GroupMember], policy: ConsumerPolicy) -> str:
+    names = ", ".join(f"{each.client_id} on {each.host}" for each in others[:3])
+    return (
+        f"dead letters of {desk.topics.dead_letters} are being sent back by {names}, so nothing was sent: wait for it, or end it; one "
+        f"that was killed is taken for alive until {policy.session_timeout_ms / 1_000:g} s after its last sign of life"
+    )
