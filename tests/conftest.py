@@ -17,7 +17,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, settings
 from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker, EmbeddedRegistry
 from pipeline.kafka.embedded.ports import free_ports
 from pipeline.kafka.embedded.properties import NodePorts, node_properties
+from tests.real_runs import require_real_runs
 
 _HOST = "127.0.0.1"
 _FIRST_START_S = 300
@@ -252,6 +253,12 @@ def registry_server() -> Iterator[EmbeddedRegistry]:
     """A Confluent-compatible registry (`.url`) that a test may stop and start."""
     with EmbeddedRegistry(mirror=_MIRROR) as registry:
         yield registry
+
+
+@pytest.fixture(scope="session")
+def real_runs() -> Path:
+    """The file of 200 real runs. Without it the test is skipped, and in CI fails."""
+    return require_real_runs()
 
 
 @pytest.fixture

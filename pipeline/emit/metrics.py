@@ -27,6 +27,7 @@ _GAUGES: tuple[tuple[str, str, _Read], ...] = (
     ("buffered_bytes", "Size of both.", lambda s: s.buffered_bytes),
     ("spool_bytes", "Bytes that wait on disk.", lambda s: s.spool_bytes),
     ("away", "1 while the broker does not answer, or does not take records.", lambda s: s.away),
+    ("denied", "1 while it is a right that is missing.", lambda s: s.denied),
 )
 
 

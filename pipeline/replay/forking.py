@@ -29,6 +29,8 @@ class EventCodec(DictCodec, Protocol):
 
     def encode(self, value: Mapping[str, Any], *, topic: str, record_name: str | None = None) -> bytes: ...
 
+    def prepare(self, topic: str) -> list[str]: ...
+
 
 def cut_at_step(
     batches: Iterable[list[Message]], source: Source, select: Selection, step: int, codec: DictCodec | None
@@ -62,6 +64,7 @@ class Forker:
         assert plan.fork is not None, "only a plan that forks has a new run"
         target = plan.target.topic_for(plan.source.topic)
         assert target is not None, "a fork names its topic"
+        codec.prepare(target)  # or nothing can be encoded: what the registry lacks is told by the records that need it
         self._plan, self._codec, self._target = plan, codec, target
         self._viewer = Viewer(codec)
         self._run = plan.fork.run_id

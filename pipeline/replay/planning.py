@@ -268,6 +268,10 @@ def check_request(request: Request) -> None:
     """What does not need a cluster to be seen. Raises `ConfigurationError`."""
     if request.decode not in ("some", "none"):
         raise ConfigurationError(f"--decode {request.decode!r:.40} must be some or none")
+    if request.from_offsets and request.kind == "file":
+        raise ConfigurationError(
+            "--from-offset needs --topic: a file is taken from its beginning, choose with --key and --where"
+        )
     if (request.to_step is not None or request.fork is not None) and len(request.select.keys) != 1:
         raise ConfigurationError("--to-step and --fork-run are about one run: name it with one --key RUN_ID")
     if request.group and (request.to_topic or request.to_file):

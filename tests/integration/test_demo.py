@@ -23,7 +23,6 @@ from pipeline.kafka.cluster import connect
 from pipeline.model.events import ToolCall
 
 ROOT = Path(__file__).parents[2]
-TRANSCRIPTS = ROOT / ".." / "shared" / "data" / "tau-bench-airline.jsonl.gz"
 COMMAND = [sys.executable, "-m", "pipeline.cli.main", "demo"]
 SABOTAGED = """
 import functools, sys
@@ -96,10 +95,8 @@ def test_a_worker_was_killed_in_the_middle_and_its_work_went_on(
     assert f"SIGKILL to {killed['worker']}" in embedded_run.stderr
 
 
-def test_all_real_transcripts_are_accounted_for_although_a_worker_is_killed(kafka: str) -> None:
-    if not TRANSCRIPTS.exists():
-        pytest.skip(f"{TRANSCRIPTS} is not there: the real transcripts are not part of the project")
-    path = os.path.relpath(TRANSCRIPTS, ROOT)
+def test_all_real_transcripts_are_accounted_for_although_a_worker_is_killed(kafka: str, real_runs: Path) -> None:
+    path = os.path.relpath(real_runs, ROOT)
     run = _run([*COMMAND, "--input", path, "--broker", kafka, "--json"])
     assert run.returncode == 0, run.stderr
     result = _last_line(run)

@@ -16,7 +16,6 @@ from tests.integration.harness import until
 from tests.integration.test_examples import Shell
 from tests.unit.docs_reader import ROOT, Page
 
-TRANSCRIPTS = ROOT / ".." / "shared" / "data" / "tau-bench-airline.jsonl.gz"
 PAGE = Page(ROOT / "docs" / "guide" / "dead-letters.md")
 ONE, OTHER = "3:118", "3:119"
 """Positions that the page uses for examples: the test puts real ones there."""
@@ -32,8 +31,9 @@ def lines() -> Iterator[str]:
 class Reader:
     """Does what the page says, and looks at what came of it."""
 
-    def __init__(self, shell: Shell, worker: ExitStack) -> None:
+    def __init__(self, shell: Shell, worker: ExitStack, transcripts: Path) -> None:
         self.shell = shell
+        self.transcripts = transcripts
         self.worker = worker
         self.said: dict[str, str] = {}
         self.places: dict[str, str] = {}
@@ -50,7 +50,7 @@ class Reader:
     def do(self, line: str) -> None:
         for place, position in self.places.items():
             line = line.replace(place, position)
-        line = line.replace("transcripts.jsonl.gz", str(TRANSCRIPTS))
+        line = line.replace("transcripts.jsonl.gz", str(self.transcripts))
         if line.startswith("touch "):
             (self.shell.folder / line.split()[1]).touch()
         elif line.startswith("rm "):
@@ -86,9 +86,7 @@ class Reader:
 
 
 @pytest.fixture
-def reader(kafka: str, topic_name: str, tmp_path: Path) -> Iterator[Reader]:
-    if not TRANSCRIPTS.exists():
-        pytest.skip(f"{TRANSCRIPTS} is not here: the real runs are used from there and not copied")
+def reader(kafka: str, topic_name: str, tmp_path: Path, real_runs: Path) -> Iterator[Reader]:
     for block in PAGE.blocks:
         if block.file:
             (tmp_path / block.file).write_text(block.body, encoding="utf-8")
@@ -102,7 +100,7 @@ def reader(kafka: str, topic_name: str, tmp_path: Path) -> Iterator[Reader]:
         VISUAL="true",
     )
     with ExitStack() as worker:
-        yield Reader(shell, worker)
+        yield Reader(shell, worker, real_runs)
 
 
 def test_the_page(reader: Reader) -> None:

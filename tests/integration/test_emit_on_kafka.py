@@ -31,7 +31,6 @@ from pipeline.model.errors import BufferFull
 from pipeline.model.events import Message, RunEvent
 from pipeline.model.headers import event_id_of
 
-TAU = Path(__file__).resolve().parents[3] / "shared" / "data" / "tau-bench-airline.jsonl.gz"
 PARTITIONS = 3
 CLIENT = {"producer.delivery.timeout.ms": "0"}
 """Records wait for the broker as long as it takes: the publisher bounds them itself."""
@@ -136,11 +135,10 @@ def test_a_recorded_run_can_be_read_back(kafka: str, topic_name: str) -> None:
         assert event_id_of(record.headers()) == event.event_id
 
 
-@pytest.mark.skipif(not TAU.exists(), reason=f"the tau-bench transcripts are not at {TAU}")
-def test_imported_transcripts_can_be_read_back(kafka: str, topic_name: str) -> None:
+def test_imported_transcripts_can_be_read_back(kafka: str, topic_name: str, real_runs: Path) -> None:
     create(kafka, topic_name)
     publisher, sent = publisher_for(kafka, topic_name), list[RunEvent]()
-    for result, _ in islice(read_runs(TAU, ImportOptions("tau")), 20):
+    for result, _ in islice(read_runs(real_runs, ImportOptions("tau")), 20):
         Feeder(publisher).feed(result.events)
         sent += result.events
     assert publisher.close(30).complete

@@ -25,7 +25,6 @@ from pipeline.replay.audit import read_audit
 from pipeline.topology import Defaults, apply
 from tests.integration.harness import GROUP, ROOT, Scene, make_app, running, until
 
-TRANSCRIPTS = ROOT / ".." / "shared" / "data" / "tau-bench-airline.jsonl.gz"
 PARTITIONS = 4
 pytestmark = pytest.mark.timeout(240)
 
@@ -52,9 +51,7 @@ def watching(*arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_a_new_group_takes_all_past_runs_and_goes_on_with_live_ones(scene: Scene) -> None:
-    if not TRANSCRIPTS.exists():
-        pytest.skip(f"{TRANSCRIPTS} is not here: the 200 real runs are used from there and not copied")
+def test_a_new_group_takes_all_past_runs_and_goes_on_with_live_ones(scene: Scene, real_runs: Path) -> None:
     seen: list[tuple[int, int, str]] = []
     app = Pipeline("late", settings=scene.settings())
 
@@ -63,7 +60,7 @@ def test_a_new_group_takes_all_past_runs_and_goes_on_with_live_ones(scene: Scene
         seen.append((ctx.partition, ctx.offset, ctx.event_id))
 
     apply(scene.admin, app.subscriptions, Defaults(partitions=PARTITIONS), scene.prefix)
-    imported = json.loads(cli("import", "openai-chat", str(TRANSCRIPTS), "--json").stdout)
+    imported = json.loads(cli("import", "openai-chat", str(real_runs), "--json").stdout)
     assert imported["runs"] == 200
     topic = scene.topic("agent.run.events")
     places = [TopicPartition(topic, p) for p in range(PARTITIONS)]
@@ -87,7 +84,7 @@ def test_a_new_group_takes_all_past_runs_and_goes_on_with_live_ones(scene: Scene
         while not stop.wait(0.2):
             with_name += 1
             made = cli(
-                "import", "openai-chat", str(TRANSCRIPTS), "--runs", "1", "--source", f"live-{with_name}", "--json"
+                "import", "openai-chat", str(real_runs), "--runs", "1", "--source", f"live-{with_name}", "--json"
             )
             live.append(made.stdout)
 

@@ -199,11 +199,25 @@ def test_a_stop_loses_and_repeats_nothing(replays: Replays) -> None:
 
 
 def test_the_rate_is_kept_over_all(replays: Replays) -> None:
-    replays.prepare(2_000)
-    began = time.monotonic()
-    plan = replays.plan(rate=500.0)
-    replays.run(plan)
-    assert 3.0 < time.monotonic() - began < 12.0
+    """By two processes with a half of the records each. Held until both are at work, so that no start is measured."""
+    scene, records, rate = replays.scene, 600, 150.0
+    scene.partitions = 2
+    replays.prepare(0)
+    for partition in range(2):
+        scene.publish_many([(f"k{partition}{n % 5}", {"n": n}) for n in range(records // 2)], partition=partition)
+    replays.all_processed()
+    plan = replays.plan(rate=rate)
+    cluster, control = scene.client.cluster, replays.surroundings.control
+    write_switch(cluster, control, Replay(plan.plan_id, "paused"), True)
+    processes = [replays.start(plan, join=True) for _ in range(2)]
+    group = replays.surroundings.group(plan.plan_id)
+    until("both are at work", lambda: [len(m.partitions) for m in scene.admin.describe_group(group).members] == [1, 1])
+    assert replays.copies() == []
+    write_switch(cluster, control, Replay(plan.plan_id, "paused"), False)
+    assert [replays.finish(process)["state"] for process in processes] == ["finished", "finished"]
+    check_history(replays, plan, origins(scene), 0)
+    times = [message.timestamp()[1] for message, _ in replays.copies()]
+    assert 0.85 * records / rate < (max(times) - min(times)) / 1_000 < 3 * records / rate
 
 
 def test_so_many_first_and_the_rest_later(replays: Replays) -> None:

@@ -167,17 +167,13 @@ def test_to_another_topic_of_the_topology(replays: Replays) -> None:
     assert replays.copies() == []
 
 
-TAU = Path(__file__).resolve().parents[3] / "shared" / "data" / "tau-bench-airline.jsonl.gz"
-
-
-@pytest.mark.skipif(not TAU.exists(), reason=f"the tau-bench transcripts are not at {TAU}")
-def test_forks_and_parts_of_real_runs(replays: Replays) -> None:
+def test_forks_and_parts_of_real_runs(replays: Replays, real_runs: Path) -> None:
     """Real runs go onto a topic; one is replayed up to a step, and taken up again under another id."""
     scene = replays.scene
     codec, topic = scene.client.codec, scene.topic("events")
     replays.prepare(0)
     registered(scene, topic)
-    events = real_events(12)
+    events = real_events(real_runs, 12)
     producer = scene.client.cluster.bulk_producer()
     for event in events:
         producer.send(
@@ -227,7 +223,7 @@ def registered(scene: Scene, topic: str) -> None:
     assert scene.client.codec.prepare(topic) == []
 
 
-def real_events(many: int) -> list[Any]:
+def real_events(path: Path, many: int) -> list[Any]:
     """With steps: transcripts have none, so every fifth event of a run begins one."""
-    runs = islice(read_runs(TAU, ImportOptions("tau")), many)
+    runs = islice(read_runs(path, ImportOptions("tau")), many)
     return [event.model_copy(update={"step": n // 5}) for run, _ in runs for n, event in enumerate(run.events)]

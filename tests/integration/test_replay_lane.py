@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import Pipeline
+from pipeline import Pipeline, Retry
 from pipeline.inspect.appending import Entry, append
 from pipeline.model.headers import DeliveryHeaders, encode, producer_headers
 from tests.integration.harness import GROUP, SOURCE, Scene, make_app, running, until_async
 from tests.integration.replays import Replays, check_history, origins
+
+HEAD, EACH, KEYS = 3, 12, 3
+"""Of so many records of each of so many keys, the one that fails."""
 
 
 @pytest.fixture
@@ -150,26 +152,47 @@ def origin_of(scene: Scene, message: Any) -> DeliveryHeaders:
 
 
 def test_order_holds_with_records_that_wait_in_a_tier(replays: Replays) -> None:
-    """Replayed records of a key queue up behind those of it that are parked, by origin."""
-    scene = replays.scene
-    app = make_app(scene.spec(tiers=("300ms",), attempts=4))
+    """Replayed records of a key take their place among those of it that are parked: by origin, and behind the first time of each.
+
+    The head of each key fails until all of it is parked, replayed, and the worker has had every copy of the replay lane.
+    """
+    scene, marks, shut = replays.scene, list[tuple[str, str, int, bool]](), [True]
+    app = scene.app()
+
+    @app.subscribe(SOURCE, group=GROUP, value="json", tiers=("300ms",), attempts=1_000)
+    async def handle(value: dict[str, Any], ctx: Any) -> None:
+        if value["n"] == HEAD and not ctx.replay_id and shut[0]:
+            raise Retry("not yet")
+        marks.append((f"{ctx.partition}/{ctx.key}", value["kind"], ctx.offset, bool(ctx.replay_id)))
+
     scene.make_topics(app)
-    scene.publish_many((f"k{n % 3}", {"n": n}) for n in range(60))
+    for partition in range(scene.partitions):
+        keyed = [(f"k{key}", {"kind": "keyed", "n": n}) for n in range(EACH) for key in range(KEYS)]
+        scene.publish_many([*keyed, ("last", {"kind": "last", "n": 0})], partition=partition)
+    held = scene.partitions * KEYS * (EACH - HEAD)
+    calm = len(scene.published) - held
 
     async def go() -> None:
         async with running(app, scene.partitions):
-            await until_async("all are done", lambda: len(scene.ledger.done()) == 60)
+            await until_async("what is before the heads is done", lambda: len(marks) == calm)
+            await until_async("all behind them is parked", lambda: scene.count(scene.lane("retry.300ms")) >= held)
             await until_async("it is committed", scene.settled)
             plan = await asyncio.to_thread(replays.plan)
-            scene.publish_many((f"k{n % 3}", {"n": 100 + n, "fails": 2}) for n in range(6))
-            await asyncio.to_thread(replays.run, plan)
-            await until_async("all are done again", lambda: len(scene.ledger.done()) == 60 + 6 + 60, 60)
+            assert (await asyncio.to_thread(replays.run, plan)).counts == {"written": len(scene.published)}
+            # The last copies of both partitions ran, so those before them have been looked at; none may have passed its head.
+            await until_async(
+                "the lane is read", lambda: sum(kind == "last" for _, kind, *_ in marks) == 2 * scene.partitions
+            )
+            await until_async("what is before the heads is done again", lambda: len(marks) >= 2 * calm)
+            shut[0] = False
+            await until_async("all is done twice", lambda: len(marks) == 2 * len(scene.published), 60)
 
     asyncio.run(go())
-    marks = scene.ledger.marks("start")[60:]
-    replayed: dict[str, list[int]] = defaultdict(list)
-    values = {(m.partition(), m.offset()): json.loads(m.value() or b"")["n"] for m in scene.read(scene.topic())}
-    for mark in marks:
-        if values[mark.partition, mark.offset] < 60:
-            replayed[mark.key].append(mark.offset)
-    assert all(found == sorted(found) for found in replayed.values()), replayed
+    behind: dict[str, list[tuple[int, bool]]] = defaultdict(list)
+    for key, kind, offset, replayed in marks[2 * calm :]:
+        assert kind == "keyed"
+        behind[key].append((offset, replayed))
+    assert len(behind) == scene.partitions * KEYS
+    for key, found in behind.items():
+        assert found == sorted(found), (key, found)
+        assert len(found) == 2 * (EACH - HEAD)

@@ -15,7 +15,6 @@ from pipeline.emit.openai_chat import BASE_MS, ImportedRun, ImportOptions, impor
 from pipeline.emit.transcripts import read_runs, read_values
 from pipeline.model.errors import ConfigurationError
 
-TAU = Path(__file__).resolve().parents[3] / "shared" / "data" / "tau-bench-airline.jsonl.gz"
 OPTIONS = ImportOptions("test")
 
 
@@ -274,9 +273,8 @@ def test_source_names() -> None:
     assert [source_name(Path(p)) for p in ("a/tau.jsonl.gz", "x.json", "plain")] == ["tau", "x", "plain"]
 
 
-@pytest.mark.skipif(not TAU.exists(), reason=f"the tau-bench transcripts are not at {TAU}")
-def test_two_hundred_real_runs() -> None:
-    result = import_file(TAU, ImportOptions("tau-bench-airline"), None, None, lambda _done: None)
+def test_two_hundred_real_runs(real_runs: Path) -> None:
+    result = import_file(real_runs, ImportOptions("tau-bench-airline"), None, None, lambda _done: None)
     assert (result.runs, result.bad_lines, result.skipped_count) == (200, 0, 0)
     assert result.by_type == {
         "RunStarted": 200,
@@ -287,7 +285,7 @@ def test_two_hundred_real_runs() -> None:
         "RunCompleted": 84,
         "RunFailed": 116,
     }
-    runs = [run for run, _ in read_runs(TAU, ImportOptions("tau-bench-airline"))]
+    runs = [run for run, _ in read_runs(real_runs, ImportOptions("tau-bench-airline"))]
     ids = Counter(event.event_id for run in runs for event in run.events)
     assert len(ids) == sum(ids.values()) == 6_872
     assert len({run.run_id for run in runs}) == 200
