@@ -124,7 +124,7 @@ class Options:
 
     def plan(self, *words: str, code: int = 0) -> Any:
         """A plan's file and what it says of itself."""
-        return self.json("replay", "plan", *words, "-o", str(self.scene.folder / "plan.json"), code=code)
+        return self.json("replay", "plan", *words, "-o", str(self.scene.folder / f"{uuid.uuid4().hex}.json"), code=code)
 
     def run(self, *words: str, code: int = 0) -> Any:
         """Planned and carried out: what the run said at its end, and the preview."""
@@ -135,7 +135,7 @@ class Options:
 
     def chosen(self, *words: str) -> Places:
         """What these options choose: the places of the records that a run really writes, each once."""
-        file = self.scene.folder / "chosen.avro"
+        file = self.scene.folder / f"{uuid.uuid4().hex}.avro"
         done = self.run(*words, "--to-file", str(file))
         places = [(record["partition"], record["offset"]) for record in read_container(file)]
         assert len(set(places)) == len(places) == done["done"] == done["preview"]["selected"]
