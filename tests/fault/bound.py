@@ -30,11 +30,15 @@ def work_max(history: History, concurrency: int, commit_s: float, away_s: float 
 
 
 def busiest(marks: Iterable[Mark], window_s: float) -> int:
-    """The most attempts that began in one process within so long; one that ran again there counts once."""
+    """The most attempts that began in one process within so long, each where it began first: an owner that does again what the one
+    before left uncommitted does so as fast as it can, and must not excuse that by it."""
     first: dict[int, dict[tuple[int, int, int], float]] = defaultdict(dict)
-    for mark in marks:
-        if mark.what == "start":
-            first[mark.pid].setdefault((mark.partition, mark.offset, mark.attempt), mark.at)
+    begun: set[tuple[int, int, int]] = set()
+    for mark in sorted(marks, key=lambda mark: mark.at):
+        attempt = (mark.partition, mark.offset, mark.attempt)
+        if mark.what == "start" and attempt not in begun:
+            begun.add(attempt)
+            first[mark.pid][attempt] = mark.at
     return max((_most_within(sorted(times.values()), window_s) for times in first.values()), default=0)
 
 
