@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.dead_letters.desk import Desk
-from pipeline.model.cluster import ConsumerPolicy, FetchFault, GroupConsumer, GroupMember, TopicPartition
+from pipeline.model.cluster import ConsumerPolicy, GroupConsumer, GroupMember
 from pipeline.model.errors import ClusterUnavailable, PipelineError
 from pipeline.replay.joining import members_of
+from pipeline.replay.presence import Bystander
 from pipeline.replay.running import Surroundings
 
 LOCK_WAIT_S = 2.0
@@ -29,17 +30,6 @@ class AnotherRedrive(PipelineError):
     """Somebody else sends these dead letters back just now."""
 
 
-class _Idle:
-    """A member that wants nothing of its partitions: only that it is one."""
-
-    def assigned(self, partitions: Sequence[TopicPartition]) -> None: ...
-    def revoked(self, partitions: Sequence[TopicPartition]) -> bool:
-        return True
-
-    def lost(self, partitions: Sequence[TopicPartition]) -> None: ...
-    def fault(self, fault: FetchFault) -> None: ...
-
-
 @contextlib.contextmanager
 def turn(desk: Desk, alive: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
     """While it lasts nobody else has it. Gives `alive`, which also says no when a session ended and another may have begun.
@@ -51,7 +41,7 @@ def turn(desk: Desk, alive: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
         policy = ConsumerPolicy(group=group_of(desk), client_id=client, session_timeout_ms=SESSION_MS)
         consumer = desk.cluster.consumer(policy)
         try:
-            consumer.subscribe(desk.topics.dead_letters, _Idle())
+            consumer.subscribe(desk.topics.dead_letters, Bystander())
             mine = _joined(desk, consumer, policy)
 
             def ours() -> bool:

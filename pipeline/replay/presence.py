@@ -29,7 +29,7 @@ class Presence:
 
     def join(self) -> None:
         """Raises `ConfigurationError` when somebody else is at it, `ClusterUnavailable` when the group can't be joined."""
-        self._member.subscribe(self._options.results.topic, _Nothing())
+        self._member.subscribe(self._options.results.topic, Bystander())
         until = time.monotonic() + JOIN_S
         while not self._member.member_id():
             if time.monotonic() > until:
@@ -48,7 +48,7 @@ class Presence:
         self._member.close()
 
 
-class _Nothing:
+class Bystander:
     """A member that takes part for its presence only."""
 
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
