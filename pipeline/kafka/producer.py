@@ -124,7 +124,7 @@ class KafkaProducer:
             return
         self._closed = True
         self.flush(timeout_s)
-        _bury(self._producer)
+        bury(self._producer)
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(2.0)
@@ -183,12 +183,12 @@ class KafkaProducer:
         if time.monotonic() < self._replace_at_s:
             return False
         self._replace_at_s = time.monotonic() + _REPLACE_EVERY_S
-        _bury(self._producer)
+        bury(self._producer)
         self._producer, self._dead = self._build(), False
         return True
 
 
-def _bury(dead: Producer) -> None:
+def bury(dead: Producer) -> None:
     """Have everything that it still holds reported as failed."""
     until = time.monotonic() + _BURY_S
     while len(dead) and time.monotonic() < until:

@@ -21,7 +21,7 @@ from confluent_kafka import TopicPartition as Assigned
 
 from pipeline.kafka.client_log import ClientLog, Trouble
 from pipeline.kafka.errors import PRODUCER_FENCED_CODES, cluster_error, raised
-from pipeline.kafka.producer import reporting
+from pipeline.kafka.producer import bury, reporting
 from pipeline.model.cluster import DeliveryCallback, Headers, Position, TopicPartition
 from pipeline.model.errors import BufferFull, ClusterError, ClusterUnavailable, ProducerFenced
 from pipeline.model.transactions import Answered, Membership, TransactionPolicy
@@ -30,6 +30,9 @@ REQUEST_BYTES = 900_000
 _SERVE_S = 0.01
 _IDLE_S = 0.1
 _ABORT_S = 3.0
+_LEAVE_S = 1.0
+"""For an abort when another producer is made, whose `init_transactions` decides all the same: nobody waits long for brokers
+that are away."""
 _RETRY_S = 0.05
 _FOLLOWING = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT, KafkaError._DESTROY})
 """What records are told that were under way when another one failed."""
@@ -183,9 +186,10 @@ class KafkaTransactions:
 
     def _renew(self) -> None:
         """A new producer with the same id: what the old one left open is decided before this returns."""
-        old, self._producer, self._open, self._used_at_s = self._producer, None, False, None
+        old, in_transaction = self._producer, self._open
+        self._producer, self._open, self._used_at_s = None, False, None
         if old is not None:
-            _bury(old)
+            _leave(old, _LEAVE_S if in_transaction else None)
             del old
         self._refused = None
         self._trouble = trouble = Trouble(self._log)
@@ -210,18 +214,23 @@ class KafkaTransactions:
 
     def _end(self) -> None:
         producer, self._producer = self._producer, None
-        if producer is None:
-            return
-        if self._open:
-            with contextlib.suppress(KafkaException):
-                producer.abort_transaction(_ABORT_S)
-        _bury(producer)
+        if producer is not None:
+            _leave(producer, _ABORT_S if self._open else None)
 
 
-def _bury(producer: Producer) -> None:
-    with contextlib.suppress(KafkaException):
-        producer.purge()
-        producer.poll(0)
+def _leave(producer: Producer, abort_s: float | None) -> None:
+    """Makes it fit to be destroyed, which is what happens to one that nobody refers to any more. `abort_s`: a transaction is open,
+    seconds for its abort.
+
+    librdkafka ends the *process* (SIGABRT, `txn_req_cnt > 0` in `rd_kafka_txn_handle_AddPartitionsToTxn`) when it is destroyed
+    while it tells the coordinator of a transaction's first partitions, a millisecond or so after the first record: it counts the
+    request after it has sent it, and the thread that fails it for the destruction may be faster. Once an abort has begun, within
+    librdkafka and whatever brokers answer, no such request is made.
+    """
+    if abort_s is not None:
+        with contextlib.suppress(KafkaException):
+            producer.abort_transaction(abort_s)
+    bury(producer)
 
 
 def _requests(positions: Mapping[TopicPartition, Position]) -> Iterator[dict[TopicPartition, Position]]:
