@@ -1,8 +1,8 @@
 """One redrive (or release) of a dead-letter topic at a time, whatever machine it runs on.
 
-    locked on this machine -> joined -> nobody else is in the group -> at work, for as long as it is the member that joined
+    locked on this machine -> joined -> nobody else is in the group -> marked -> at work, for as long as it is the member that joined
 
-Each plan has a group of its own, so two redrives of the same letters would not meet there: this group is the topic's.
+The mark is the group's committed offset: its text names the member at work. Each plan has a group of its own, so two redrives of the same letters would not meet there: this group is the topic's.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.dead_letters.desk import Desk
-from pipeline.model.cluster import ConsumerPolicy, GroupConsumer, GroupMember
+from pipeline.model.cluster import ConsumerPolicy, GroupConsumer, GroupMember, Position, TopicPartition
 from pipeline.model.errors import ClusterUnavailable, PipelineError
 from pipeline.replay.joining import members_of
 from pipeline.replay.presence import Bystander
 from pipeline.replay.running import Surroundings
 
 LOCK_WAIT_S = 2.0
-JOIN_S, TIE_S, LOOK_EVERY_S = 30.0, 3.0, 0.05
+JOIN_S, ASK_S, LOOK_EVERY_S = 30.0, 5.0, 0.05
 CLIENT = "pipeline-redrive"
 SESSION_MS = 6_000
 """The shortest that brokers allow by default: so long one that was killed elsewhere keeps others out."""
@@ -73,27 +73,41 @@ def _mark(desk: Desk) -> str:
 
 def _joined(desk: Desk, consumer: GroupConsumer, policy: ConsumerPolicy) -> str:
     """The id of this member once the group says that it is in, and alone. Of several that begin at once the lowest id waits for the
-    others to leave; one that is at work does not, whatever its id."""
-    admin, began = desk.cluster.admin(), time.monotonic()
-    tied_at: float | None = None
+    others to leave, which they do as soon as they see it; behind one that is marked as at work nobody waits."""
+    admin, until = desk.cluster.admin(), time.monotonic() + JOIN_S
     try:
-        while True:
+        while time.monotonic() < until:
             consumer.poll(1, LOOK_EVERY_S)
             mine, members = consumer.member_id(), members_of(admin, policy.group)
-            now = time.monotonic()
             others = [each for each in members if each.member_id != mine and each.client_id != policy.client_id]
-            if mine and any(each.member_id == mine for each in members):
-                if not others:
+            if not mine or all(each.member_id != mine for each in members):
+                continue
+            if not others:
+                if _marked(desk, consumer, mine):
                     return mine
-                tied_at = now if tied_at is None else tied_at
-                if now > tied_at + TIE_S or min(each.member_id for each in others) < mine:
-                    raise AnotherRedrive(_sentence(desk, others, policy))
-            elif now > began + JOIN_S:
-                raise ClusterUnavailable(
-                    f"group {policy.group} could not be joined in {JOIN_S:g} s, so nothing was sent: try again"
-                )
+            elif min(each.member_id for each in others) < mine or _at_work(desk, consumer, others):
+                raise AnotherRedrive(_sentence(desk, others, policy))
     finally:
         admin.close()
+    raise ClusterUnavailable(f"group {policy.group} could not be joined in {JOIN_S:g} s, so nothing was sent: try again")
+
+
+def _place(desk: Desk) -> TopicPartition:
+    return TopicPartition(desk.topics.dead_letters, 0)
+
+
+def _marked(desk: Desk, consumer: GroupConsumer, member_id: str) -> bool:
+    """Refused while somebody joins or leaves."""
+    place = _place(desk)
+    return consumer.commit_now({place: Position(0, member_id)}, ASK_S)[place] is None
+
+
+def _at_work(desk: Desk, consumer: GroupConsumer, others: Sequence[GroupMember]) -> bool:
+    place = _place(desk)
+    with contextlib.suppress(ClusterUnavailable):
+        position = consumer.committed([place], ASK_S)[place]
+        return position is not None and position.metadata in {each.member_id for each in others}
+    return False
 
 
 def _sentence(desk: Desk, others: Sequence[GroupMember], policy: ConsumerPolicy) -> str:

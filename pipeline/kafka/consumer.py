@@ -70,6 +70,7 @@ class KafkaConsumer:
         times_ms = (settings[name] for name in ("session.timeout.ms", "max.poll.interval.ms") if name in settings)
         self._silence_s = min(times_ms, default=_SILENCE_MS) / 1000
         self._polled_at_s = self._listen_until_s = time.monotonic()
+        self._doubtful = False
         self._committer = Committer(self._consumer)
         self._listener: RebalanceListener | None = None
         self._starts: dict[TopicPartition, int] = {}  # what is assigned in the client, with the offset last asked for
@@ -199,13 +200,15 @@ class KafkaConsumer:
         return cast("list[Message]", batch)
 
     def _may_have_lost(self) -> bool:
-        """Nobody polled for so long that the group may have gone on without us: its news comes within moments, and
-        until then no lane gives work that is somebody else's by now."""
+        """Nobody polled for so long that the group may have gone on without us: its news comes within moments (a client that
+        left by itself has no member id before that), and until then no lane gives work that is somebody else's by now."""
         now_s = time.monotonic()
         if now_s - self._polled_at_s > self._silence_s:
-            self._listen_until_s = now_s + _NEWS_S
+            self._listen_until_s, self._doubtful = now_s + _NEWS_S, True
         self._polled_at_s = now_s
-        return now_s < self._listen_until_s
+        if self._doubtful and now_s >= self._listen_until_s:
+            self._doubtful = self.member_id() != self._committer.member_id
+        return self._doubtful
 
     def wake(self) -> None:
         """Nothing: librdkafka's queue can't be woken through confluent-kafka, so keep `timeout_s` at 50 ms or less."""
