@@ -151,8 +151,10 @@ class Holds:
     def _held(self, delivery: Delivery) -> None:
         identity = delivery.identity
         if self._unit.parking.counts(identity, delivery.hop, delivery.lane):
-            self.copies.pop(identity, None)
+            before = self.copies.pop(identity, None)
             self.copies[identity] = delivery
+            if before is not None:  # written twice; left open it would keep every release from being taken up
+                self._end(before)
         else:
             self._end(delivery)
 

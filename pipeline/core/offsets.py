@@ -67,6 +67,11 @@ class OffsetTracker(Generic[T]):
             self.open.pop(self._awaited.popleft(), None)
 
     @property
+    def first_restored(self) -> int | None:
+        """The lowest restored open offset that is still to be fetched."""
+        return self._awaited[0] if self._awaited else None
+
+    @property
     def restoring(self) -> bool:
         """Restored open offsets are still to be fetched."""
         return bool(self._awaited)

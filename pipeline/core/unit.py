@@ -22,7 +22,7 @@ from pipeline.core.copies import Hop, copy_headers, note_failure
 from pipeline.core.delivery import SOURCE, Delivery
 from pipeline.core.effects import DeadLetter, Effect, HandOff, LaneSpec, RunAgain, UnitPolicy
 from pipeline.core.holding import Holds
-from pipeline.core.lane import Lane
+from pipeline.core.lane import Arriving, Lane
 from pipeline.core.offsets import OffsetTracker
 from pipeline.core.parking import Identity, Parking
 from pipeline.core.progress import Progress
@@ -67,6 +67,7 @@ class Unit:
         self.missing: list[Missing] = []
         source = LaneSpec(SOURCE_NAME, policy.source, None)
         self.lanes = [Lane(source, OffsetTracker(rebuild.source_progress()))]
+        self._arriving = Arriving(self.lanes[SOURCE].tracker)
         for index, spec in enumerate(lanes, start=1):
             tracker: OffsetTracker[Delivery] = OffsetTracker(rebuild.lane_progress(index))
             self.lanes.append(Lane(spec, tracker, rebuild.fences[spec.name], rebuild.last_due_ms(index)))
@@ -146,16 +147,12 @@ class Unit:
             self._unblocked.clear()
         if self.holds.copies and not self.draining:
             self.holds.renew(now_ms)
+        awaited = self._arriving.first(now_ms) if self.waits else None
         for lane in self.lanes:
-            look_ahead = lane.look_ahead
             if self.blocked.count and lane.tracker.next_offset - lane.tracker.position > self.policy.held_back:
                 shed(self, lane, now_ms)
-            while look_ahead:
-                due = look_ahead[0].due_ms
-                if due > now_ms:
-                    next_due = due if next_due is None else min(next_due, due)
-                    break
-                ready.append(look_ahead.popleft())
+            if lane.look_ahead and (due := lane.release(now_ms, ready, awaited)) is not None:
+                next_due = due if next_due is None else min(next_due, due)
         return next_due
 
     # -- may it run?

@@ -2,7 +2,8 @@
 
     locked on this machine -> joined -> nobody else is in the group -> marked -> at work, for as long as it is the member that joined
 
-The mark is the group's committed offset: its text names the member at work. Each plan has a group of its own, so two redrives of the same letters would not meet there: this group is the topic's.
+The mark is the group's committed offset: its text names the member at work.
+Each plan has a group of its own, so two redrives of the same letters would not meet there: this group is the topic's.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ def _joined(desk: Desk, consumer: GroupConsumer, policy: ConsumerPolicy) -> str:
                 raise AnotherRedrive(_sentence(desk, others, policy))
     finally:
         admin.close()
-    raise ClusterUnavailable(f"group {policy.group} could not be joined in {JOIN_S:g} s, so nothing was sent: try again")
+    raise ClusterUnavailable(
+        f"group {policy.group} could not be joined in {JOIN_S:g} s, so nothing was sent: try again"
+    )
 
 
 def _place(desk: Desk) -> TopicPartition:

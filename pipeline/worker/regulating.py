@@ -52,7 +52,9 @@ class Regulator:
         hold: list[TopicPartition] = []
         free: list[TopicPartition] = []
         for unit in units:
-            stop_source = paused or full_of_waits or self._crowded(unit)
+            # What the lanes wait for comes in any case: it was all in memory once, and they would wait for good.
+            crowded = self._crowded(unit) and not unit.lanes[SOURCE].tracker.restoring
+            stop_source = paused or full_of_waits or crowded
             stop_lanes = self._lane_gates[unit].update(unit.waiting.of_lanes) or paused or _held_back(unit)
             for index, tp in enumerate(self._places[unit]):
                 held = tp in self._held

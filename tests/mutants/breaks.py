@@ -59,6 +59,7 @@ BREAKS = (
     Break("closed-units-stay-queued", "worker.dispatch", "kept = [delivery for delivery in queue if delivery.unit is not unit]", "kept = list(queue)", "tests/unit/test_dispatch.py"),
     # the order of a key
     Break("no-wait", "core.unit", "tail = parking.tail_before(key, identity) if self.waits and key is not None else None", "tail = None"),
+    Break("lanes-ahead-of-the-source", "core.lane", "if awaited is not None and first.identity.origin > awaited:", "if False:", "tests/unit/test_core_unit.py", found_by=4778),
     Break("key-never-busy", "core.unit", "                self.waiting.add(delivery)\n                return False", "                pass"),
     Break("free-before-the-dead-letter", "core.unit", "            self._dead_letter(delivery, failure, now_ms)\n            return None\n        target", "            self._dead_letter(delivery, failure, now_ms)\n            return self.free(delivery.key, now_ms)\n        target", found_by=101),
     Break("hand-offs-overtake", "worker.sending", "if stuck is None:\n            self._send(sent, now_ms)\n        else:\n            stuck.append(sent)", "self._send(sent, now_ms)", found_by=52),
@@ -100,6 +101,7 @@ BREAKS = (
     Break("held-successors-run", "core.unit", "if self.holds.heads and self.waits else None", "if False else None"),
     Break("held-forgotten-at-rebuild", "core.rebuild", "if copy.hold or identity in self.held:", "if False:"),
     Break("held-key-free-at-once", "core.holding", "        if delivery in self.giving_up:\n            self.hold(delivery, now_ms)", "        if delivery in self.giving_up:\n            return False"),
+    Break("held-copy-written-twice", "core.holding", "if before is not None:  # written twice", "if False:  # written twice", "tests/unit/test_core_unit.py", found_by=4084),
     Break("held-mark-not-heard", "core.holding", "if opened is not None and _release_of(opened) == number:", "if False:"),
     # clocks, and what is told twice
     Break("own-clock-not-corrected", "worker.parts", "self._source() + self.ahead_ms", "self._source()"),

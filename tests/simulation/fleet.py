@@ -369,8 +369,9 @@ class Fleet:
         del self._stopping[name]
         if not task.cancelled():
             task.result()
-            self._take(name)
-            self.facts.happened("stopped", name)
+            if name in self.alive:  # it may have been killed in the moment in which its stop was through
+                self._take(name)
+                self.facts.happened("stopped", name)
 
     def freeze(self, name: str) -> None:
         self.facts.happened("freeze", name)

@@ -232,9 +232,10 @@ async def _settle(world: World, fleet: Fleet) -> None:
     """I7: progress once all is well again."""
     until = fleet.loop.time() + PATIENCE_S
     while fleet.loop.time() < until:
-        if all(story.ended for story in world.check().stories.values()):
+        if _all_ended(world):
             await asyncio.sleep(QUIET_S)
-            return
+            if _all_ended(world):  # nothing landed meanwhile that was on its way
+                return
         broken = [m.worker.running[0].engine.broken for m in fleet.alive.values() if m.worker.running]
         if any(broken):
             world.problems.append(f"defect: an engine stopped working: {next(filter(None, broken))!r}")
@@ -242,6 +243,10 @@ async def _settle(world: World, fleet: Fleet) -> None:
         await asyncio.sleep(0.3)
     left = [identity for identity, story in world.checker.stories.items() if not story.ended]
     world.problems.append(f"I7: no ending within {PATIENCE_S:.0f} s of peace for {left[:5]} ({len(left)} in all)")
+
+
+def _all_ended(world: World) -> bool:
+    return all(story.ended for story in world.check().stories.values())
 
 
 def published(world: World) -> int:
