@@ -18,7 +18,7 @@ from tests.fault.running import run_trial
 from tests.fault.trial import Plan
 from tests.integration.waiting import until
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.first, pytest.mark.timeout(240)]
 QUICK = ((1, CLASSIC), (1, EOS), (8, CLASSIC))
 """Workers killed in their handlers, without and with transactions, and answers lost behind the proxies."""
 PLAN = Plan(records=1_500, lasts_s=4.0, seed=11)

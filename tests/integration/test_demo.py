@@ -35,7 +35,7 @@ SEED = 38
 """Forty runs of this seed hold at least two of everything: bytes that are no event, poison, calls that fail three times."""
 BAD = ("lost", "duplicates", "out_of_order", "altered", "strays", "unsettled")
 RUN_S = 180
-pytestmark = pytest.mark.timeout(RUN_S + 60)
+pytestmark = [pytest.mark.first, pytest.mark.timeout(RUN_S + 60)]
 
 
 @pytest.fixture(scope="module")

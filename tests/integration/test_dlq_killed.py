@@ -28,7 +28,7 @@ from tests.integration.test_worker_hold import Holding
 from tests.integration.test_worker_hold import place as holding
 
 __all__ = ["holding", "place"]
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.first, pytest.mark.timeout(180)]
 WINDOW = 400
 CHILD = "import sys; from tests.integration.test_dlq_killed import child; child(*sys.argv[1:])"
 CANARY = "canary sent"

@@ -19,6 +19,8 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker
 from pipeline.model.errors import BrokerStartError
 
+pytestmark = pytest.mark.first
+
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 30.0
 

@@ -18,6 +18,8 @@ import pytest
 from tests.integration.harness import until
 from tests.unit.docs_reader import ROOT, Page
 
+pytestmark = pytest.mark.first
+
 EXAMPLES = ROOT / "examples"
 PATIENCE_S = 60
 PROGRAMS = {"support_bot.py", "billing.py", "batch_costs.py", "router.py", "sync_agent.py", "unit_test_example.py"}

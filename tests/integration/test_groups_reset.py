@@ -22,7 +22,7 @@ from pipeline.model.topics import AUDIT_TOPIC
 from pipeline.replay.audit import read_audit
 from tests.integration.harness import GROUP, SESSION_S, Scene, make_app, running, until_async
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.first, pytest.mark.timeout(180)]
 Cli = Callable[..., Result]
 
 

@@ -14,6 +14,8 @@ from pipeline.kafka import connect
 from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker
 from tests.integration.processes import ROOT
 
+pytestmark = pytest.mark.first
+
 SUITES = (
     "tests/conformance/test_admin.py",
     "tests/conformance/test_offsets.py",

@@ -23,6 +23,8 @@ from tests.integration.guarded import (
 )
 from tests.integration.harness import until
 
+pytestmark = pytest.mark.first
+
 CHARGES = 2
 
 

@@ -19,7 +19,7 @@ from pipeline.model.headers import decode
 from tests.integration.harness import ROOT, Process, Scene, make_app, verdict
 from tests.integration.obedient import APP_NAME, KILLING_BYTES
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.first, pytest.mark.timeout(240)]
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tests.integration.kafka_proxy import (
     proxied_broker,
 )
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.first, pytest.mark.timeout(180)]
 CLUSTER_AUTHORIZATION_FAILED, OUT_OF_ORDER_SEQUENCE_NUMBER = 31, 45
 
 

@@ -20,7 +20,7 @@ from tests.integration.harness import GROUP, SOURCE, Scene, running, until_async
 
 ANA = Actor("ana@ops", "the provider is back")
 HELD_SPEC = {"dead_letter": "hold", "tiers": ("200ms",), "attempts": 2}
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.first, pytest.mark.timeout(120)]
 
 
 class Holding:

@@ -16,7 +16,7 @@ import pytest
 from tests.integration.commit_log import setbacks, stored_commits
 from tests.integration.harness import GROUP, Mark, Process, Scene, make_app, running, until_async, verdict
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.first, pytest.mark.timeout(180)]
 INTERVAL_S = 4.0
 """Not shorter than the session, which Kafka's client refuses."""
 
