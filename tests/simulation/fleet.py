@@ -146,6 +146,7 @@ class Fleet:
         self._executions = 0
         self._replays = 0
         self._grown = False
+        self._switches = cluster.producer("operator")  # one for all: commands of one person land in their order
         self.operator = Operator(self)
         self.registered: list[str] = []
 
@@ -450,7 +451,7 @@ class Fleet:
 
     def _switch(self, switch: Switch, on: bool, written: DeliveryCallback | None = None) -> None:
         key, value = encode(switch)
-        self.cluster.producer("operator").send(CONTROL, key, value if on else None, delivered=written)
+        self._switches.send(CONTROL, key, value if on else None, delivered=written)
 
     def _in_lanes(self) -> list[tuple[int, int, bytes | None]]:
         """Records of which a copy is in a tier and that have no dead letter: what an operator finds with `pipeline why`."""
