@@ -103,6 +103,8 @@ BREAKS = (
     Break("held-key-free-at-once", "core.holding", "        if delivery in self.giving_up:\n            self.hold(delivery, now_ms)", "        if delivery in self.giving_up:\n            return False"),
     Break("held-copy-written-twice", "core.holding", "if before is not None:  # written twice", "if False:  # written twice", "tests/unit/test_core_unit.py", found_by=4084),
     Break("held-mark-not-heard", "core.holding", "if opened is not None and _release_of(opened) == number:", "if False:"),
+    # the client
+    Break("lanes-go-on-without-a-member", "kafka.consumer", "self._doubtful = self.member_id() != self._committer.member_id", "self._doubtful = False", ADAPTER),
     # clocks, and what is told twice
     Break("own-clock-not-corrected", "worker.parts", "self._source() + self.ahead_ms", "self._source()"),
     Break("clock-spread-ignored", "worker.concluding", "self._clock.read() + self._clock.spread_ms + 1", "self._clock.read() + 1"),

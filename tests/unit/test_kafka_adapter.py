@@ -249,6 +249,35 @@ def test_removing_what_is_not_assigned_makes_no_client_for_lanes(nobody: str, mo
     consumer.close()
 
 
+def test_lanes_give_nothing_after_a_silence_until_the_client_is_the_member_it_was(
+    nobody: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that left its group by itself hears of it in a callback, and under load that comes late."""
+    now_s, member = [100.0], ["m1"]
+    consumer = connect(nobody).consumer(ConsumerPolicy("g"))
+    consumer._committer.member_id = "m1"
+    monkeypatch.setattr(consumer, "member_id", lambda: member[0])
+    monkeypatch.setattr(consuming, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    consumer._polled_at_s = now_s[0]
+
+    def doubtful(after_s: float) -> bool:
+        now_s[0] += after_s
+        return consumer._may_have_lost()
+
+    assert not doubtful(0.1)
+    member[0] = ""
+    assert doubtful(consumer._silence_s + 1)
+    assert doubtful(consuming._NEWS_S - 0.1)
+    assert doubtful(0.2), "its news has not come yet"
+    member[0] = consumer._committer.member_id = "m2"
+    assert not doubtful(0.1), "it has joined again"
+    assert doubtful(consumer._silence_s + 1), "a member that was only slow"
+    assert doubtful(consuming._NEWS_S - 0.1)
+    assert not doubtful(0.2)
+    monkeypatch.undo()
+    consumer.close()
+
+
 def test_an_offset_that_the_leader_did_not_tell_is_no_offset() -> None:
     """librdkafka's ListOffsets gives -1001 and no error for partitions whose leader did not answer in time; taken for the start or
     the end of a partition it says that records are gone, or makes a fence that holds nobody."""
