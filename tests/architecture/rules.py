@@ -54,6 +54,7 @@ LIBRARY_OF = {
     "rich": frozenset({"cli", "demo"}),
     "sqlite3": frozenset({"dead_letters", "views"}),
     "uvloop": frozenset({"worker"}),
+    "cronsim": frozenset({"model"}),
 }
 """Library -> the layers that may know it."""
 

@@ -1,0 +1,108 @@
+"""What operators and callers ask of jobs that are there: cancel, one more round, now and not later; and of schedules.
+
+A command counts once, however often it is read from the inbox: each entry says which offset it has come to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+from pipeline.core.jobs.board import RUNNING, SCHEDULED, Board
+from pipeline.core.jobs.entries import Interrupt, Settle
+from pipeline.core.jobs.job import Job
+from pipeline.model.job_states import GIVEN_UP, TERMINAL, TIMED
+from pipeline.model.jobs import (
+    CancelJob,
+    DropSchedule,
+    JobCommand,
+    JobOutcome,
+    JobRequest,
+    PauseSchedule,
+    PutSchedule,
+    RetryJob,
+    RunJobNow,
+    RunScheduleNow,
+)
+
+
+def apply(board: Board, command: JobCommand, offset: int, now_ms: int) -> bool:
+    """Did it change anything? It does not when its job is not there, or is past it, or when it is read a second time."""
+    board.call(now_ms)
+    if isinstance(command, CancelJob | RetryJob | RunJobNow):
+        job = board.jobs.get(command.job_id)
+        changed = isinstance(job, Job) and offset > job.offset and _to_job(board, command, job, offset, now_ms)
+        board.ledger.effects.append(Settle(offset))
+        return changed
+    return _to_schedule(board, command, offset, now_ms)
+
+
+def _to_job(board: Board, command: CancelJob | RetryJob | RunJobNow, job: Job, offset: int, now_ms: int) -> bool:
+    if isinstance(command, RetryJob):
+        return job.state in GIVEN_UP and _another_round(board, job, offset, now_ms)
+    if isinstance(command, RunJobNow):
+        return job.state in TIMED and _now(board, job, offset, now_ms)
+    return job.state not in TERMINAL and _cancel(board, job, command.reason, offset, now_ms)
+
+
+def _cancel(board: Board, job: Job, reason: str, offset: int, now_ms: int) -> bool:
+    job.offset = offset
+    if job.state is not RUNNING:
+        board.cancel(job, reason, now_ms)
+    elif not job.cancelling:
+        job.cancelling = True
+        job.outcome = replace(job.outcome, reason=reason)
+        board.ledger.write(job)
+        board.ledger.effects.append(Interrupt(job, job.version))
+    return True
+
+
+def _now(board: Board, job: Job, offset: int, now_ms: int) -> bool:
+    board.timers.clear(job)
+    board.ledger.open(job)
+    job.offset = offset
+    job.number, board.number = board.number, board.number + 1  # behind what came due before it
+    if job.key is not None and job.state is SCHEDULED:
+        board.keys.came_due(job.key)
+        board.ledger.older_first(job.key)
+    board.ready(job, now_ms)
+    if job.dirty:
+        board.ledger.write(job)
+    return True
+
+
+def _another_round(board: Board, old: Job, offset: int, now_ms: int) -> bool:
+    """A new job of the same id, in a higher version; what was left over of the old one says nothing any more."""
+    board.ledger.open(old)
+    request = replace(cast(JobRequest, old.request), due_ms=0, expires_ms=0)
+    job = Job(old.kind, request, offset, board.number)
+    board.number += 1
+    job.settles = -1
+    job.version = old.version + 1
+    job.outcome = JobOutcome(old.outcome.error, old.outcome.history)
+    board.jobs[job.id] = job
+    old.version = -1
+    board.ready(job, now_ms)
+    if job.key is not None:
+        board.ledger.older_first(job.key)
+    elif job.dirty:
+        board.ledger.write(job)
+    return True
+
+
+def _to_schedule(board: Board, command: JobCommand, offset: int, now_ms: int) -> bool:
+    schedules = board.schedules
+    name = command.schedule.name if isinstance(command, PutSchedule) else cast(DropSchedule, command).name
+    known = schedules.by_name.get(name)
+    if (known is not None and offset <= known.offset) or (known is None and not isinstance(command, PutSchedule)):
+        board.ledger.effects.append(Settle(offset))
+        return False
+    if isinstance(command, PutSchedule):
+        schedules.put(command.schedule, offset, now_ms)
+    elif isinstance(command, PauseSchedule):
+        schedules.pause(name, command.paused, offset, now_ms)
+    elif isinstance(command, RunScheduleNow):
+        schedules.run_now(name, command.at_ms, offset, now_ms)
+    else:
+        schedules.drop(name, offset)
+    return True

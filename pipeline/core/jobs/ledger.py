@@ -1,0 +1,80 @@
+"""What a board writes: entries in the order in which they must get to the store, and which jobs have none yet.
+
+A job that does not run is kept as the bytes of its entry, so that one that waits for months, or behind a hundred thousand others,
+costs little more than those.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from pipeline.core.jobs.dedup import Dedup
+from pipeline.core.jobs.entries import Effect, Entry, Letter, Packing, dedup_key, job_key
+from pipeline.core.jobs.job import Job, opened, packed
+from pipeline.core.jobs.keys import KeyOrder
+from pipeline.model.job_states import JobState
+from pipeline.model.jobs import JobRecord
+
+RUNNING = JobState.RUNNING
+
+
+class Ledger:
+    __slots__ = ("_dedup", "_fresh", "_keys", "_older", "effects", "packing")
+
+    def __init__(self, packing: Packing, keys: KeyOrder, dedup: Dedup) -> None:
+        self.packing = packing
+        self.effects: list[Effect] = []
+        self._keys = keys
+        self._dedup = dedup
+        self._fresh: list[Job] = []
+        self._older: list[Job] = []
+
+    def taken(self) -> list[Effect]:
+        effects, self.effects = self.effects, []
+        return effects
+
+    def changed(self, job: Job) -> None:
+        """What is true of it is not written; it will be, unless it is finished by then."""
+        job.dirty = True
+        self._fresh.append(job)
+
+    def sync(self) -> None:
+        unwritten, self._older, self._fresh = self._older, self._fresh, []
+        for job in unwritten:
+            if job.dirty:
+                self.write(job)
+
+    def older_first(self, key: str) -> None:
+        """The entries of all that came due of this key and have none."""
+        for job in self._keys.unwritten(key):
+            self.write(job)
+
+    def write(self, job: Job) -> None:
+        """Its entry as it is now, behind the dedup window that it began; a dead letter behind it."""
+        if job.request is None:
+            self.open(job)
+        request = job.request
+        assert request is not None
+        if not job.written:
+            job.written = True
+            if request.dedup_id is not None:
+                self._window(job, request.type, request.dedup_id)
+        record = job.record()
+        value = self.packing.pack(record)
+        self.effects.append(Entry(job_key(job.id), value, job.settles, job if job.gated else None))
+        job.settles = -1
+        job.dirty = False
+        if job.state is not RUNNING:
+            packed(job, value)
+        if job.letter_due:
+            self.effects.append(Letter(record))
+
+    def _window(self, job: Job, type_name: str, dedup_id: str) -> None:
+        window = self._dedup.windows.get((type_name, dedup_id))
+        if window is not None and window.job_id == job.id:
+            self.effects.append(Entry(dedup_key(type_name, dedup_id), self.packing.pack(window)))
+
+    def open(self, job: Job) -> None:
+        """What is packed is at hand again."""
+        if job.packed is not None:
+            opened(job, cast(JobRecord, self.packing.unpack(job_key(job.id), job.packed)))

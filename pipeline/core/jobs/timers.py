@@ -1,0 +1,67 @@
+"""What waits for its time: a heap of instants, with what no longer waits left in it until it comes up or is half of it."""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from typing import Generic, Protocol, Self, TypeVar
+
+
+class Timed(Protocol):
+    """`timer_ms`: when it is called for (0: never). Of two of one instant the lower one is called first."""
+
+    timer_ms: int
+
+    def __lt__(self, other: Self, /) -> bool: ...
+
+
+T = TypeVar("T", bound=Timed)
+
+
+class Timers(Generic[T]):
+    """One timer per item: the last one that was set. Months are fine: nothing but the item and its instant is kept."""
+
+    __slots__ = ("_heap", "_stale")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, T]] = []
+        self._stale = 0
+
+    def __len__(self) -> int:
+        return len(self._heap) - self._stale
+
+    def set(self, item: T, at_ms: int) -> None:
+        if item.timer_ms == at_ms:
+            return
+        self.clear(item)
+        item.timer_ms = at_ms
+        heappush(self._heap, (at_ms, item))
+
+    def clear(self, item: T) -> None:
+        """It is not called for any more."""
+        if item.timer_ms:
+            item.timer_ms = 0
+            self._stale += 1
+            if self._stale > 1_000 and self._stale > len(self._heap) // 2:
+                self._heap = list(dict.fromkeys(entry for entry in self._heap if entry[0] == entry[1].timer_ms))
+                heapify(self._heap)
+                self._stale = 0
+
+    def due(self, now_ms: int) -> list[T]:
+        """Whose time has come, in order of it; they have no timer any more."""
+        heap, found = self._heap, []
+        while heap and heap[0][0] <= now_ms:
+            at_ms, item = heappop(heap)
+            if item.timer_ms == at_ms:
+                item.timer_ms = 0
+                found.append(item)
+            else:
+                self._stale -= 1
+        return found
+
+    def next_ms(self) -> int | None:
+        """When to ask again."""
+        heap = self._heap
+        while heap and heap[0][0] != heap[0][1].timer_ms:
+            heappop(heap)
+            self._stale -= 1
+        return heap[0][0] if heap else None

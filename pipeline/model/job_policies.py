@@ -1,0 +1,254 @@
+"""Frozen policies of jobs: what a type of job asks for, how a queue chooses, and what one request may ask for instead.
+
+Everything is checked where it is said, in one sentence that names the field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from pipeline.model.cron import Cron
+from pipeline.model.durations import parse_duration_ms
+from pipeline.model.errors import ConfigurationError
+from pipeline.model.jobs import JobRequest, Schedule
+from pipeline.model.policies import Backoff
+
+DAY_MS = 86_400_000
+ATTEMPTS_MAX = 1_000
+PRIORITY_MAX = 1_000_000
+TEXT_MAX = 500
+"""Characters of keys, tenants, ids and tags: they are in every entry, and a topic's record key is made of some."""
+TAGS_MAX = 50
+HIGH, NORMAL, LOW = 0, 1, 2
+"""The lanes, the most urgent first."""
+HIGH_FROM, NORMAL_FROM = 10, 0
+
+Duration = str | float
+
+
+def lane_of(priority: int) -> int:
+    return NORMAL if NORMAL_FROM <= priority < HIGH_FROM else HIGH if priority >= HIGH_FROM else LOW
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPolicy:
+    """Finished jobs are kept up to these numbers for each type, and for no longer than `age_ms`."""
+
+    completed: int = 100
+    failed: int = 500
+    age_ms: int = 7 * DAY_MS
+
+
+@dataclass(frozen=True, slots=True)
+class JobPolicy:
+    """How jobs of one type run.
+
+    `attempts` counts executions in all; `backoff` is the wait before a retry, `jitter` the part of it that is drawn on top, 0..1.
+    `concurrency`: running at once at one owner (0: no limit of its own). `cost`: what one of them counts in a tenant's share.
+    `max_stalled_count`: so often may its worker die with it before it is given up. `dedup_window_ms`: where a request has an id and
+    names no window; `release_on_failure`: the window ends when its first job ends other than completed. `terminal`: exception
+    types that are not retried. `dead_letter`: whether given-up jobs are written to the dead letters.
+    """
+
+    attempts: int = 5
+    backoff: Backoff = field(default_factory=lambda: Backoff(1_000))
+    jitter: float = 0.2
+    timeout_ms: int = 300_000
+    concurrency: int = 0
+    priority: int = 0
+    cost: int = 1
+    max_stalled_count: int = 3
+    dead_letter: bool = True
+    retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+    dedup_window_ms: int = DAY_MS
+    release_on_failure: bool = False
+    terminal: tuple[type[BaseException], ...] = ()
+    permissions: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """How one owner chooses among its jobs.
+
+    `weights` of the lanes high, normal, low; a lane whose oldest job waited longer than `ageing_ms` has the weight of the lane above.
+    Of a tenant's turns every `oldest_every`-th is for its oldest job that waited so long, whatever its priority. `quantum`: a
+    tenant's share of each round, in `JobPolicy.cost`. `misfire_ms`: a tick that is later than this was missed. `ticks`: so many
+    ticks of one schedule fire at once.
+    """
+
+    weights: tuple[int, int, int] = (16, 4, 1)
+    ageing_ms: int = 60_000
+    oldest_every: int = 4
+    quantum: int = 1
+    misfire_ms: int = 60_000
+    ticks: int = 1_000
+
+
+def Fixed(delay: Duration = "1s") -> Backoff:
+    """The same wait before each retry."""
+    delay_ms = parse_duration_ms(delay, "delay")
+    return check_backoff(Backoff(delay_ms, 1.0, delay_ms))
+
+
+def Exponential(delay: Duration = "1s", *, max_delay: Duration = "10m", factor: float = 2.0) -> Backoff:
+    """min(max_delay, delay * factor ** (n - 1)) before retry n, from 1."""
+    return check_backoff(Backoff(parse_duration_ms(delay, "delay"), factor, parse_duration_ms(max_delay, "max_delay")))
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """What one request may ask for, as people write it: durations as "5m" or seconds, `run_at` as milliseconds since the epoch.
+
+    None: as the type's policy says. `expires`: not started within this time after it was asked for (or after `run_at`), never.
+    """
+
+    delay: Duration | None = None
+    run_at: int | None = None
+    priority: int | None = None
+    attempts: int | None = None
+    backoff: Backoff | None = None
+    timeout: Duration | None = None
+    dedup_id: str | None = None
+    dedup_window: Duration | None = None
+    key: str | None = None
+    tenant: str = ""
+    workflow_id: str | None = None
+    expires: Duration | None = None
+    tags: tuple[str, ...] = ()
+
+
+def request_of(
+    type_name: str, job_id: str, payload: bytes, options: JobOptions, policy: JobPolicy, now_ms: int
+) -> JobRequest:
+    """The checked request. Raises `ConfigurationError` naming the option."""
+    due_ms = _due_ms(options, now_ms)
+    expires_ms = 0
+    if options.expires is not None:
+        expires_ms = (due_ms or now_ms) + _positive("expires", options.expires)
+    if options.attempts is not None:
+        _between("attempts", options.attempts, 1, ATTEMPTS_MAX)
+    for name in ("dedup_id", "key", "workflow_id"):
+        if getattr(options, name) is not None:
+            check_text(name, getattr(options, name))
+    if options.tenant:
+        check_text("tenant", options.tenant)
+    return JobRequest(
+        id=job_id,
+        type=check_text("type", type_name),
+        payload=payload,
+        created_ms=now_ms,
+        key=options.key,
+        tenant=options.tenant,
+        workflow_id=options.workflow_id,
+        priority=_priority(policy.priority if options.priority is None else options.priority),
+        due_ms=due_ms,
+        expires_ms=expires_ms,
+        attempts=options.attempts or 0,
+        backoff=None if options.backoff is None else check_backoff(options.backoff),
+        timeout_ms=0 if options.timeout is None else _positive("timeout", options.timeout),
+        dedup_id=options.dedup_id,
+        dedup_window_ms=_window_ms(options, policy),
+        tags=_tags(options.tags),
+    )
+
+
+def _due_ms(options: JobOptions, now_ms: int) -> int:
+    if options.delay is not None and options.run_at is not None:
+        raise ConfigurationError("delay and run_at exclude each other: give the one or the other")
+    if options.run_at is not None:
+        _between("run_at (milliseconds since the epoch)", options.run_at, 0, 10**15)
+        return options.run_at if options.run_at > now_ms else 0
+    delay_ms = 0 if options.delay is None else parse_duration_ms(options.delay, "delay")
+    return now_ms + delay_ms if delay_ms else 0
+
+
+def _window_ms(options: JobOptions, policy: JobPolicy) -> int:
+    if options.dedup_window is None:
+        return 0 if options.dedup_id is None else policy.dedup_window_ms
+    if options.dedup_id is None:
+        raise ConfigurationError(
+            f"dedup_window={options.dedup_window!r} without dedup_id means nothing: say which requests are the same"
+        )
+    return _positive("dedup_window", options.dedup_window)
+
+
+def _tags(tags: tuple[str, ...]) -> tuple[str, ...]:
+    if isinstance(tags, str) or len(tags) > TAGS_MAX:
+        raise ConfigurationError(f"tags={tags!r:.80} must be a sequence of at most {TAGS_MAX} texts")
+    return tuple(check_text("tags", tag) for tag in tags)
+
+
+def check_text(name: str, text: object) -> str:
+    """The text, or a `ConfigurationError` naming the field."""
+    if not isinstance(text, str) or not 0 < len(text) <= TEXT_MAX or "\0" in text:
+        raise ConfigurationError(f"{name}={text!r:.80} must be a text of 1 to {TEXT_MAX} characters, without NUL")
+    return text
+
+
+def _between(name: str, value: object, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigurationError(f"{name}={value!r:.80} must be a whole number from {low} to {high}")
+    return value
+
+
+def _priority(value: object) -> int:
+    return _between("priority", value, -PRIORITY_MAX, PRIORITY_MAX)
+
+
+def _positive(name: str, value: Duration) -> int:
+    found_ms = parse_duration_ms(value, name)
+    if found_ms < 1:
+        raise ConfigurationError(f"{name}={value!r:.80} must be longer than zero")
+    return found_ms
+
+
+def check_backoff(backoff: Backoff) -> Backoff:
+    """The back-off, or a `ConfigurationError`."""
+    if not (0 <= backoff.delay_ms <= backoff.max_delay_ms and 1 <= backoff.factor < float("inf")):
+        raise ConfigurationError(f"backoff={backoff!r} must have 0 <= delay <= max_delay and a factor of at least 1")
+    return backoff
+
+
+def check_job(policy: JobPolicy) -> JobPolicy:
+    """The policy, or a `ConfigurationError` naming the setting."""
+    _between("attempts", policy.attempts, 1, ATTEMPTS_MAX)
+    check_backoff(policy.backoff)
+    if not 0 <= policy.jitter <= 1:
+        raise ConfigurationError(f"jitter={policy.jitter!r} must be between 0 and 1")
+    _between("timeout_ms", policy.timeout_ms, 1, 365 * DAY_MS)
+    _between("concurrency", policy.concurrency, 0, 100_000)
+    _priority(policy.priority)
+    _between("cost", policy.cost, 1, 1_000)
+    _between("max_stalled_count", policy.max_stalled_count, 0, 1_000)
+    _between("dedup_window_ms", policy.dedup_window_ms, 1, 365 * DAY_MS)
+    _between("retention.completed", policy.retention.completed, 0, 10_000_000)
+    _between("retention.failed", policy.retention.failed, 0, 10_000_000)
+    _between("retention.age_ms", policy.retention.age_ms, 0, 36_500 * DAY_MS)
+    return policy
+
+
+def check_queue(policy: QueuePolicy) -> QueuePolicy:
+    """The policy, or a `ConfigurationError` naming the setting."""
+    if len(policy.weights) != 3:
+        raise ConfigurationError(f"weights={policy.weights!r} must be three numbers: of the lanes high, normal and low")
+    for weight in policy.weights:
+        _between("weights", weight, 1, 1_000)
+    if list(policy.weights) != sorted(policy.weights, reverse=True):
+        raise ConfigurationError(f"weights={policy.weights!r} must not grow from high to normal to low")
+    for each in fields(policy):
+        if each.name != "weights":
+            low = 1 if each.name in ("oldest_every", "quantum", "ticks") else 0
+            _between(each.name, getattr(policy, each.name), low, 1_000 * DAY_MS)
+    return policy
+
+
+def check_schedule(schedule: Schedule) -> Schedule:
+    """The schedule, or a `ConfigurationError` naming the field."""
+    check_text("name", schedule.name)
+    Cron(schedule.cron, schedule.zone)
+    request = schedule.request
+    if request.dedup_id is not None or request.due_ms or request.expires_ms:
+        raise ConfigurationError(
+            f"schedule {schedule.name!r} may not have dedup_id, delay, run_at or expires: each of its ticks is one job, at its time"
+        )
+    return schedule

@@ -1,0 +1,676 @@
+"""Single steps of a board: what is written when, what settles, what a crash, a cancel or a late ending changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.core.jobs import commands
+from pipeline.core.jobs.board import Board
+from pipeline.core.jobs.entries import Effect, Entry, Interrupt, Letter, Settle, dedup_key
+from pipeline.core.jobs.job import Job
+from pipeline.core.jobs.restoring import Restoring
+from pipeline.core.jobs.retrying import draw
+from pipeline.model import history
+from pipeline.model.cron import Misfire
+from pipeline.model.job_ids import tick_id
+from pipeline.model.job_policies import JobPolicy, QueuePolicy, RetentionPolicy
+from pipeline.model.job_states import JobState
+from pipeline.model.jobs import (
+    CancelJob,
+    Completed,
+    DedupWindow,
+    DropSchedule,
+    JobCommand,
+    JobDuplicate,
+    JobRecord,
+    JobRequest,
+    PauseSchedule,
+    PutSchedule,
+    RetryJob,
+    RunJobNow,
+    RunScheduleNow,
+    Schedule,
+    ScheduleRecord,
+)
+from pipeline.model.outcome import Cancelled, Failure, FailureKind
+from pipeline.model.policies import Backoff
+from tests.property.board_world import Pickled
+
+NOW = 1_767_225_600_000
+MINUTE = 60_000
+LATER = Failure(FailureKind.RETRYABLE, "RateLimit", "RateLimitError", "later")
+NEVER = Failure(FailureKind.TERMINAL, "BadArguments", "ValueError", "no")
+S = JobState
+
+
+class Bench:
+    """A board with its store: everything that it wants written is acknowledged at `store()`."""
+
+    def __init__(self, **policies: JobPolicy) -> None:
+        self.policies = policies or {"t": JobPolicy(attempts=3, backoff=Backoff(1_000), jitter=0.0)}
+        self.log: list[tuple[bytes, bytes | None]] = []
+        self.offset = 0
+        self.now_ms = NOW
+        self.board = self._new()
+
+    def _new(self) -> Board:
+        return Board(QueuePolicy(misfire_ms=10_000), self.policies, Pickled())
+
+    def restart(self) -> list[Effect]:
+        """With what was stored; what the new board wants at once."""
+        self.board = self._new()
+        restoring = Restoring(self.board)
+        restoring.entries(self.log)
+        restoring.finish(self.now_ms)
+        return self.effects()
+
+    def request(self, job_id: str, **more: object) -> JobRequest:
+        return replace(JobRequest(job_id, "t", created_ms=self.now_ms), **more)  # type: ignore[arg-type]
+
+    def admit(self, *requests: JobRequest) -> None:
+        for request in requests:
+            self.board.admit([(self.offset, request)], self.now_ms)
+            self.offset += 1
+
+    def ask(self, job_id: str, **more: object) -> None:
+        self.admit(self.request(job_id, **more))
+
+    def command(self, command: JobCommand) -> bool:
+        self.offset += 1
+        return commands.apply(self.board, command, self.offset - 1, self.now_ms)
+
+    def effects(self) -> list[Effect]:
+        found = self.board.effects()
+        self.log += [(each.key, each.value) for each in found if isinstance(each, Entry)]
+        return found
+
+    def store(self) -> list[Effect]:
+        found = self.effects()
+        for each in found:
+            if isinstance(each, Entry):
+                self.board.stored(each)
+        return found
+
+    def states(self, found: list[Effect] | None = None) -> list[tuple[str, JobState]]:
+        entries = [self._entry(each) for each in (self.store() if found is None else found) if isinstance(each, Entry)]
+        return [(entry.request.id, entry.state) for entry in entries if isinstance(entry, JobRecord)]
+
+    @staticmethod
+    def _entry(entry: Entry) -> object:
+        return None if entry.value is None else Pickled().unpack(entry.key, entry.value)
+
+    def entries(self) -> list[object]:
+        return [self._entry(each) for each in self.store() if isinstance(each, Entry)]
+
+    def take(self, room: int = 10) -> list[Job]:
+        return self.board.take(room, self.now_ms)
+
+    def ids(self, room: int = 10) -> list[str]:
+        return [job.id for job in self.take(room)]
+
+    def end(self, job: Job, ending: Completed | Failure | Cancelled | None = None) -> None:
+        self.board.ended([(job, job.version, ending or Completed())], self.now_ms)
+
+    def pass_ms(self, ms: int) -> None:
+        self.now_ms += ms
+        self.board.due(self.now_ms)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+# -- what is written, and when
+
+
+def test_a_short_job_is_one_entry_which_settles_its_request(bench: Bench) -> None:
+    bench.ask("a")
+    (job,) = bench.take()
+    bench.board.sync()
+    assert not bench.effects()
+    bench.end(job, Completed(b"42"))
+    (entry,) = bench.effects()
+    assert isinstance(entry, Entry)
+    assert (entry.key, entry.settles) == (b"j/a", 0)
+    record = Pickled().unpack(entry.key, entry.value or b"")
+    assert isinstance(record, JobRecord)
+    assert (record.state, record.attempt, record.outcome.result) == (S.COMPLETED, 1, b"42")
+    bench.board.sync()
+    bench.board.sync()
+    assert not bench.effects()
+
+
+def test_what_is_not_finished_at_the_second_sync_is_written_once(bench: Bench) -> None:
+    bench.ask("a")
+    bench.ask("b")
+    bench.take(1)
+    bench.board.sync()
+    assert bench.states() == []
+    bench.board.sync()
+    assert bench.states() == [("a", S.RUNNING), ("b", S.QUEUED)]
+    (_job,) = bench.take(1)
+    bench.board.sync()
+    bench.board.sync()
+    assert bench.states() == [("b", S.RUNNING)]
+
+
+def test_what_waits_for_its_time_is_written_at_once_and_kept_as_bytes(bench: Bench) -> None:
+    bench.ask("a", due_ms=NOW + MINUTE, payload=b"x" * 1_000)
+    assert bench.states() == [("a", S.SCHEDULED)]
+    job = bench.board.jobs["a"]
+    assert isinstance(job, Job)
+    assert job.request is None
+    bench.pass_ms(MINUTE - 1)
+    assert bench.take() == []
+    assert bench.board.next_ms() == NOW + MINUTE
+    bench.pass_ms(1)
+    (job,) = bench.take()
+    assert job.request is not None
+    assert job.request.payload == b"x" * 1_000
+
+
+def test_a_request_that_is_read_twice_settles_when_its_entry_is_written(bench: Bench) -> None:
+    bench.ask("a")
+    bench.board.admit([(0, bench.request("a"))], NOW)
+    assert bench.effects() == []
+    bench.ask("a")
+    entry, settle = bench.effects()
+    assert isinstance(entry, Entry)
+    assert entry.settles == 0
+    assert settle == Settle(1)
+    assert bench.ids() == ["a"]
+    assert bench.ids() == []
+
+
+def test_an_unknown_type_is_a_dead_letter_with_the_reason(bench: Bench) -> None:
+    bench.ask("a", type="nobody's")
+    bench.ask("b", type="nobody's")
+    for _ in range(2):
+        _entry, letter = bench.board.ledger.effects[:2]
+        del bench.board.ledger.effects[:2]
+        assert isinstance(letter, Letter)
+        assert letter.record.outcome.error is not None
+        assert "nobody's" in letter.record.outcome.error.message
+    assert bench.take() == []
+
+
+# -- attempts
+
+
+def test_attempts_count_executions_and_back_off_exactly(bench: Bench) -> None:
+    bench.ask("a")
+    for wait_ms in (1_000, 2_000):
+        (job,) = bench.take()
+        bench.end(job, LATER)
+        assert bench.states() == [("a", S.RETRYING)]
+        bench.pass_ms(wait_ms - 1)
+        assert bench.take() == []
+        bench.pass_ms(1)
+    (job,) = bench.take()
+    assert job.attempt == 3
+    bench.end(job, LATER)
+    entry, letter = bench.store()
+    assert isinstance(letter, Letter)
+    assert letter.record.state is S.DEAD_LETTER
+    numbers = [each.number for each in history.parse(letter.record.outcome.history).attempts]
+    assert numbers == [1, 2, 3]
+    assert isinstance(entry, Entry)
+
+
+def test_a_terminal_failure_and_one_that_says_when(bench: Bench) -> None:
+    bench.ask("a")
+    bench.ask("b", attempts=2, backoff=Backoff(7_000))
+    first, second = bench.take()
+    bench.end(first, NEVER)
+    bench.end(second, replace(LATER, after_ms=123))
+    assert bench.states() == [("a", S.DEAD_LETTER), ("b", S.RETRYING)]
+    bench.pass_ms(122)
+    assert bench.ids() == []
+    bench.pass_ms(1)
+    assert bench.ids() == ["b"]
+
+
+def test_jitter_only_adds_and_is_spread() -> None:
+    bench = Bench(t=JobPolicy(attempts=2, backoff=Backoff(1_000), jitter=0.5))
+    for n in range(200):
+        bench.ask(f"j{n}")
+    for job in bench.take(200):
+        bench.end(job, LATER)
+    waits = [job.next_ms - NOW for job in bench.board.jobs.values() if isinstance(job, Job)]
+    assert min(waits) >= 1_000
+    assert max(waits) < 1_500
+    assert len(set(waits)) > 120
+    assert draw("a", 1) == draw("a", 1) != draw("a", 2)
+
+
+def test_given_up_without_dead_letters_is_failed() -> None:
+    bench = Bench(t=JobPolicy(attempts=1, dead_letter=False))
+    bench.ask("a")
+    bench.end(bench.take()[0], LATER)
+    (entry,) = bench.store()
+    assert bench.states([entry]) == [("a", S.FAILED)]
+
+
+def test_a_warning_is_a_state(bench: Bench) -> None:
+    bench.ask("a")
+    bench.end(bench.take()[0], Completed(None, "a model was slow"))
+    assert bench.states() == [("a", S.COMPLETED_WITH_WARNING)]
+
+
+def test_what_is_late_changes_nothing(bench: Bench) -> None:
+    bench.ask("a")
+    (job,) = bench.take()
+    version = job.version
+    bench.board.stalled(job, version, NOW)
+    (again,) = bench.take()
+    bench.board.ended([(job, version, Completed())], NOW)
+    bench.board.stalled(job, version, NOW)
+    assert again.state is S.RUNNING
+    assert again.stalls == 1
+    bench.end(again)
+    bench.board.ended([(again, again.version, LATER), (again, again.version - 1, LATER)], NOW)
+    assert bench.states()[-1] == ("a", S.COMPLETED)
+    assert bench.board.kinds["t"].running == 0
+
+
+# -- stalls
+
+
+def test_stalls_are_counted_apart_and_bounded(bench: Bench) -> None:
+    bench.ask("a")
+    for _ in range(3):
+        (job,) = bench.take()
+        assert job.attempt == 1
+        bench.board.stalled(job, job.version, NOW)
+    (job,) = bench.take()
+    bench.board.stalled(job, job.version, NOW)
+    assert bench.states()[-1] == ("a", S.DEAD_LETTER)
+    assert bench.take() == []
+
+
+def test_an_owner_that_dies_counts_as_a_stall_when_the_run_was_written(bench: Bench) -> None:
+    bench.ask("a")
+    bench.take()
+    bench.board.sync()
+    bench.board.sync()
+    bench.store()
+    for stalls in (1, 2, 3):
+        assert bench.states(bench.restart()) == [("a", S.QUEUED)]
+        (job,) = bench.take()
+        assert (job.stalls, job.attempt) == (stalls, 1)
+        bench.board.sync()
+        bench.board.sync()
+        bench.store()
+    assert bench.states(bench.restart()) == [("a", S.DEAD_LETTER)]
+
+
+def test_a_careful_board_lets_nothing_run_that_is_not_written(bench: Bench) -> None:
+    bench.board.careful = True
+    bench.ask("a")
+    bench.ask("b", expires_ms=NOW + 5)
+    assert bench.ids() == []
+    assert bench.states() == [("a", S.RUNNING), ("b", S.RUNNING)]
+    bench.now_ms += 5
+    assert bench.ids() == ["a"]
+    assert bench.states() == [("b", S.CANCELLED)]
+    assert bench.board.kinds["t"].running == 1
+
+
+def test_what_is_let_go_runs_again_and_counts_as_nothing(bench: Bench) -> None:
+    bench.ask("a")
+    bench.end(bench.take()[0], Cancelled())
+    assert bench.states() == [("a", S.QUEUED)]
+    bench.restart()
+    (job,) = bench.take()
+    assert (job.attempt, job.stalls) == (1, 0)
+
+
+# -- order by key
+
+
+def test_a_key_runs_one_at_a_time_in_order_through_retries_and_a_crash(bench: Bench) -> None:
+    for name in "abc":
+        bench.ask(name, key="k")
+    bench.ask("free")
+    first, free = bench.take()
+    assert (first.id, free.id) == ("a", "free")
+    bench.end(first, LATER)
+    bench.end(free)
+    assert bench.ids() == []
+    bench.board.sync()
+    bench.board.sync()
+    bench.store()
+    bench.restart()
+    bench.ask("d", key="k")
+    assert bench.ids() == []
+    bench.pass_ms(1_000)
+    order = []
+    while jobs := bench.take():
+        order += [job.id for job in jobs]
+        bench.end(jobs[0])
+    assert order == ["a", "b", "c", "d"]
+
+
+def test_a_delayed_job_blocks_nothing_until_it_is_due_and_then_stands_where_it_came_due(bench: Bench) -> None:
+    bench.ask("later", key="k", due_ms=NOW + 1_000)
+    bench.store()
+    bench.ask("a", key="k")
+    assert bench.ids() == []
+    bench.store()
+    (first,) = bench.take()
+    bench.ask("b", key="k")
+    bench.pass_ms(1_000)
+    bench.ask("c", key="k")
+    bench.store()
+    order = [first.id]
+    bench.end(first)
+    while jobs := bench.take():
+        order += [job.id for job in jobs]
+        bench.end(jobs[0])
+    assert order == ["a", "b", "later", "c"]
+
+
+def test_what_came_due_before_is_written_before_what_is_due_some_day(bench: Bench) -> None:
+    bench.ask("a", key="k")
+    bench.ask("b", key="k")
+    bench.ask("other", key="z")
+    bench.take()
+    bench.ask("later", key="k", due_ms=NOW + 1_000)
+    assert bench.states() == [("a", S.RUNNING), ("b", S.QUEUED), ("later", S.SCHEDULED)]
+
+
+def test_with_a_schedule_of_its_key_a_job_starts_when_it_is_written(bench: Bench) -> None:
+    bench.command(PutSchedule(Schedule("s", "0 * * * *", JobRequest("", "t", key="k"))))
+    bench.store()
+    bench.ask("a", key="k")
+    assert bench.ids() == []
+    bench.store()
+    assert bench.ids() == ["a"]
+    bench.command(DropSchedule("s"))
+    bench.end(bench.board.jobs["a"])  # type: ignore[arg-type]
+    bench.ask("b", key="k")
+    assert bench.ids() == ["b"]
+
+
+# -- dedup
+
+
+def test_within_a_window_the_first_job_is_the_answer(bench: Bench) -> None:
+    bench.ask("a", dedup_id="d", dedup_window_ms=1_000)
+    bench.now_ms += 999
+    bench.ask("b", dedup_id="d", dedup_window_ms=1_000)
+    bench.now_ms += 1
+    bench.ask("c", dedup_id="d", dedup_window_ms=1_000)
+    (answer,) = bench.entries()
+    assert answer == JobDuplicate("b", "t", "a", NOW + 999, 1)
+    assert bench.ids() == ["a", "c"]
+
+
+def test_a_window_is_written_before_its_job_and_survives(bench: Bench) -> None:
+    bench.ask("a", dedup_id="d", dedup_window_ms=1_000)
+    bench.end(bench.take()[0])
+    window, record = bench.entries()
+    assert window == DedupWindow("t", "d", "a", NOW, NOW + 1_000)
+    assert isinstance(record, JobRecord)
+    bench.restart()
+    bench.ask("b", dedup_id="d", dedup_window_ms=1_000)
+    assert isinstance(bench.board.jobs["b"], JobDuplicate)
+
+
+def test_a_window_ends_with_the_inbox_not_with_the_clock(bench: Bench) -> None:
+    bench.ask("a", dedup_id="d", dedup_window_ms=1_000)
+    late = bench.request("b", dedup_id="d", dedup_window_ms=1_000)
+    bench.pass_ms(50_000)
+    bench.admit(late)
+    assert isinstance(bench.board.jobs["b"], JobDuplicate)
+    bench.store()
+    bench.board.caught_up(NOW + 1_000)
+    bench.pass_ms(0)
+    assert Entry(dedup_key("t", "d"), None) in bench.store()
+
+
+def test_one_that_failed_releases_its_window_where_the_type_says_so() -> None:
+    bench = Bench(t=JobPolicy(attempts=1, release_on_failure=True))
+    bench.ask("a", dedup_id="d", dedup_window_ms=1_000)
+    bench.ask("b", dedup_id="d", dedup_window_ms=1_000)
+    bench.end(bench.take()[0], LATER)
+    assert bench.effects()[-1] == Entry(dedup_key("t", "d"), None)
+    bench.log.pop()  # a crash before the tombstone
+    bench.restart()
+    bench.ask("c", dedup_id="d", dedup_window_ms=1_000)
+    assert isinstance(bench.board.jobs["b"], JobDuplicate)
+    assert bench.ids() == ["c"]
+
+
+def test_types_and_ids_do_not_run_into_each_other() -> None:
+    assert len({dedup_key("a/b", "c"), dedup_key("a", "b/c"), dedup_key("a%2Fb", "c")}) == 3
+
+
+# -- commands
+
+
+def test_cancel_before_it_runs_and_while_it_runs(bench: Bench) -> None:
+    bench.ask("waits", due_ms=NOW + MINUTE)
+    bench.ask("runs")
+    bench.ask("queued")
+    (job,) = bench.take(1)
+    bench.store()
+    for name in ("waits", "queued", "runs"):
+        assert bench.command(CancelJob(name, "not needed"))
+    found = bench.effects()
+    assert bench.states(found) == [("waits", S.CANCELLED), ("queued", S.CANCELLED), ("runs", S.RUNNING)]
+    assert Interrupt(job, job.version) in found
+    assert not bench.command(CancelJob("waits"))
+    assert not bench.command(CancelJob("nobody"))
+    bench.pass_ms(MINUTE)
+    assert bench.ids() == []
+    bench.end(job, LATER)
+    assert bench.states() == [("runs", S.CANCELLED)]
+
+
+def test_one_that_is_done_all_the_same_is_completed(bench: Bench) -> None:
+    bench.ask("a")
+    (job,) = bench.take()
+    bench.command(CancelJob("a"))
+    bench.end(job, Completed())
+    assert bench.states()[-1] == ("a", S.COMPLETED)
+
+
+def test_a_cancel_outlives_the_owner_that_ran_the_job(bench: Bench) -> None:
+    bench.ask("a")
+    bench.take()
+    bench.command(CancelJob("a", "not needed"))
+    bench.store()
+    (entry,) = bench.restart()
+    assert bench.states([entry]) == [("a", S.CANCELLED)]
+    record = bench._entry(entry)  # type: ignore[arg-type]
+    assert isinstance(record, JobRecord)
+    assert record.outcome.reason == "not needed"
+    assert bench.ids() == []
+
+
+def test_one_more_round_for_what_was_given_up_and_only_once(bench: Bench) -> None:
+    bench.ask("a", attempts=1, expires_ms=NOW + 10)
+    bench.end(bench.take()[0], LATER)
+    bench.now_ms += 1_000
+    assert bench.command(RetryJob("a"))
+    offset = bench.offset - 1
+    bench.store()
+    bench.restart()
+    assert not commands.apply(bench.board, RetryJob("a"), offset, NOW)
+    (job,) = bench.take()
+    assert job.attempt == 1
+    bench.end(job)
+    assert bench.states()[-1] == ("a", S.COMPLETED)
+    assert not bench.command(RetryJob("a")), "a job that completed is not run again"
+
+
+def test_now_and_not_later(bench: Bench) -> None:
+    bench.ask("a", due_ms=NOW + MINUTE)
+    bench.store()
+    assert bench.command(RunJobNow("a"))
+    assert bench.states() == [("a", S.QUEUED)]
+    assert bench.ids() == ["a"]
+    assert not bench.command(RunJobNow("a"))
+    bench.pass_ms(MINUTE)
+    assert bench.ids() == []
+
+
+def test_expired_before_it_started(bench: Bench) -> None:
+    bench.ask("gone", expires_ms=NOW)
+    bench.ask("soon", expires_ms=NOW + 1_000, due_ms=NOW + 2_000)
+    bench.ask("queued", expires_ms=NOW + 1_000)
+    bench.ask("started", expires_ms=NOW + 1_000, priority=10)
+    (job,) = bench.take(1)
+    bench.end(job, LATER)
+    bench.store()
+    bench.pass_ms(1_000)
+    assert bench.states() == [("soon", S.CANCELLED), ("queued", S.CANCELLED)]
+    assert bench.ids() == ["started"]
+
+
+# -- retention
+
+
+def test_finished_jobs_are_kept_by_number_and_outcome_and_age() -> None:
+    bench = Bench(t=JobPolicy(attempts=1, retention=RetentionPolicy(2, 3, MINUTE)))
+    for n in range(10):
+        bench.ask(f"j{n}")
+    for n, job in enumerate(bench.take()):
+        bench.end(job, Completed() if n % 2 else LATER)
+    for effect in bench.store():
+        if isinstance(effect, Letter):
+            bench.board.lettered(effect.record.request.id, effect.record.version)
+    bench.store()
+    bench.pass_ms(0)
+    assert not bench.effects(), "the inbox may be read again from the beginning"
+    bench.board.committed = 10
+    bench.pass_ms(0)
+    assert sorted(bench.board.jobs) == ["j4", "j6", "j7", "j8", "j9"]
+    assert len(bench.effects()) == 5
+    bench.restart()
+    bench.board.committed = 10
+    assert len(bench.board.jobs) == 5
+    bench.pass_ms(MINUTE)
+    assert not bench.board.jobs
+    bench.effects()
+    bench.restart()
+    assert not bench.board.jobs
+
+
+def test_one_whose_letter_is_not_acknowledged_is_kept_and_told_again() -> None:
+    bench = Bench(t=JobPolicy(attempts=1, retention=RetentionPolicy(0, 0, 0)))
+    bench.ask("a")
+    bench.end(bench.take()[0], LATER)
+    bench.board.committed = 1
+    bench.store()
+    bench.pass_ms(MINUTE)
+    assert not bench.effects()
+    (letter,) = bench.restart()
+    assert isinstance(letter, Letter)
+    bench.board.committed = 1
+    bench.board.lettered("a", letter.record.version)
+    bench.pass_ms(0)
+    assert [entry.value is None for entry in bench.effects() if isinstance(entry, Entry)] == [False, True]
+
+
+# -- schedules
+
+
+def schedule(bench: Bench, **change: object) -> None:
+    made = Schedule("s", "* * * * *", JobRequest("", "t", payload=b"p"), misfire=Misfire.ALL)
+    bench.command(PutSchedule(replace(made, **change)))  # type: ignore[arg-type]
+
+
+def test_a_tick_is_one_job_whoever_fires_it(bench: Bench) -> None:
+    schedule(bench)
+    bench.store()
+    bench.pass_ms(MINUTE)
+    found = [bench._entry(each) for each in bench.board.ledger.effects if isinstance(each, Entry)]
+    assert [type(each) for each in found] == [JobRecord, ScheduleRecord], "the job before the schedule that goes on"
+    first = bench.board.effects()[0]
+    assert isinstance(first, Entry)
+    bench.log.append((first.key, first.value))  # a crash between the two
+    bench.restart()
+    bench.pass_ms(0)
+    (job,) = bench.take()
+    assert job.id == tick_id("s", NOW + MINUTE)
+    assert job.request is not None
+    assert (job.request.payload, job.request.schedule) == (b"p", "s")
+    bench.pass_ms(1)
+    assert bench.take() == []
+
+
+def test_missed_ticks_fire_after_a_restart_as_the_policy_says(bench: Bench) -> None:
+    schedule(bench)
+    bench.store()
+    bench.now_ms += 5 * MINUTE
+    bench.restart()
+    bench.pass_ms(0)
+    assert bench.ids() == [tick_id("s", NOW + n * MINUTE) for n in range(1, 6)]
+
+
+def test_a_pause_misses_nothing_and_the_same_again_changes_nothing(bench: Bench) -> None:
+    schedule(bench)
+    bench.command(PauseSchedule("s"))
+    bench.pass_ms(5 * MINUTE)
+    bench.store()
+    bench.restart()
+    bench.pass_ms(0)
+    assert bench.ids() == []
+    bench.command(PauseSchedule("s", paused=False))
+    bench.pass_ms(MINUTE - 1)
+    schedule(bench)
+    assert bench.ids() == []
+    bench.pass_ms(1)
+    assert bench.ids() == [tick_id("s", NOW + 6 * MINUTE)]
+
+
+def test_a_changed_schedule_goes_by_its_new_expression(bench: Bench) -> None:
+    schedule(bench)
+    schedule(bench, cron="30 * * * *")
+    bench.pass_ms(29 * MINUTE)
+    assert bench.ids() == []
+    bench.pass_ms(MINUTE)
+    assert bench.ids() == [tick_id("s", NOW + 30 * MINUTE)]
+
+
+def test_a_run_beside_the_ticks_is_one_job_however_often_it_is_read(bench: Bench) -> None:
+    schedule(bench)
+    command = RunScheduleNow("s", NOW + 5)
+    assert bench.command(command)
+    offset = bench.offset - 1
+    first = next(each for each in bench.board.effects() if isinstance(each, Entry) and each.key.startswith(b"j/"))
+    bench.log.append((first.key, first.value))
+    bench.restart()
+    schedule(bench)
+    commands.apply(bench.board, command, offset, NOW + 99)
+    assert len(bench.ids()) == 1
+    assert not bench.command(RunScheduleNow("nobody's", NOW))
+
+
+def test_a_dropped_schedule_is_gone(bench: Bench) -> None:
+    schedule(bench)
+    assert bench.command(DropSchedule("s"))
+    bench.store()
+    bench.pass_ms(2 * MINUTE)
+    bench.restart()
+    bench.pass_ms(2 * MINUTE)
+    assert bench.ids() == []
+    assert not bench.command(DropSchedule("s"))
+
+
+def test_a_clock_that_goes_back_starts_nothing_early(bench: Bench) -> None:
+    schedule(bench)
+    bench.ask("a", due_ms=NOW + 30_000)
+    bench.pass_ms(-MINUTE)
+    bench.pass_ms(MINUTE + 29_999)
+    assert bench.ids() == []
+    bench.pass_ms(30_001)
+    assert bench.ids() == ["a", tick_id("s", NOW + MINUTE)]
+    bench.pass_ms(-MINUTE)
+    bench.pass_ms(MINUTE)
+    assert bench.ids() == []
