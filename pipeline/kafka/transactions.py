@@ -23,7 +23,7 @@ from pipeline.kafka.client_log import ClientLog, Trouble
 from pipeline.kafka.errors import PRODUCER_FENCED_CODES, cluster_error, raised
 from pipeline.kafka.producer import bury, reporting
 from pipeline.model.cluster import DeliveryCallback, Headers, Position, TopicPartition
-from pipeline.model.errors import BufferFull, ClusterError, ClusterUnavailable, ProducerFenced
+from pipeline.model.errors import BufferFull, ClusterError, ClusterUnavailable, ProducerFenced, StaleGeneration
 from pipeline.model.transactions import Answered, Membership, TransactionPolicy
 
 REQUEST_BYTES = 900_000
@@ -36,6 +36,8 @@ that are away."""
 _RETRY_S = 0.05
 _FOLLOWING = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT, KafkaError._DESTROY})
 """What records are told that were under way when another one failed."""
+_MOVED_ON = frozenset({KafkaError.ILLEGAL_GENERATION, KafkaError.STALE_MEMBER_EPOCH, KafkaError.REBALANCE_IN_PROGRESS})
+"""A member that was removed is told UNKNOWN_MEMBER_ID."""
 
 Call = Callable[[float], object]
 """A librdkafka call that is given the seconds it may take."""
@@ -181,6 +183,8 @@ class KafkaTransactions:
             return ClusterUnavailable(
                 f"the brokers ended a transaction that was open for {age_s:.0f} s [{error.name()}]"
             )
+        if isinstance(error, KafkaError) and error.code() in _MOVED_ON and self._refused is None:
+            return StaleGeneration(f"{doing} failed [{error.name()}]: the group is in another generation by now")
         failed = self._refused or raised(exception, doing)
         return failed if isinstance(failed, ClusterError) else ClusterError(str(failed))
 

@@ -56,6 +56,8 @@ class Faults:
     """The answer to a commit comes again, with a later poll."""
     transaction_refused: float = 0.0
     """A transaction's commit is refused, and nothing of it happened."""
+    transaction_stale: float = 0.0
+    """The same, since the group is in another generation than the membership that it came with."""
     transaction_torn: float = 0.0
     """Its positions are stored, and nobody knows how it ends: it waits for its producer's next life, or its time-out."""
     transaction_late: float = 0.0

@@ -19,6 +19,7 @@ from pipeline.model.errors import (
     ClusterUnavailable,
     FencedError,
     ProducerFenced,
+    StaleGeneration,
 )
 from pipeline.model.transactions import Answered, Membership, TransactionPolicy
 
@@ -155,6 +156,8 @@ class MemoryTransactions:
             raise self._failed
         if faults.happens(faults.transaction_refused):
             raise ClusterUnavailable("the transaction was not committed; abort it")
+        if faults.happens(faults.transaction_stale):
+            raise StaleGeneration("the group is in another generation by now")
         cluster.expire()
         made = cluster.transactions.transaction(self._policy)
         group = cluster.group(self._policy.group)

@@ -62,6 +62,10 @@ class FencedError(ClusterError):
     """This member no longer owns the partition."""
 
 
+class StaleGeneration(ClusterError):
+    """The group went on to a new generation, or is about to: a member that is still in it has to ask again as of that one."""
+
+
 class ProducerFenced(FencedError):
     """Another process took over the transactional id: going on would only fence that one in turn."""
 

@@ -1,9 +1,12 @@
 """Delivery "exactly_once": all that a subscription writes, and how far it has come, goes into one transaction per commit interval.
 
     opening --> open --> vouching --> committing --> opening ...
-       ^          |          |            | refused, or nobody knows
-       |          '----------'------------'--> in doubt: abort, every unit closed and opened again from what is committed
-       '-----------------------------------------'
+       ^          |          ^  |         | |
+       |          |          |  |         | '--> undoing --> repeating: refused, as the group has a new generation: the same
+       |          |          |  |         |                      |      records are written again, and vouched for again
+       |          |          '--|---------|----------------------'
+       |          '-------------'---------'--> in doubt: abort, every unit closed and opened again from what is committed
+       '--------------------------------------------'
 
 A record counts as settled once what it writes is in the open transaction, or waits for the next one while that is being committed:
 it commits together with its position, or is done again.
@@ -18,7 +21,7 @@ from functools import partial
 
 from pipeline.core.unit import Unit
 from pipeline.model.cluster import DeliveryCallback, Headers, Position, TopicPartition
-from pipeline.model.errors import BufferFull, ClusterError, ClusterUnavailable, ProducerFenced
+from pipeline.model.errors import BufferFull, ClusterError, ClusterUnavailable, ProducerFenced, StaleGeneration
 from pipeline.model.policies import FlowPolicy
 from pipeline.model.transactions import Membership, TransactionalProducer
 from pipeline.worker.committing import Committer
@@ -30,6 +33,8 @@ from pipeline.worker.transaction_parts import Bounds, Counts, Keeper, State
 AGAIN_MS = (0, 100, 300, 1_000, 3_000, 10_000)
 """Between one doubt and the next opening, while no transaction gets through."""
 LOOK_AGAIN_MS = 20
+REPEATS_MAX, REPEAT_MS = 20, 50
+"""A rebalance has a few refusals for each member; what is still refused after that is done again."""
 
 
 @dataclass(slots=True)
@@ -73,6 +78,8 @@ class Transactions:
         self._stats = stats
         self._bounds = bounds
         self._waiting: deque[_Record] = deque()
+        self._held: list[_Record] = []  # all that is in the open transaction, to be said again
+        self._repeats = 0
         self._sent = 0
         self._taken = self._looked_at = 0  # records that were sent, ever; and those whose settling has been looked at
         self._number = 0
@@ -127,6 +134,7 @@ class Transactions:
         if not self._sent:
             self._since_ms = self._clock.now_ms
         self._sent += 1
+        self._held.append(record)
         return True
 
     def settled(self) -> None:
@@ -204,9 +212,12 @@ class Transactions:
         self.state, self._positions, self._closed_ms = State.VOUCHING, positions, now_ms
         self._closing, self._closing_told = self.tally.taken(), self._told
         self._told, self._sent = [], 0
+        self._vouch()
+
+    def _vouch(self) -> None:
         self._number += 1
         reply = partial(self._answer, State.VOUCHING, self._number)
-        self._keeper.fetcher.vouch(positions.keys(), lambda membership: reply(None, membership))
+        self._keeper.fetcher.vouch(self._positions.keys(), lambda membership: reply(None, membership))
 
     def _wait_for_room(self, now_ms: int) -> None:
         """More is done out of order than a commit can say. Nothing more is fetched for that partition by now (`Regulator`), and what
@@ -230,6 +241,11 @@ class Transactions:
             self._committed()
         elif asked is State.OPENING:
             self._opened()
+        elif asked is State.UNDOING:
+            self.state = State.REPEATING
+            self._ask(self._producer.begin)
+        elif asked is State.REPEATING:
+            self._say_again()
         else:
             self._aborted()
 
@@ -241,7 +257,10 @@ class Transactions:
         self._ask(partial(self._producer.commit, self._positions, membership))
 
     def _refused(self, asked: State, error: ClusterError) -> None:
-        if asked is State.COMMITTING:
+        if asked is State.COMMITTING and isinstance(error, StaleGeneration) and self._repeats < REPEATS_MAX:
+            self._undo()
+            return
+        if asked in (State.COMMITTING, State.UNDOING, State.REPEATING):
             self.doubt(error)
             return
         if str(error) != str(self.counts.why):
@@ -261,9 +280,35 @@ class Transactions:
         self._doubts = 0
         for tell in self._closing_told:
             tell()
-        self._closing_told = []
+        self._closing_told, self._held, self._repeats = [], [], 0
         self._begin()
         self._keeper.wake()
+
+    # -- the same one again
+
+    def _undo(self) -> None:
+        """Nothing of it happened, and its partitions may well be ours still: a rebalance is no reason to run handlers again."""
+        self._repeats += 1
+        self.counts.repeated += 1
+        self.state = State.UNDOING
+        self._keeper.later(REPEAT_MS, self._abort_to_repeat)
+
+    def _abort_to_repeat(self) -> None:
+        if self.state is State.UNDOING and not self._stopped:
+            self._ask(self._producer.abort)
+
+    def _say_again(self) -> None:
+        self.state = State.VOUCHING
+        records, self._held = self._held, []
+        if not all(self._put(record) for record in records):
+            self._failed = self._failed or ClusterError(
+                "the producer's queue does not take a transaction a second time"
+            )
+        self._sent = 0
+        if self._failed is not None:
+            self.doubt(self._failed)
+        else:
+            self._vouch()
 
     # -- the next one
 
@@ -306,7 +351,7 @@ class Transactions:
         self._reopen.update(self._keeper.restart())
         self._waiting.clear()
         self._told, self._closing_told, self._failed = [], [], None
-        self._sent = 0
+        self._held, self._repeats, self._sent = [], 0, 0
         self.tally.taken()
         self._committer.given_up()
         self._stall_if(False)

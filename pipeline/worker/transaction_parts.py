@@ -27,6 +27,9 @@ class State(enum.Enum):
     OPEN = "open"
     VOUCHING = "vouching"
     COMMITTING = "committing"
+    UNDOING = "undoing"
+    """To be said again: the brokers forget it first."""
+    REPEATING = "repeating"
     IN_DOUBT = "in doubt"
     REOPENING = "reopening"
 
@@ -71,10 +74,12 @@ class Bounds:
 
 @dataclass(slots=True)
 class Counts:
-    """Since the start of this process. `commit_s`: sum of the time from closing a transaction to its answer."""
+    """Since the start of this process. `repeated`: aborted and written once more, handlers apart. `commit_s`: sum of the time from
+    closing a transaction to its answer."""
 
     committed: int = 0
     aborted: int = 0
+    repeated: int = 0
     commit_s: float = 0.0
     why: ClusterError | None = None
 

@@ -33,7 +33,7 @@ REQUIRED = (
     *("log: records of a zombie were found and set aside", "log: drain deadline reached: cancelling what still runs"),
     *("log: subscription paused", "log: subscription resumed"),
     # exactly once
-    *("transaction_refused", "transaction_torn", "transaction_late", "aborted with records in it"),
+    *("transaction_refused", "transaction_torn", "transaction_late", "transaction_stale", "aborted with records in it"),
     *(
         "transaction committed",
         "output read while work went on",

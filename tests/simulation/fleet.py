@@ -31,6 +31,7 @@ from tests.simulation.scenario import (
     MORE_RATES,
     OUT,
     RATES,
+    STALE_RATES,
     TIERS,
     TOPIC,
     TRANSACTION_RATES,
@@ -47,7 +48,8 @@ SESSION_S = 1.5
 TRANSACTION_MS = 2_000
 SETTINGS = Settings(broker="memory://sim", session_timeout_s=SESSION_S)
 
-_BY_CHANCE = {chance: name for name, chances in (RATES | MORE_RATES | TRANSACTION_RATES).items() for chance in chances}
+_ALL_RATES = RATES | MORE_RATES | TRANSACTION_RATES | STALE_RATES
+_BY_CHANCE = {chance: name for name, chances in _ALL_RATES.items() for chance in chances}
 
 
 class CountedFaults(Faults):

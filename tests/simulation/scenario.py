@@ -38,6 +38,8 @@ TRANSACTION_RATES = {
     "transaction_late": (0.0115, 0.0516),
 }
 """More of them, where delivery is exactly_once."""
+STALE_RATES = {"transaction_stale": (0.0521, 0.3022)}
+"""Drawn apart from the others too."""
 DELAYS = ("land", "ack", "commit", "fetch")
 
 
@@ -195,6 +197,7 @@ def _in_mode(scenario: Scenario, rng: random.Random) -> Scenario:
     if mode == "exactly_once":
         more = tuple((name, rng.choice(chances)) for name, chances in TRANSACTION_RATES.items() if rng.random() < 0.5)
         scenario = replace(scenario, delivery=mode, commit_ms=rng.choice((50, 50, 400)))
+        more += tuple((name, rng.choice(chances)) for name, chances in STALE_RATES.items() if rng.random() < 0.5)
         return scenario if scenario.calm else replace(scenario, faults=(*scenario.faults, *more))
     return scenario
 

@@ -22,6 +22,7 @@ from pipeline.topology import Defaults, apply
 from pipeline.worker.fetcher import Fetcher
 from pipeline.worker.inputs import Lost
 from pipeline.worker.opening import FetchPolicy
+from pipeline.worker.transacting import REPEATS_MAX
 from pipeline.worker.transaction_parts import State
 from tests.unit.test_worker_review import Consumer
 
@@ -161,6 +162,67 @@ def test_a_doubtful_transaction_loses_and_repeats_nothing(fault: str) -> None:
         setattr(fleet.cluster.faults, fault, 0.0)
         await fleet.until(lambda: len(fleet.out()) >= 400, 120)
         assert fleet.numbers() == sorted([*range(200), *range(200)])
+
+    play(story)
+
+
+def test_a_new_generation_of_the_group_runs_no_handler_again() -> None:
+    """A member joins or leaves while a transaction is on its way: it is refused, and the same is written in another one."""
+    runs: Counter[int] = Counter()
+
+    async def counted(value: dict[str, Any], ctx: Context) -> None:
+        if ctx.attempt == 1:
+            runs[value["n"]] += 1
+        await copy(value, ctx)
+
+    told: list[Any] = []
+
+    async def story(fleet: Fleet) -> None:
+        fleet.handler = counted
+        worker = await fleet.start()
+        fleet.publish(*({"fails": n % 9 == 0, "reject": n % 25 == 6, "parts": 2, "sleep": 0.05} for n in range(200)))
+        await fleet.until(lambda: len(fleet.out()) > 20)
+        fleet.cluster.faults.transaction_stale = 0.5
+        kept = [n for n in range(200) if n % 25 != 6]
+        await fleet.until(lambda: len(fleet.out()) >= 2 * len(kept) and fleet.numbers() == sorted([*kept, *kept]), 120)
+        await fleet.until(lambda: len(told) == 200 - len(kept))
+        counts = transactions(worker).counts
+        assert (counts.repeated > 3, counts.aborted) == (True, 0)
+        assert set(runs.values()) == {1}
+        dead = fleet.cluster.logs[f"{TOPIC}.{GROUP}.dlq"]
+        letters = {(p, record.offset()) for p, log in enumerate(dead) for record in log.records()}
+        assert {(alert.partition, alert.offset) for alert in told} == letters
+
+    play(story, on_dead_letter=told.append)
+
+
+def test_a_generation_that_stays_wrong_is_a_doubt() -> None:
+    async def story(fleet: Fleet) -> None:
+        worker = await fleet.start()
+        fleet.cluster.faults.transaction_stale = 1.0
+        fleet.publish(*({} for _ in range(20)))
+        await fleet.until(lambda: transactions(worker).counts.aborted > 0, 120)
+        assert transactions(worker).counts.repeated == REPEATS_MAX
+        fleet.cluster.faults.transaction_stale = 0.0
+        await fleet.until(lambda: len(fleet.out()) >= 20, 120)
+        assert fleet.numbers() == list(range(20))
+
+    play(story)
+
+
+def test_a_partition_that_is_lost_before_it_is_said_again_is_not_committed() -> None:
+    async def story(fleet: Fleet) -> None:
+        first = await fleet.start("first")
+        fleet.publish(*({"sleep": 0.05} for _ in range(60)))
+        await fleet.until(lambda: len(fleet.out()) > 5)
+        fleet.cluster.faults.transaction_stale = 1.0
+        await fleet.until(lambda: transactions(first).state is State.UNDOING)
+        for consumer in [each for each in fleet.cluster.consumers if each.client_id == "first"]:
+            fleet.cluster.expel(consumer)
+        fleet.cluster.faults.transaction_stale = 0.0
+        await fleet.until(lambda: len(fleet.out()) >= 60, 120)
+        assert fleet.numbers() == list(range(60))
+        assert transactions(first).counts.aborted > 0
 
     play(story)
 
