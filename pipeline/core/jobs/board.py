@@ -61,6 +61,7 @@ class Board:
         self.committed = 0
         self.number = 0
         self._confirmed: list[Job] = []
+        self._unconfirmed = 0
 
     def effects(self) -> list[Effect]:
         """What is to be done since the last call, in order."""
@@ -92,8 +93,7 @@ class Board:
         if request.dedup_id is not None:
             self.dedup.open(request)
         if not kind.known:
-            text = f"no worker of this queue has the job type {request.type!r}: declare it, then retry the job"
-            self.give_up(job, terminal(UNKNOWN_TYPE, text), now_ms)
+            self._unknown(job, now_ms)
         elif request.expires_ms and request.expires_ms <= now_ms:
             self.finish(job, CANCELLED, now_ms, EXPIRED)
         elif request.due_ms > now_ms:
@@ -107,6 +107,10 @@ class Board:
             self.ready(job, now_ms)
         return job
 
+    def _unknown(self, job: Job, now_ms: int) -> None:
+        text = f"no worker of this queue has the job type {job.kind.name!r}: declare it, then retry the job"
+        self.give_up(job, terminal(UNKNOWN_TYPE, text), now_ms)
+
     def kind(self, type_name: str) -> Kind:
         """The type; one that nobody declared is made up, to keep what is known of its jobs."""
         kind = self.kinds.get(type_name)
@@ -115,16 +119,11 @@ class Board:
         return kind
 
     def _seen(self, known: Finished, offset: int) -> None:
-        """A request that is read a second time, or was written twice."""
+        """A request that was written twice, or is read a second time: the first one settles by its own entry."""
         if isinstance(known, Job):
             if known.settles == offset:
                 return
             known.offset = max(known.offset, offset)
-            if not known.written:
-                if known.key is not None:
-                    self.ledger.older_first(known.key)
-                if not known.written:
-                    self.ledger.write(known)
         self.ledger.effects.append(Settle(offset))
 
     def _duplicate(self, request: JobRequest, offset: int, now_ms: int) -> bool:
@@ -203,8 +202,15 @@ class Board:
 
     def take(self, room: int, now_ms: int) -> list[Job]:
         """Up to `room` jobs that run from now on; their ending names the version that they have now."""
-        started = self._of_confirmed(room, now_ms) if self._confirmed else []
+        started: list[Job] = []
+        if self._unconfirmed:
+            started = self._of_confirmed(room, now_ms)
+            room -= self._unconfirmed
         for job in self.lanes.take(room - len(started), self.kinds.values(), now_ms):
+            if not job.kind.known:
+                job.kind.running -= 1
+                self._unknown(job, now_ms)
+                continue
             if job.expires_ms and job.expires_ms <= now_ms and not job.started_ms:
                 job.kind.running -= 1
                 self.finish(job, CANCELLED, now_ms, EXPIRED)
@@ -219,6 +225,7 @@ class Board:
             job.started_ms = now_ms
             if self.careful:
                 job.gated = True
+                self._unconfirmed += 1
                 self.ledger.write(job)
                 continue
             if not job.dirty:
@@ -227,7 +234,9 @@ class Board:
         return started
 
     def _of_confirmed(self, room: int, now_ms: int) -> list[Job]:
+        """Their entries are acknowledged. Those that still wait for it take up room too."""
         started = []
+        self._unconfirmed -= len(self._confirmed[:room])
         for job in self._confirmed[:room]:
             expired = job.expires_ms and job.expires_ms <= now_ms and job.version == 1
             if job.cancelling or expired:
