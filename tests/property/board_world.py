@@ -106,7 +106,7 @@ class World:
     def _restore(self) -> None:
         self.life += 1
         told = self.told
-        self.board = board = Board(QueuePolicy(ageing_ms=5_000, misfire_ms=10_000, ticks=50), TYPES, Pickled())
+        self.board = board = Board(QueuePolicy(ageing_ms=5_000, misfire_ms=10_000, ticks=50, due=2), TYPES, Pickled())
         board.committed = self.committed
         board.careful = self.random.random() < 0.3
         self.position = self.committed

@@ -399,6 +399,20 @@ def test_a_delayed_job_blocks_nothing_until_it_is_due_and_then_stands_where_it_c
     assert order == ["a", "b", "later", "c"]
 
 
+def test_many_of_one_instant_come_some_at_once_and_yet_in_the_order_of_their_keys(bench: Bench) -> None:
+    bench.board.policy = replace(bench.board.policy, due=2)
+    for n in range(5):
+        bench.ask(f"j{n}", due_ms=NOW + MINUTE)
+    bench.ask("later", key="k", due_ms=NOW + MINUTE)
+    bench.store()
+    bench.pass_ms(MINUTE)
+    assert len(bench.board.lanes) == 2
+    assert bench.board.next_ms() == NOW + MINUTE
+    bench.ask("a", key="k")
+    bench.store()
+    assert bench.ids(10) == ["j0", "j1", "j2", "j3", "j4", "later"]
+
+
 def test_one_that_runs_now_runs_behind_what_came_due_before_also_after_a_crash(bench: Bench) -> None:
     bench.ask("later", key="k", due_ms=NOW + MINUTE)
     bench.ask("a", key="k")

@@ -46,7 +46,7 @@ class Queue:
         """Some at a time, each ended before the next ones are taken."""
         taken: list[Job] = []
         while len(taken) < room:
-            some = self.lanes.take(min(at_once, room - len(taken)), self.kinds.values(), self.now_ms)
+            some = self.lanes.take(min(at_once, room - len(taken)), self.now_ms)
             if not some:
                 break
             for job in some:

@@ -75,7 +75,7 @@ class Board:
 
     def admit(self, requests: Iterable[tuple[int, JobRequest]], now_ms: int) -> None:
         """Requests with their offsets, as they stand in the inbox."""
-        self.call(now_ms)  # what came due before them goes before them
+        self.call(now_ms)
         for offset, request in requests:
             if request.created_ms > self.read_ms:
                 self.read_ms = request.created_ms
@@ -87,6 +87,7 @@ class Board:
 
     def accept(self, request: JobRequest, offset: int, now_ms: int) -> Job:
         """A job that is new."""
+        self.call_before(request.key, now_ms)
         kind = self.kinds.get(request.type) or self.kind(request.type)
         job = self.jobs[request.id] = Job(kind, request, offset, self.number)
         self.number += 1
@@ -139,7 +140,7 @@ class Board:
     # -- time
 
     def due(self, now_ms: int) -> None:
-        """What has its time: jobs, ticks, what is not kept any longer. Ask again at `next_ms`, and now and then."""
+        """What has its time: jobs (some at once), ticks, what is not kept any longer. Ask again at `next_ms`, and now and then."""
         self.call(now_ms)
         for window in self.dedup.over(self.read_ms):
             self.ledger.effects.append(Entry(dedup_key(window.type, window.dedup_id), None))
@@ -157,9 +158,15 @@ class Board:
         self.read_ms = max(self.read_ms, at_ms)
 
     def call(self, now_ms: int) -> None:
-        for job in self.timers.due(now_ms):
+        for job in self.timers.due(now_ms, self.policy.due):
             self.called(job, now_ms)
         self.schedules.due(now_ms)
+
+    def call_before(self, key: str | None, now_ms: int) -> None:
+        """Before a job of this key comes due without a timer: all that came due before it, however many they are."""
+        if key is not None and key in self.keys.later:
+            for job in self.timers.due(now_ms):
+                self.called(job, now_ms)
 
     def called(self, job: Job, now_ms: int) -> None:
         """Its time has come: to start, or to be given up since it has not."""
@@ -206,7 +213,7 @@ class Board:
         if self._unconfirmed:
             started = self._of_confirmed(room, now_ms)
             room -= self._unconfirmed
-        for job in self.lanes.take(room - len(started), self.kinds.values(), now_ms):
+        for job in self.lanes.take(room - len(started), now_ms):
             if not job.kind.known:
                 job.kind.running -= 1
                 self._unknown(job, now_ms)

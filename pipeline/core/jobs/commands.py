@@ -62,6 +62,7 @@ def _cancel(board: Board, job: Job, reason: str, offset: int, now_ms: int) -> bo
 
 def _now(board: Board, job: Job, offset: int, now_ms: int) -> bool:
     board.timers.clear(job)
+    board.call_before(job.key, now_ms)
     board.ledger.open(job)
     job.offset = offset
     job.number, board.number = board.number, board.number + 1  # behind what came due before it
@@ -76,6 +77,7 @@ def _now(board: Board, job: Job, offset: int, now_ms: int) -> bool:
 
 def _another_round(board: Board, old: Job, offset: int, now_ms: int) -> bool:
     """A new job of the same id, in a higher version; what was left over of the old one says nothing any more."""
+    board.call_before(old.key, now_ms)
     board.ledger.open(old)
     request = replace(cast(JobRequest, old.request), due_ms=0, expires_ms=0)
     job = Job(old.kind, request, offset, board.number)
