@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.model.job_policies import JobPolicy, QueuePolicy
 
@@ -12,7 +13,7 @@ INBOX_PREFIX = "jobs."
 
 @dataclass(frozen=True, slots=True)
 class JobType:
-    """A type of job. `takes`, `gives`: annotations of the handler's first parameter and of what it returns (`object`: anything).
+    """A type of job. `takes`, `gives`: annotations of the handler's first parameter and of what it returns (`Any`: anything).
 
     `handler` gets the input and a `JobContext`, or the input alone (`alone`).
     """
@@ -20,8 +21,8 @@ class JobType:
     name: str
     handler: Callable[..., object]
     policy: JobPolicy = field(default_factory=JobPolicy)
-    takes: object = object
-    gives: object = object
+    takes: Any = Any
+    gives: Any = Any
     is_async: bool = True
     alone: bool = False
 
