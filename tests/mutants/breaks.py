@@ -17,6 +17,8 @@ SCHEMAS, AVRO = "tests/unit/test_codec_schema.py", "tests/unit/test_codec_avro.p
 ADAPTER, DAMAGE = "tests/unit/test_kafka_adapter.py", "tests/unit/test_unreadable_batches.py"
 RECORDS = "tests/conformance/test_records.py"
 LIVES, BOARD = "tests/property/test_board_lives.py", "tests/unit/test_core_jobs_board.py"
+SCAN, JOBS = "tests/unit/test_core_store_scan.py", "tests/unit/jobs/test_jobs_on_workers.py"
+WRITER = "tests/unit/jobs/test_store_writer.py"
 CHOICE, CRON = "tests/unit/test_core_jobs_choice.py", "tests/unit/test_jobs_cron.py"
 
 
@@ -242,4 +244,18 @@ BREAKS = (
     Break("jobs-limits-wake-nobody", "core.jobs.lanes", "                    lane.wake(kind)", "                    pass", CHOICE),
     Break("jobs-limits-wake-one-only-once", "core.jobs.fairness", "                    kind.waiting[self.index][share] = None", "                    pass", CHOICE),
     Break("jobs-woken-ones-lose-their-turn", "core.jobs.fairness", "waiting.move_to_end(share, last=False)", "pass", CHOICE),
+    # jobs on workers
+    Break("store-believes-strangers-past-the-fence", "core.store_scan", "(offset >= self._owner_fence and epoch < self._owner)", "False", SCAN),
+    Break("store-believes-lower-epochs", "core.store_scan", "epoch < self.epoch or ", "", SCAN),
+    Break("store-is-read-past-the-fence", "core.store_scan", "offset < self.at or offset >= self.fence", "offset < self.at", SCAN),
+    Break("store-epochs-start-over", "worker.ownership", "max(opening.rebuild.epoch, opening.store.epoch + 1)", "opening.rebuild.epoch", JOBS),
+    Break("store-strangers-stay", "worker.jobs.boards", "        write_again(board, scan.strangers)\n", "", JOBS),
+    Break("store-unreadable-entries-stop-it", "worker.jobs.boards", "                del scan.entries[key]\n", "", JOBS),
+    Break("jobs-boards-are-never-careful", "worker.jobs.boards", "unit.unclean >= WATCHED", "False", JOBS),
+    Break("jobs-inbox-settled-when-admitted", "worker.jobs.hosting", "        host.open[number] = delivery\n", "        self._engine.done(delivery)\n", JOBS),
+    Break("jobs-interrupts-get-lost", "worker.jobs.hosting", "self._runs.interrupt(run, \"cancelled\")", "pass", JOBS),
+    Break("jobs-drained-before-they-are-written", "worker.jobs.hosting", "host.endings or len(host.writer)", "False", JOBS),
+    Break("jobs-writes-pass-what-failed", "worker.jobs.writing", "            if self._unsent:\n                self._unsent.append(item)\n            else:\n                self._send(item, now_ms)", "            self._send(item, now_ms)", WRITER),
+    Break("jobs-writes-done-out-of-order", "worker.jobs.writing", "while items and items[0].acknowledged:\n            done.append(items.popleft().what)", "for item in [each for each in items if each.acknowledged]:\n            items.remove(item)\n            done.append(item.what)", WRITER),
+    Break("jobs-writes-resent-too-early", "worker.jobs.writing", "self._under_way or now_ms < self._again_ms", "now_ms < self._again_ms", WRITER),
 )  # fmt: skip

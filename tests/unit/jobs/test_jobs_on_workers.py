@@ -11,6 +11,7 @@ import pytest
 import structlog
 from pydantic import BaseModel
 
+from pipeline.model.cluster import Position, TopicPartition
 from pipeline.model.errors import ConfigurationError, InvalidJob, JobMissing, JobUnsuccessful
 from pipeline.model.job_ids import job_id
 from pipeline.model.job_policies import Exponential, Fixed
@@ -298,13 +299,62 @@ def test_a_job_whose_owner_is_killed_runs_again_and_that_is_a_stall_and_no_attem
     play(app, story)
 
 
+def test_a_job_that_ends_its_worker_at_once_is_found_out() -> None:
+    """Nothing says that it ran where the first one died; after that, owners write it before they start anything."""
+    apps, seen = [application(f"app{number}") for number in range(5)], list[Any]()
+    for each in apps:
+
+        @each.job("killer", max_stalled_count=2)
+        async def killer(_given: None, job: JobContext) -> None:
+            seen.append(job.stalls)
+            await asyncio.sleep(3_600)
+
+    async def story(world: World) -> None:
+        handle = await apps[0].enqueue("killer")
+        for count, each in enumerate(apps[:4], start=1):
+            worker = await world.start(each)
+            await until(lambda count=count: len(seen) == count)  # type: ignore[misc]
+            world.kill(worker)
+        await world.start(apps[4])
+        with pytest.raises(JobUnsuccessful, match="died or hung 3 times"):
+            await handle.result("120s")
+        assert seen == [0, 0, 1, 2]
+
+    play(apps[0], story)
+
+
+def test_a_partition_is_let_go_when_what_ended_is_written() -> None:
+    app, other, ran = application("one"), application("other"), list[Any]()
+    for each in (app, other):
+
+        @each.job("step")
+        async def step(number: int) -> int:
+            await asyncio.sleep(1)
+            ran.append(number)
+            return number
+
+    async def story(world: World) -> None:
+        worker = await world.start(app)
+        handles = await app.enqueue_many("step", range(20))
+        await asyncio.sleep(0.5)
+        world.cluster.faults.land_delay_ms = (3_000, 3_000)
+        takes_over = await world.start(other)
+        await until(lambda: bool(takes_over.running[0].engine.partitions))
+        assert len(worker.running[0].engine.partitions) == 1
+        assert [await handle.result("120s") for handle in handles] == list(range(20))
+        await asyncio.sleep(5)
+        assert sorted(ran) == list(range(20))
+
+    play(app, story)
+
+
 def test_short_jobs_of_a_killed_owner_are_done_by_the_next_one() -> None:
     app, other, ran = application("one"), application("other"), Counter[int]()
     for each in (app, other):
 
         @each.job("short")
         async def short(number: int) -> int:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.04)
             ran[number] += 1
             return number
 
@@ -312,7 +362,7 @@ def test_short_jobs_of_a_killed_owner_are_done_by_the_next_one() -> None:
         app.queue("default", concurrency=5)
         worker = await world.start(app)
         handles = await app.enqueue_many("short", range(300))
-        await until(lambda: len(ran) > 100)
+        await until(lambda: len(ran) > 90)  # offsets were committed by now, and what waits has no entries yet
         world.kill(worker)
         await world.start(other)
         assert [await handle.result("120s") for handle in handles] == list(range(300))
@@ -351,6 +401,38 @@ def test_what_a_worker_writes_late_that_was_taken_for_dead_is_not_believed_and_i
         again = [each.value() for each in world.read(STATE) if each.key() == entry.key()]
         assert again[:3] == [entry.value(), None, entry.value()], "the stranger's tombstone is written over"
         other.jobs.close()
+
+    play(app, story)
+
+
+def test_a_store_outlives_the_offsets_of_its_group() -> None:
+    app, others = application("one"), [application("other"), application("third")]
+    for each in (app, *others):
+
+        @each.job("later")
+        async def later(name: str) -> str:
+            return name
+
+    async def story(world: World) -> None:
+        worker = await world.start(app)
+        for _ in range(3):  # epochs grow
+            await world.stop(worker)
+            worker = await world.start(app)
+        handle = await app.enqueue("later", "a", delay="60s", key="k")
+        await until(lambda: len(world.read(STATE)) == 1)
+        await world.stop(worker)
+        world.cluster.admin().set_group_positions(
+            "default", {TopicPartition(INBOX, number): Position(0) for number in range(2)}
+        )
+        worker = await world.start(others[0])
+        changed = await app.enqueue("later", "b", delay="60s", key="k")
+        await until(lambda: len(world.read(STATE)) >= 2)
+        await world.stop(worker)
+        await world.start(others[1])
+        assert [await each.result("120s") for each in (handle, changed)] == ["a", "b"]
+        epochs = [int(dict(each.headers() or ())["pl.epoch"] or 0) for each in world.read(STATE)]
+        assert epochs == sorted(epochs)
+        assert len(set(epochs)) == 3
 
     play(app, story)
 
@@ -404,6 +486,9 @@ def test_what_only_the_worker_can_know_is_a_dead_letter_with_the_reason_and_stop
     async def lenient(_given: dict[str, str]) -> None: ...
 
     async def story(world: World) -> None:
+        for number in range(2):
+            world.cluster.producer("stranger").send(STATE, b"j/x", b"not an entry", None, number)
+        await asyncio.sleep(1)
         await world.start(app)
         world.cluster.producer("stranger").send(INBOX, b"k", b"not a job")
         misfit, unknown = await caller.enqueue("classify", {"no": "id"}), await caller.enqueue("unheard", {})
