@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -25,6 +25,7 @@ from pipeline.model.topics import SCHEMAS_TOPIC
 from pipeline.settings import Settings
 from pipeline.topology import Layout, layouts
 from pipeline.worker.declaring import Declaration, Retries
+from pipeline.worker.jobs.declaring import Queues, declaration_of, options_of
 
 if TYPE_CHECKING:
     from pipeline.codec import AvroCodec
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from pipeline.emit.policy import BufferPolicy
     from pipeline.emit.publisher import Publisher
     from pipeline.emit.recorder import Recorder
+    from pipeline.jobs.client import JobClient
+    from pipeline.jobs.handle import JobHandle
+    from pipeline.model.job_policies import QueuePolicy
+    from pipeline.model.job_types import JobType
     from pipeline.worker.worker import Worker
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,6 +58,8 @@ class Pipeline:
         self._subscriptions: list[Subscription] = []
         self._alert_hooks: list[Callable[..., Any]] = []
         self._worker: Worker | None = None
+        self._queues = Queues()
+        self._client: JobClient | None = None
 
     @classmethod
     def from_settings(cls, name: str = "pipeline") -> Pipeline:
@@ -71,7 +78,8 @@ class Pipeline:
 
     @property
     def subscriptions(self) -> tuple[Subscription, ...]:
-        return tuple(self._subscriptions)
+        """Those of `subscribe`, and one per queue of jobs."""
+        return (*self._subscriptions, *self._queues.subscriptions())
 
     def layouts(self) -> tuple[Layout, ...]:
         """Real topic and group names of every subscription, checked against each other."""
@@ -131,11 +139,79 @@ class Pipeline:
 
         def declare(handler: F) -> F:
             subscription = declaration.subscription(handler)
-            layouts([*self._subscriptions, subscription], self.settings.prefix)
+            layouts([*self.subscriptions, subscription], self.settings.prefix)
             self._subscriptions.append(subscription)
             return handler
 
         return declare
+
+    # -- jobs
+
+    def queue(
+        self,
+        name: str,
+        *,
+        concurrency: int | None = None,
+        policy: QueuePolicy | None = None,
+        flow: FlowPolicy | None = None,
+    ) -> None:
+        """How a queue runs its jobs. `concurrency`: at once in one process, of all types; `policy`: how it chooses among them."""
+        self._queues.configure(name, policy, flow, concurrency)
+
+    def job(self, name: str, **arguments: Any) -> Callable[[F], F]:
+        """Declare a type of job and its handler, `async def` or `def`, called with the input and a `JobContext`.
+
+        The arguments are those of `JobDeclaration`: queue, timeout, attempts, backoff, concurrency, priority, ... The annotation of
+        the first parameter says what the job takes, that of the result what it gives. Raises `ConfigurationError`.
+        """
+        declaration = declaration_of(name, arguments)
+        declaration.policy()
+
+        def declare(handler: F) -> F:
+            declared = declaration.type(handler)
+            self._queues.add(declared, declaration.queue)
+            self.layouts()
+            return handler
+
+        return declare
+
+    async def enqueue(self, job: str | Callable[..., Any], given: object = None, **options: Any) -> JobHandle:
+        """Ask for a job by its name or its handler; returns when the brokers have acknowledged it.
+
+        Options: delay, run_at, key, priority, tenant, dedup_id, dedup_window, attempts, backoff, timeout, expires, workflow_id,
+        tags. Raises InvalidJob for the input, `ConfigurationError` for an option, PublishError.
+        """
+        return (await self.jobs.enqueue(self._job_name(job), [given], options_of(options)))[0]
+
+    async def enqueue_many(
+        self, job: str | Callable[..., Any], given: Iterable[object], **options: Any
+    ) -> list[JobHandle]:
+        """`enqueue` for many inputs with the same options: they go out together."""
+        return await self.jobs.enqueue(self._job_name(job), list(given), options_of(options))
+
+    def enqueue_sync(self, job: str | Callable[..., Any], given: object = None, **options: Any) -> JobHandle:
+        """`enqueue` for a caller without asyncio."""
+        return self.jobs.enqueue_sync(self._job_name(job), [given], options_of(options))[0]
+
+    async def cancel(
+        self, job: str | Callable[..., Any], job_id: str, *, key: str | None = None, reason: str = "cancelled"
+    ) -> None:
+        """Ask for a job to be cancelled. `key`: the key, else the dedup_id, that it was asked for with."""
+        await self.jobs.cancel(self._job_name(job), job_id, key, reason)
+
+    def job_handle(self, job: str | Callable[..., Any], job_id: str) -> JobHandle:
+        """A handle of a job that was asked for some time."""
+        return self.jobs.handle(self._job_name(job), job_id)
+
+    @property
+    def jobs(self) -> JobClient:
+        """Asks for jobs; closed by `stop`, or close it."""
+        if self._client is None:
+            self._client = self._job_client()
+        return self._client
+
+    def _job_name(self, job: str | Callable[..., Any]) -> str:
+        return job if isinstance(job, str) else self._queues.name_of(job)
 
     @property
     def alert_hooks(self) -> tuple[Callable[..., Any], ...]:
@@ -168,6 +244,31 @@ class Pipeline:
         from pipeline.codec import AvroCodec
 
         return AvroCodec(self._registry())
+
+    def _job_client(self) -> JobClient:
+        from pipeline.jobs.client import ClientParts, JobClient, Place
+        from pipeline.worker.parts import wall_clock_ms
+
+        def find(name: str) -> tuple[JobType, Place] | None:
+            found = self._queues.find(name)
+            if found is None:
+                return None
+            queue, declared = found
+            topics = next(entry.topics for entry in self.layouts() if entry.group == self.group_name(queue))
+            assert topics.state is not None
+            return declared, Place(topics.source, topics.state)
+
+        cluster = self.cluster
+        parts = ClientParts(
+            cluster,
+            self.codec,
+            f"{self.name}.jobs",
+            find,
+            lambda: self._queues.names,
+            getattr(cluster, "clock", wall_clock_ms),
+            self.settings.broker.startswith("memory://"),
+        )
+        return JobClient(parts)
 
     def _registry(self) -> Any:
         from pipeline.codec import product_catalogue
@@ -235,6 +336,9 @@ class Pipeline:
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.stop()
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
 
     @property
     def worker(self) -> Worker | None:

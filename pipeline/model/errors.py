@@ -17,6 +17,10 @@
     |  `- IncompatibleSchema   a schema change would break readers
     |- PublishError            a record could not be published
     |  `- BufferFull           the bounded buffer is full and its policy is to say so
+    |- InvalidJob              a job that can't be asked for: unknown type, wrong or too large an input, a secret
+    |- JobMissing              no job of this id: unknown, or expired
+    |- JobUnsuccessful         a job ended without a result
+    |- ResultTimeout           a job had no ending in time
     `- BrokerStartError        the embedded broker could not be started
 
 Each message is one sentence that names the setting, topic, offset or field, and what to do.
@@ -104,3 +108,28 @@ class BufferFull(PublishError):
 
 class BrokerStartError(PipelineError):
     """The embedded broker could not be started."""
+
+
+class InvalidJob(PipelineError):
+    """What was asked for can't be a job: an unknown type, an input that does not fit it, one that is too large or holds a secret."""
+
+
+class JobMissing(PipelineError):
+    """There is no job of this id: `expired` when it was one and is forgotten, else nobody ever heard of it."""
+
+    def __init__(self, message: str, expired: bool = False) -> None:
+        super().__init__(message)
+        self.expired = expired
+
+
+class JobUnsuccessful(PipelineError):
+    """The job ended without a result: given up, or cancelled. `state` is its state, `error_class` that of its last failure."""
+
+    def __init__(self, message: str, state: str, error_class: str = "") -> None:
+        super().__init__(message)
+        self.state = state
+        self.error_class = error_class
+
+
+class ResultTimeout(PipelineError):
+    """The job had no ending within the time that the caller would wait. It goes on."""

@@ -39,6 +39,8 @@ ERROR_TEXT_BYTES = 8_192
 DIAGNOSTICS_BYTES = 12_288
 """The same with history and log: what Kafka's own names repeat and the other headers fit into a lane's 16 KiB beside it."""
 LOG_BYTES = 2_048
+STORE_EPOCH = "pl.epoch"
+"""On entries of a store: the epoch of the owner that wrote them."""
 POINTER_KIND, POINTER_LAST = "pl.pointer.kind", "pl.pointer.last"
 
 _V, _ATTEMPT, _HOP, _EPOCH = "pl.v", "pl.attempt", "pl.hop", "pl.epoch"

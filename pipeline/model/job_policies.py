@@ -73,7 +73,7 @@ class QueuePolicy:
     `weights` of the lanes high, normal, low; a lane whose oldest job waited longer than `ageing_ms` has the weight of the lane above.
     Of a tenant's turns every `oldest_every`-th is for its oldest job that waited so long, whatever its priority. `quantum`: a
     tenant's share of each round, in `JobPolicy.cost`. `misfire_ms`: a tick that is later than this was missed. `ticks`: so many
-    ticks of one schedule fire at once.
+    ticks of one schedule fire at once; `due`: so many jobs come due at once, or a million of one instant would hold up all else.
     """
 
     weights: tuple[int, int, int] = (16, 4, 1)
@@ -82,6 +82,7 @@ class QueuePolicy:
     quantum: int = 1
     misfire_ms: int = 60_000
     ticks: int = 1_000
+    due: int = 5_000
 
 
 def Fixed(delay: Duration = "1s") -> Backoff:
@@ -237,7 +238,7 @@ def check_queue(policy: QueuePolicy) -> QueuePolicy:
         raise ConfigurationError(f"weights={policy.weights!r} must not grow from high to normal to low")
     for each in fields(policy):
         if each.name != "weights":
-            low = 1 if each.name in ("oldest_every", "quantum", "ticks") else 0
+            low = 1 if each.name in ("oldest_every", "quantum", "ticks", "due") else 0
             _between(each.name, getattr(policy, each.name), low, 1_000 * DAY_MS)
     return policy
 

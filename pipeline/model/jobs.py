@@ -203,4 +203,5 @@ class RunScheduleNow:
     at_ms: int
 
 
-JobCommand = CancelJob | RetryJob | RunJobNow | PutSchedule | DropSchedule | PauseSchedule | RunScheduleNow
+ScheduleCommand = PutSchedule | DropSchedule | PauseSchedule | RunScheduleNow
+JobCommand = CancelJob | RetryJob | RunJobNow | ScheduleCommand

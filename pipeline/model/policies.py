@@ -5,11 +5,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.outcome import FailureKind
+
+if TYPE_CHECKING:
+    from pipeline.model.job_types import JobQueue
 
 Order = Literal["key", "key_relaxed", "none"]
 Delivery = Literal["at_least_once", "exactly_once"]
@@ -118,7 +121,7 @@ class Subscription:
     """One handler + consumer group + policies. `topic` and `group` are the names as declared (no environment prefix).
 
     `event_types`: the handler is only for these classes of events, others count as done (None: for all).
-    `on_dead_letter`: told of each record that is given up (an alert hook).
+    `on_dead_letter`: told of each record that is given up (an alert hook). `jobs`: it is a queue, whose topic is an inbox.
     """
 
     topic: str
@@ -141,6 +144,7 @@ class Subscription:
     executor: ExecutorKind = "auto"
     isolation: IsolationPolicy = field(default_factory=IsolationPolicy)
     delivery: Delivery = "at_least_once"
+    jobs: JobQueue | None = None
 
 
 def _between(name: str, value: int, low: int, high: int) -> None:

@@ -3,6 +3,7 @@
     T.G.retry.10s ...   retry tiers, one constant delay each
     T.G.replay          the replay lane
     T.G.dlq             dead letters (the name can be set per subscription)
+    T.G.state           the store of a queue of jobs, compacted; T is the queue's inbox then
 
 Kafka allows [a-zA-Z0-9._-] and 249 characters. Letters outside that in a group name are escaped as `_xx` (hex of the UTF-8 byte),
 so two groups never share the lanes of one source topic. (Of two source topics they could, as `a` + `b.c` and `a.b` + `c`:
@@ -54,21 +55,30 @@ def escape(group: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LaneTopics:
-    """All topics of one subscription. `tiers` are in order of delay; `lanes` = tiers then replay: what is fetched beside the source."""
+    """All topics of one subscription. `tiers` are in order of delay; `lanes` = tiers then replay: what is fetched beside the source.
+
+    `state` is the store of a queue of jobs.
+    """
 
     source: str
     tiers: tuple[str, ...]
     tier_delays_ms: tuple[int, ...]
     replay: str
     dead_letters: str
+    state: str | None = None
 
     @property
     def lanes(self) -> tuple[str, ...]:
         return (*self.tiers, self.replay)
 
+    @property
+    def private(self) -> tuple[str, ...]:
+        """What only this group may write to: its lanes, and its store."""
+        return self.lanes if self.state is None else (*self.lanes, self.state)
+
 
 def lane_topics(
-    source: str, group: str, tier_delays_ms: tuple[int, ...], dead_letters: str | None = None
+    source: str, group: str, tier_delays_ms: tuple[int, ...], dead_letters: str | None = None, store: bool = False
 ) -> LaneTopics:
     """The lanes of `group` on `source`, names checked. Environment prefixes are already part of `source` and `group`."""
     base = f"{source}.{escape(group)}"
@@ -78,4 +88,5 @@ def lane_topics(
         tier_delays_ms=tier_delays_ms,
         replay=check_topic(f"{base}.replay"),
         dead_letters=check_topic(dead_letters or f"{base}.dlq", "dead_letter_topic"),
+        state=check_topic(f"{base}.state") if store else None,
     )

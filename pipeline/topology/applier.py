@@ -35,7 +35,7 @@ def existing_topics(
     declared: set[str] = set()
     for entry in layouts(subscriptions, prefix):
         topics = entry.topics
-        declared |= {topics.source, *topics.lanes, topics.dead_letters}
+        declared |= {topics.source, *topics.private, topics.dead_letters}
         wanted |= {retired.topic for retired in retired_of(entry, names)}
     return admin.topics(sorted(declared | wanted.intersection(names)))
 

@@ -45,7 +45,9 @@ def layout(subscription: Subscription, prefix: str = "") -> Layout:
     """Names of one subscription, checked; `prefix` (of the environment) stands before topics and groups."""
     group = prefix + subscription.group
     dead_letters = None if subscription.dead_letter_topic is None else prefix + subscription.dead_letter_topic
-    return Layout(group, lane_topics(prefix + subscription.topic, group, subscription.retry.tiers_ms, dead_letters))
+    store = subscription.jobs is not None
+    topics = lane_topics(prefix + subscription.topic, group, subscription.retry.tiers_ms, dead_letters, store)
+    return Layout(group, topics)
 
 
 def layouts(subscriptions: Sequence[Subscription], prefix: str = "") -> tuple[Layout, ...]:
@@ -57,7 +59,7 @@ def layouts(subscriptions: Sequence[Subscription], prefix: str = "") -> tuple[La
         if entry.group in groups:
             raise ConfigurationError(f"group={entry.group!r} is declared by two subscriptions: give each its own group")
         groups.add(entry.group)
-        for lane in entry.topics.lanes:
+        for lane in entry.topics.private:
             if lane in owner:
                 raise ConfigurationError(
                     f"groups {owner[lane]!r} and {entry.group!r} would share the lane {lane}: rename one of the groups"
@@ -119,5 +121,6 @@ def discover(group: str, existing_names: Collection[str]) -> tuple[Layout, ...]:
             continue
         bare = Layout(group, lane_topics(source, group, ()))
         delays = tuple(tier.delay_ms for tier in retired_of(bare, names))
-        found.append(Layout(group, lane_topics(source, group, delays)))
+        store = tail.removesuffix("replay") + "state"
+        found.append(Layout(group, lane_topics(source, group, delays, store=source + store in names)))
     return tuple(found)

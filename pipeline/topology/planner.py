@@ -24,6 +24,7 @@ from pipeline.topology.rules import (
     audit_rules,
     clock_rules,
     control_rules,
+    inbox_rules,
     lane_rules,
     minimum_retention_ms,
     results_rules,
@@ -51,6 +52,8 @@ def _lanes(entry: Layout, retired: Sequence[RetiredTier]) -> Iterator[_Lane]:
         yield _Lane(tier.topic, "tier", tier.delay_ms, declared=False)
     yield _Lane(entry.topics.replay, "replay", 0)
     yield _Lane(entry.topics.dead_letters, "dead letters", 0)
+    if entry.topics.state is not None:
+        yield _Lane(entry.topics.state, "state", 0)
 
 
 class _Planner:
@@ -102,7 +105,7 @@ class _Planner:
                 name, total, before.was if isinstance(before, AddPartitions) else was, why
             )
 
-    def source(self, name: str, what: str = "source topic") -> TopicSpec | None:
+    def source(self, name: str, what: str = "source topic", rules: Sequence[Rule] = ()) -> TopicSpec | None:
         if name in self.known:
             return self.known[name]
         if not self.defaults.create_sources:
@@ -118,7 +121,7 @@ class _Planner:
             name,
             self.defaults.partitions,
             self.defaults.replication_factor,
-            source_rules(),
+            rules or source_rules(),
             f"the {what} is missing",
         )
         return self.known[name]
@@ -211,9 +214,14 @@ def _plan(
     planner = _Planner(existing, defaults)
     known_to_broker = any(DECOMPRESSED in spec.configs for spec in existing.values())
     for entry in layouts(subscriptions, prefix):
-        source = planner.source(entry.topics.source)
+        if entry.topics.state is None:
+            source = planner.source(entry.topics.source)
+        else:
+            source = planner.source(entry.topics.source, "inbox of a queue", (*source_rules(), *inbox_rules()))
         if source is None:
             continue
+        if entry.topics.state is not None:
+            planner.settle(source.name, inbox_rules())
         retired = retired_of(entry, existing)
         for lane in _lanes(entry, retired):
             planner.lane(lane, source, entry.group)
@@ -281,6 +289,8 @@ def check(
 def _retention_floors(subscriptions: Sequence[Subscription], existing: Collection[str], prefix: str) -> dict[str, int]:
     floors: dict[str, int] = {}
     for entry in layouts(subscriptions, prefix):
+        if entry.topics.state is not None:
+            floors[entry.topics.source] = minimum_retention_ms("replay", 0)
         for lane in _lanes(entry, retired_of(entry, existing)):
             floors[lane.topic] = minimum_retention_ms(lane.kind, lane.delay_ms)
     return floors

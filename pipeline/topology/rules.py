@@ -27,7 +27,7 @@ OPTIONAL = (DECOMPRESSED,)
 """Settings that a topic is made without when the broker does not know them."""
 
 Level = Literal["error", "warning"]
-LaneKind = Literal["tier", "replay", "dead letters"]
+LaneKind = Literal["tier", "replay", "dead letters", "state"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,8 @@ def source_rules() -> tuple[Rule, ...]:
 def lane_rules(kind: LaneKind, delay_ms: int, source: TopicSpec, defaults: Defaults) -> tuple[Rule, ...]:
     """Rules for one lane of `source` (as it is, or as it will be made). `delay_ms` is 0 for lanes that are no tier."""
     message_bytes = int(source.configs.get("max.message.bytes", KAFKA_MAX_MESSAGE_BYTES)) + LANE_OVERHEAD_BYTES
+    if kind == "state":
+        return state_rules(2 * message_bytes)
     rules = [
         Rule("cleanup.policy", "delete", "compaction would remove all but the last record of a key"),
         _retention(kind, delay_ms, defaults),
@@ -142,6 +144,46 @@ def lane_rules(kind: LaneKind, delay_ms: int, source: TopicSpec, defaults: Defau
     return tuple(rules)
 
 
+STATE_SEGMENT_BYTES = 33_554_432
+STRANGERS_MS = 3_600_000
+"""For so long a store keeps what was true before a stranger (a worker that was taken for dead) wrote over it."""
+
+
+def inbox_rules() -> tuple[Rule, ...]:
+    """What a queue asks of its inbox, beside `source_rules`."""
+    return (
+        Rule("cleanup.policy", "delete", "compaction would remove all but the last job of a key"),
+        Rule(
+            "message.timestamp.type",
+            "LogAppendTime",
+            "dedup windows count from when a job was written, and the clocks of callers differ",
+        ),
+        Rule(
+            "retention.ms",
+            str(_whole_days_beyond(MARGIN_MS)),
+            "jobs would be deleted before a queue comes back that was down for a week",
+            "at_least",
+        ),
+        Rule("retention.bytes", "-1", "jobs would be deleted by size before they were admitted"),
+    )
+
+
+def state_rules(message_bytes: int) -> tuple[Rule, ...]:
+    """The store of a queue keeps the newest entry of each job for ever. An entry holds the request and its result."""
+    return (
+        Rule("cleanup.policy", "compact", "jobs that wait would be forgotten after a while"),
+        Rule(
+            "min.compaction.lag.ms",
+            str(STRANGERS_MS),
+            "what a worker that was taken for dead writes late could replace what is true before anybody sees it",
+            "at_least",
+        ),
+        Rule("max.message.bytes", str(message_bytes), "a job and its result together would not fit", "at_least"),
+        Rule("segment.ms", str(DAY_MS), "", "initial"),
+        Rule("segment.bytes", str(max(STATE_SEGMENT_BYTES, message_bytes)), "", "initial"),
+    )
+
+
 def _retention(kind: LaneKind, delay_ms: int, defaults: Defaults) -> Rule:
     if kind == "dead letters":
         return Rule(
@@ -173,7 +215,7 @@ def _whole_days_beyond(floor_ms: int) -> int:
 
 def minimum_retention_ms(kind: LaneKind, delay_ms: int) -> int:
     """A worker refuses to start unless the lane keeps records longer than this."""
-    return 1 if kind == "dead letters" else delay_ms + MARGIN_MS
+    return 1 if kind in ("dead letters", "state") else delay_ms + MARGIN_MS
 
 
 def schema_rules() -> tuple[Rule, ...]:

@@ -139,6 +139,11 @@ class Committer:
         self.loads[unit] = load
         return found
 
+    def committed(self, unit: Unit) -> int:
+        """The source's offset that is durable; 0 before the first answer."""
+        known = self._lanes.get(TopicPartition(unit.policy.source, unit.partition))
+        return known.position.offset if known is not None and known.position is not None else 0
+
     def marking(self, unit: Unit) -> int | None:
         """Which of the unit's marks are durable; None before the first answer."""
         known = self._lanes.get(TopicPartition(unit.policy.source, unit.partition))

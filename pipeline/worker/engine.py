@@ -21,6 +21,7 @@ from pipeline.core.effects import DeadLetter, Effect, HandOff
 from pipeline.core.flow import FloodGuard
 from pipeline.core.unit import Unit, UnitPolicy
 from pipeline.model.errors import PipelineError
+from pipeline.worker.alarm import Alarm
 from pipeline.worker.committing import Committer
 from pipeline.worker.concluding import Background, Conclusions
 from pipeline.worker.dispatch import Dispatch
@@ -70,8 +71,8 @@ class Engine:
         self.log = self._log = parts.log
         self.loop = self._loop = loop
         self._inbox: deque[Input] = deque()
-        self._woken, self._timer_ms = False, 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._woken = False
+        self._alarm = Alarm(loop, self._step)
         self._ticker: asyncio.TimerHandle | None = None
         self._assemble(unit_policy(parts, sub))
         self.fetcher: Fetcher
@@ -83,7 +84,9 @@ class Engine:
         self._committer = Committer()
         self.transactions = transactions = transactions_of(parts, flow, self._committer, self, self.stats)
         self._sender = Sender(transactions or parts.producer, parts.topics.dead_letters, self.post, parts.schema_of)
-        self._ownership = Ownership(policy, self._committer, self._clock, flow.drain_timeout_ms, self._log)
+        self._ownership = Ownership(
+            policy, self._committer, self._clock, flow.drain_timeout_ms, self._log, parts.restored
+        )
         self._ownership.connect(self, self._loop)
         self._regulator = Regulator(flow, self._committer, self._sender, SPAN_MAX if transactions else 0)
         self.quarantine: Quarantine = Quarantine(self, self._committer)
@@ -184,19 +187,7 @@ class Engine:
         if self._ownership.is_draining:
             self._ownership.let_go_drained()
         if (wake_at := min((at for at in times if at is not None), default=None)) is not None:
-            self._wake_at(wake_at, now_ms)
-
-    def _wake_at(self, at_ms: int, now_ms: int) -> None:
-        if self._timer is not None:
-            if now_ms < self._timer_ms <= at_ms:
-                return
-            self._timer.cancel()
-        self._timer_ms = at_ms
-        self._timer = self._loop.call_later(max(1, at_ms - now_ms) / 1000, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._step()
+            self._alarm.at(wake_at, now_ms)
 
     def _tick(self) -> None:
         """Commit what has changed; the clock of slow things."""
@@ -236,7 +227,7 @@ class Engine:
         else:
             self.stats.waited_in_memory += 1
             self._dispatch.run_later(effect)
-            self._wake_at(effect.at_ms, now_ms)
+            self._alarm.at(effect.at_ms, now_ms)
 
     # -- inputs
 
@@ -354,9 +345,9 @@ class Engine:
     def _stop_timers(self) -> None:
         if self.transactions is not None:
             self.transactions.stop()
-        for handle in (self._ticker, self._timer):
-            if handle is not None:
-                handle.cancel()
+        self._alarm.cancel()
+        if self._ticker is not None:
+            self._ticker.cancel()
         self._background.cancel()
 
     def fail(self, error: BaseException) -> None:
@@ -381,6 +372,10 @@ class Engine:
     def refused(self) -> Mapping[int, PipelineError]:
         """Partitions that are ours and can't be processed, with the reason."""
         return self._ownership.refused
+
+    def committed(self, unit: Unit) -> int:
+        """Below this offset the source is not read again, whatever happens."""
+        return self._committer.committed(unit)
 
     @property
     def commit_failures(self) -> int:

@@ -194,6 +194,7 @@ class Fetcher:
             self._again(partition, bad[1])
             return
         self._rebuilding.discard(partition)
+        self._stop_fetching(self._store(partition))  # it is read: from now on only we write to it
         self.add({tp: position.offset for positions in (lanes, source) for tp, position in positions.items()})
         self._post(Claimed(partition, epoch))
 
@@ -307,7 +308,8 @@ class Fetcher:
             del self._opening[partition]
             if isinstance(answer, Opened):
                 source = TopicPartition(self._policy.source, partition)
-                self._owned[partition] = (source, *(TopicPartition(lane.topic, partition) for lane in answer.lanes))
+                lanes = (TopicPartition(lane.topic, partition) for lane in answer.lanes)
+                self._owned[partition] = (source, *lanes, *self._store(partition))
                 self._terms[partition] = term = self._terms.get(partition, 0) + 1
                 self._rebuilding.add(partition)
                 answer = replace(answer, term=term)
@@ -354,6 +356,10 @@ class Fetcher:
     def fault(self, fault: FetchFault) -> None:
         if not self._damaged.told(fault):
             self._post(Faulted(fault))
+
+    def _store(self, partition: int) -> tuple[TopicPartition, ...]:
+        state = self._policy.state
+        return () if state is None else (TopicPartition(state, partition),)
 
     def _forget(self, partitions: Collection[int]) -> None:
         for number in partitions:

@@ -18,10 +18,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class StorePlace:
+    topic: str
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """A partition is ours, and this is where its lanes stand. `ends` were read after the committed offsets.
 
     `term` counts the openings of the partition by this worker: what is said of an earlier one is out of date.
+    `store`: a queue's, with where its log begins and ends.
     """
 
     partition: int
@@ -30,6 +38,7 @@ class Opened:
     progress: Mapping[str, Progress]
     ends: Mapping[str, int]
     term: int = 0
+    store: StorePlace | None = None
 
 
 @dataclass(frozen=True, slots=True)

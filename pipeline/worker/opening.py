@@ -11,14 +11,17 @@ from pipeline.core.unit import LaneSpec
 from pipeline.model.cluster import GroupConsumer, TopicPartition
 from pipeline.model.policies import Start
 from pipeline.worker.beginnings import expired_lane, out_of_range
-from pipeline.worker.inputs import Opened, Refused
+from pipeline.worker.inputs import Opened, Refused, StorePlace
 
 REQUEST_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class FetchPolicy:
-    """`buffered`: records fetched and not started, at which fetching stops; `batch`: records per poll; `poll_s`: the longest one."""
+    """`buffered`: records fetched and not started, at which fetching stops; `batch`: records per poll; `poll_s`: the longest one.
+
+    `state`: the topic of a queue's store.
+    """
 
     source: str
     group: str
@@ -26,6 +29,7 @@ class FetchPolicy:
     buffered: int = 10_000
     batch: int = 2_000
     poll_s: float = 0.02
+    state: str | None = None
 
 
 class Opener:
@@ -43,6 +47,8 @@ class Opener:
         sources = [TopicPartition(source, partition) for partition in partitions]
         every = [*sources, *(TopicPartition(lane.topic, partition) for partition in partitions for lane in lanes)]
         committed = self._consumer.committed(every, REQUEST_TIMEOUT_S)
+        if (state := self._policy.state) is not None:
+            every += [TopicPartition(state, partition) for partition in partitions]
         beginnings = self._consumer.beginning_offsets(every, REQUEST_TIMEOUT_S)
         # Ends after committed offsets: a hand-off that landed before a commit counted it must be below the fence.
         ends = self._consumer.end_offsets(every, REQUEST_TIMEOUT_S)
@@ -64,7 +70,11 @@ class Opener:
             found = {name: lane_progress(committed[at], beginnings[at], ends[at]) for name, at in by_lane.items()}
             fences = {name: ends[at] for name, at in by_lane.items()}
             marks = of_records(progress.marks, {SOURCE_NAME: ends[tp], **fences})
-            yield Opened(partition, lanes, replace(progress, marks=marks), found, fences)
+            store = None
+            if state is not None:
+                at = TopicPartition(state, partition)
+                store = StorePlace(state, beginnings[at], ends[at])
+            yield Opened(partition, lanes, replace(progress, marks=marks), found, fences, store=store)
 
     def _starts(
         self,

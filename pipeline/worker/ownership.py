@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from pipeline.core.care import let_go, take_care
 from pipeline.core.delivery import SOURCE
 from pipeline.core.rebuild import Rebuild
+from pipeline.core.store_scan import STORE, StoreScan
 from pipeline.core.unit import LaneSpec, Unit, UnitPolicy
 from pipeline.core.unreadable import point_at
 from pipeline.model.cluster import Message, Position, TopicPartition
@@ -26,13 +27,15 @@ from pipeline.worker.fetcher import Fetcher
 from pipeline.worker.inputs import Claimed, Ended, Fetched, Lost, Opened, Refused, Revoking, Unreadable
 from pipeline.worker.parts import Clock, EngineParts
 
+IN_STORE = -1
+"""Stands for the store where lanes have their index."""
 NO_PARTITION = -1
 """In `refused`: the subscription as a whole, for example because its topic was deleted."""
 
 
 def unit_policy(parts: EngineParts, sub: Subscription) -> UnitPolicy:
     """What its units know of a subscription."""
-    isolated = sub.executor == "process"
+    isolated = sub.executor == "process" or sub.jobs is not None  # what a job does to its worker, its board finds out
     topic, group, buffered = parts.topics.source, parts.group, sub.flow.buffered
     hold = sub.dead_letter == "hold"
     return UnitPolicy(topic, group, sub.order, sub.retry, blocked=buffered, isolated=isolated, hold=hold)
@@ -40,11 +43,34 @@ def unit_policy(parts: EngineParts, sub: Subscription) -> UnitPolicy:
 
 @dataclass(slots=True)
 class _Opening:
-    """A partition whose lanes are being read, or whose epoch is being committed."""
+    """A partition whose lanes (and store) are being read, or whose epoch is being committed."""
 
     rebuild: Rebuild
     lanes: tuple[LaneSpec, ...]
+    store: StoreScan | None = None
     unit: Unit | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.rebuild.complete and (self.store is None or self.store.complete)
+
+    def observe(self, lane: int, message: Message) -> None:
+        if lane != IN_STORE:
+            self.rebuild.observe(lane, message.offset(), message.key(), message.headers())
+        elif self.store is not None:
+            self.store.observe(message.offset(), message.key(), message.value(), message.headers())
+
+    def reached(self, lane: int, offset: int) -> None:
+        if lane != IN_STORE:
+            self.rebuild.reached(lane, offset)
+        elif self.store is not None:
+            self.store.reached(offset)
+
+    def unreadable(self, lane: int, first: int, until: int) -> None:
+        if lane != IN_STORE:
+            self.rebuild.unreadable(lane, first, until)
+        elif self.store is not None:
+            self.store.reached(until)
 
 
 class Keeper(Protocol):
@@ -84,7 +110,15 @@ class Ownership:
     `trusted` is False after a defect: what the units know is not committed any more.
     """
 
-    def __init__(self, policy: UnitPolicy, committer: Committer, clock: Clock, drain_timeout_ms: int, log: Any) -> None:
+    def __init__(
+        self,
+        policy: UnitPolicy,
+        committer: Committer,
+        clock: Clock,
+        drain_timeout_ms: int,
+        log: Any,
+        restored: Callable[[Unit, StoreScan], None] = lambda _unit, _scan: None,
+    ) -> None:
         self.units: tuple[Unit, ...] = ()
         self.by_partition: dict[int, Unit] = {}
         self.refused: dict[int, PipelineError] = {}
@@ -94,6 +128,7 @@ class Ownership:
         self._clock = clock
         self._drain_s, self._last_s = drain_timeout_ms * 0.8 / 1000, drain_timeout_ms * 0.15 / 1000
         self._log = log
+        self._restored = restored
         self._openings: dict[int, _Opening] = {}
         self._routes: dict[tuple[str, int], tuple[Unit | _Opening, int]] = {}
         self._draining: dict[Unit, asyncio.TimerHandle] = {}
@@ -131,8 +166,8 @@ class Ownership:
                 target.receive_lane(lane, messages)
         elif target is not None and target.unit is None and lane != SOURCE:
             for message in messages:
-                target.rebuild.observe(lane, message.offset(), message.key(), message.headers())
-            if target.rebuild.complete:
+                target.observe(lane, message)
+            if target.complete:
                 self._claim(partition, target)
 
     def ended(self, item: Ended) -> None:
@@ -140,8 +175,8 @@ class Ownership:
         for tp, offset in item.offsets.items():
             target, lane = self._routes.get(tp, (None, SOURCE))
             if isinstance(target, _Opening) and target.unit is None and lane != SOURCE:
-                target.rebuild.reached(lane, offset)
-                if target.rebuild.complete:
+                target.reached(lane, offset)
+                if target.complete:
                     self._claim(tp.partition, target)
 
     def unreadable(self, item: Unreadable) -> Unit | None:
@@ -155,8 +190,8 @@ class Ownership:
         if isinstance(target, Unit):
             return target if not target.draining and point_at(target, lane, damage) else None
         if target is not None and target.unit is None and lane != SOURCE:
-            target.rebuild.unreadable(lane, damage.first, damage.next)
-            if target.rebuild.complete:
+            target.unreadable(lane, damage.first, damage.next)
+            if target.complete:
                 self._claim(partition, target)
         return None
 
@@ -173,17 +208,26 @@ class Ownership:
         opening = _Opening(rebuild, item.lanes)
         self._openings[item.partition] = opening
         scan = {}
+        if (place := item.store) is not None:
+            opening.store = store = StoreScan(place.topic, item.source, place.begin, place.end)
+            rebuild.fences[STORE] = store.fence
+            tp = TopicPartition(store.topic, item.partition)
+            self._routes[tp] = (opening, IN_STORE)
+            if not store.complete:
+                scan[tp] = store.at
         for index, lane in enumerate(item.lanes, start=1):
             tp = TopicPartition(lane.topic, item.partition)
             self._routes[tp] = (opening, index)
             if index in rebuild.scan_from:
                 scan[tp] = rebuild.scan_from[index]
-        if rebuild.complete:
+        if opening.complete:
             self._claim(item.partition, opening)
         else:
             self._request(self._keeper.fetcher.add, scan)
 
     def _claim(self, partition: int, opening: _Opening) -> None:
+        if opening.store is not None:
+            opening.rebuild.epoch = max(opening.rebuild.epoch, opening.store.epoch + 1)
         opening.unit = unit = Unit(partition, self._policy, opening.lanes, opening.rebuild)
         before = opening.rebuild.source
         take_care(unit, before.marks, self._clock.now_ms, before.epoch == self._epochs.get(partition))
@@ -203,6 +247,8 @@ class Ownership:
         self.units = tuple(self.by_partition.values())
         for index, lane in enumerate(unit.lanes):
             self._routes[lane.spec.topic, item.partition] = (unit, index)
+        if opening.store is not None:
+            self._restored(unit, opening.store)
         self._keeper.opened(unit)
         zombies = opening.rebuild.zombies
         if zombies:

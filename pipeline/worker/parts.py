@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.core.delivery import Delivery
 from pipeline.core.effects import DeadLetter
+from pipeline.core.store_scan import StoreScan
 from pipeline.core.unit import Unit
 from pipeline.model.cluster import RecordProducer
 from pipeline.model.control import Switches
@@ -71,6 +72,7 @@ class EngineParts:
 
     It raises SchemaUnavailable before the output's contract was looked up, which `prepare` does. `diagnosis` completes failures;
     `alert` hears of dead letters (effect, offset) that are acknowledged. `transactional` is set for delivery "exactly_once".
+    `restored` is given the store of a unit that is ours from now on.
     """
 
     topics: LaneTopics
@@ -88,3 +90,4 @@ class EngineParts:
     diagnosis: Diagnosis | None = None
     alert: Callable[[DeadLetter, int], None] = lambda _effect, _offset: None
     transactional: TransactionalProducer | None = None
+    restored: Callable[[Unit, StoreScan], None] = lambda _unit, _scan: None

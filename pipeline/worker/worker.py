@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.unit import LaneSpec
 from pipeline.model.cluster import Cluster, ClusterAdmin, ConsumerPolicy, RecordProducer
 from pipeline.model.control import Switches
-from pipeline.model.durations import format_duration
 from pipeline.model.errors import ClusterUnavailable, ConfigurationError, SchemaUnavailable, TopologyError
 from pipeline.model.outcome import Emit
 from pipeline.model.policies import HandlerKind, Subscription
 from pipeline.model.topics import CLOCK_TOPIC, CONTROL_TOPIC
-from pipeline.topology import Layout, layout, retired_of
+from pipeline.topology import Layout, layout
 from pipeline.worker.alerting import AlertPolicy, Alerts
 from pipeline.worker.batches import BatchRunners
 from pipeline.worker.cluster_time import ClusterTime
@@ -33,14 +31,16 @@ from pipeline.worker.execution import Execution, batch_decoder, decoder
 from pipeline.worker.fetcher import Fetcher
 from pipeline.worker.health import health_of
 from pipeline.worker.isolation import ProcessRunners
+from pipeline.worker.jobs.boards import Opening
+from pipeline.worker.jobs.wiring import executor_of, prepare_queue
+from pipeline.worker.lanes import fetch_policy, lane_specs
 from pipeline.worker.logs import logger
-from pipeline.worker.opening import FetchPolicy
 from pipeline.worker.parts import Clock, EngineParts, Executor, wall_clock_ms
 from pipeline.worker.runners import AsyncRunners
 from pipeline.worker.stalls import LoopWatch
 from pipeline.worker.targets import needed, target_of
 from pipeline.worker.threads import ThreadRunners
-from pipeline.worker.transaction_parts import poll_s, producer_for
+from pipeline.worker.transaction_parts import producer_for
 from pipeline.worker.webhook import Webhook
 
 if TYPE_CHECKING:
@@ -50,9 +50,7 @@ START_TIMEOUT_S = 60.0
 START_RETRY_S = 1.0
 ALERTS_STOP_S = 5.0
 """How long a stop waits for alerts that are still to be sent."""
-REPLAY = "replay"
 BROKER_SESSION_TIMEOUT = "group.consumer.session.timeout.ms"
-POLL_RECORDS = 2_000
 
 
 @dataclass(slots=True)
@@ -166,6 +164,10 @@ class Worker:
         if any(s.value == "avro" for s in self._subscriptions):
             for topic in {s.topic for s in self._subscriptions if s.value == "avro"}:
                 self._app.codec.prepare(self._app.topic_name(topic))
+        for subscription in self._subscriptions:
+            topics = layout(subscription, prefix).topics
+            if topics.state is not None:
+                prepare_queue(self._app, (topics.source, topics.state))
 
     def _warn_of_slow_takeover(self, admin: ClusterAdmin) -> None:
         """With KIP-848 the broker sets the session timeout, 45 s by default: that long a dead worker's keys stand still."""
@@ -221,6 +223,7 @@ class Worker:
             log,
             batch_decoder(subscription, source, codec),
         )
+        opening = Opening()
         clock = self._time.keep(Clock(getattr(cluster, "clock", wall_clock_ms)))
         assert self._producer is not None
         assert self.alerts is not None
@@ -240,30 +243,33 @@ class Worker:
             broken=self._broke,
             transactional=producer_for(subscription, place.group, cluster, app.name, self._instance_id()),
             diagnosis=diagnosis,
+            restored=opening.restored,
             alert=self.alerts.of(place.group, place.topics.dead_letters, diagnosis.alert),
         )
         engine = Engine(execution, parts, loop)
-        admin, buffered = cluster.admin(), subscription.flow.buffered
+        admin = cluster.admin()
         fetcher = Fetcher(
             cluster.consumer(self._membership(place.group, drain_ms)),
-            FetchPolicy(
-                source, place.group, subscription.start, buffered, min(POLL_RECORDS, buffered), poll_s(subscription)
-            ),
+            fetch_policy(place, subscription),
             lambda: lane_specs(place, subscription, admin.topic_names()),
             engine.post,
             engine.backlog,
             loop.time if self.in_memory else time.monotonic,
             _no_wait if self.in_memory else time.sleep,
         )
-        executor = self._executor(engine, subscription, place.group, loop)
+        executor: Executor
+        if subscription.jobs is not None:
+            executor = executor_of(app, subscription.jobs, place, engine, opening, loop)
+        else:
+            executor = self._executor(engine, subscription, place.group, loop)
         engine.connect(fetcher, executor)
         engine.quarantine.target = None if self.in_memory else self._target
-        driver: Driver = (
-            LoopDriver(fetcher, loop, engine.fail)
-            if self.in_memory
-            else ThreadDriver(fetcher, place.group, engine.failed_elsewhere)
-        )
-        return Running(subscription, place, engine, fetcher, driver)
+        return Running(subscription, place, engine, fetcher, self._driver(fetcher, engine, place.group, loop))
+
+    def _driver(self, fetcher: Fetcher, engine: Engine, group: str, loop: asyncio.AbstractEventLoop) -> Driver:
+        if self.in_memory:
+            return LoopDriver(fetcher, loop, engine.fail)
+        return ThreadDriver(fetcher, group, engine.failed_elsewhere)
 
     def _executor(
         self, engine: Engine, subscription: Subscription, group: str, loop: asyncio.AbstractEventLoop
@@ -364,18 +370,3 @@ def _no_wait(_seconds: float) -> None:
 
 def _groups(app: Pipeline) -> str:
     return ", ".join(s.group for s in app.subscriptions) or "none"
-
-
-def lane_specs(place: Layout, subscription: Subscription, existing: Sequence[str]) -> tuple[LaneSpec, ...]:
-    """The group's lanes that exist now: declared tiers, retired ones that are still there, and the replay lane.
-
-    Retired tiers are read until someone deletes them: they cost nothing when empty, and a rolling deploy may still fill them.
-    """
-    declared = [
-        LaneSpec(format_duration(delay), topic, delay)
-        for topic, delay in zip(place.topics.tiers, place.topics.tier_delays_ms, strict=True)
-    ]
-    retired = [
-        LaneSpec(format_duration(t.delay_ms), t.topic, t.delay_ms, declared=False) for t in retired_of(place, existing)
-    ]
-    return (*declared, *retired, LaneSpec(REPLAY, place.topics.replay, None))

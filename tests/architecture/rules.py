@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "topology": "model",
         "emit": "model",
         "settings": "model",
+        "jobs": "model codec",
         "inspect": "model core topology",
         "worker": "model core codec topology",
         "filters": "model",
@@ -29,7 +30,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "dead_letters": "model core codec topology inspect filters replay",
         "views": "model codec kafka",
         # the composition root
-        "app": "model core codec dead_letters emit filters inspect kafka memory replay settings topology worker",
+        "app": "model core codec dead_letters emit filters inspect jobs kafka memory replay settings topology worker",
         "demo": "model core codec app dead_letters emit filters inspect kafka replay settings topology worker",
         "console": "model codec inspect settings topology views",
         "cli": "model core codec app console dead_letters demo emit filters inspect kafka memory replay settings topology "

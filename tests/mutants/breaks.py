@@ -16,6 +16,10 @@ SUPERVISOR, STALLS = "tests/unit/test_worker_supervisor.py", "tests/unit/test_wo
 SCHEMAS, AVRO = "tests/unit/test_codec_schema.py", "tests/unit/test_codec_avro.py"
 ADAPTER, DAMAGE = "tests/unit/test_kafka_adapter.py", "tests/unit/test_unreadable_batches.py"
 RECORDS = "tests/conformance/test_records.py"
+LIVES, BOARD = "tests/property/test_board_lives.py", "tests/unit/test_core_jobs_board.py"
+SCAN, JOBS = "tests/unit/test_core_store_scan.py", "tests/unit/jobs/test_jobs_on_workers.py"
+WRITER = "tests/unit/jobs/test_store_writer.py"
+CHOICE, CRON = "tests/unit/test_core_jobs_choice.py", "tests/unit/test_jobs_cron.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ BREAKS = (
     Break("chunk-forgets-attempts-at-a-drain", "worker.threads", "unit.hand_back(result.delivery, engine.clock.now_ms)", "pass", "tests/simulation/test_simulation.py::test_a_stop_forgets_no_attempt"),
     Break("whole-batch-fails-all", "core.batching", "if key is None or not unit.chains:", "if True:", "tests/unit/test_core_batching.py"),
     # hops and delays
-    Break("timers-early", "core.unit", "if due > now_ms:", "if due > now_ms + 100:"),
+    Break("timers-early", "core.lane", "if first.due_ms > now_ms:", "if first.due_ms > now_ms + 100:"),
     Break("tier-of-the-first-retry", "core.retry", "return ToTier(min(attempt - 1, len(policy.tiers_ms) - 1))", "return ToTier(0)"),
     Break("not-before-ignored", "core.unit", "if delivery.not_before_ms > now_ms:", "if False:", found_by=2),
     Break("resent-with-its-old-due-time", "worker.sending", "due_ms=max(effect.headers.due_ms, lane.last_due_ms)", "due_ms=effect.headers.due_ms", found_by=61),
@@ -193,4 +197,67 @@ BREAKS = (
     Break("commit-text-runs-full", "worker.regulating", "self._committer.loads.get(unit, 0.0) >= METADATA_FULL", "False", "tests/integration/test_worker_control.py::test_a_partition_whose_commit_metadata_fills_up_takes_no_new_work"),
     Break("one-partition-fills-the-buffer", "worker.engine", "return fetched - self._ownership.received + len(self._dispatch)", "return fetched - self._ownership.received + len(self._dispatch) + sum(u.waiting.count for u in self._ownership.units)", f"{REMEDIES}::test_few_keys_per_partition_all_run_though_each_fetch_brings_one_partition"),
     Break("fetches-of-one-partition", "kafka.settings", "\"fetch.message.max.bytes\": policy.fetch_partition_bytes,", "\"fetch.message.max.bytes\": 16_777_216,", f"{REMEDIES}::test_settings_that_measurements_chose"),
+    # jobs: endings and attempts
+    Break("jobs-late-endings-count", "core.jobs.board", "if job.version != version or job.state is not RUNNING:", "if job.state is not RUNNING:", BOARD),
+    Break("jobs-one-attempt-more", "core.jobs.retrying", "job.attempt >= job.attempts:", "job.attempt > job.attempts:", LIVES),
+    Break("jobs-retry-at-once", "core.jobs.retrying", "return now_ms + delay_ms + int(", "return now_ms + int(", LIVES),
+    Break("jobs-retry-early", "core.jobs.retrying", "now_ms + delay_ms + int(", "now_ms + delay_ms - int(", LIVES),
+    Break("jobs-timers-early", "core.jobs.timers", "heap[0][0] <= now_ms and", "heap[0][0] <= now_ms + 40 and", LIVES),
+    Break("jobs-early-after-a-restart", "core.jobs.restoring", "if job.next_ms > now_ms:", "if False:", LIVES),
+    Break("jobs-stalls-without-end", "core.jobs.board", "elif job.stalls > job.kind.policy.max_stalled_count:", "elif False:", BOARD),
+    Break("jobs-stalls-not-written", "core.jobs.board", "        job.state = QUEUED\n        self.ledger.write(job)\n", "        job.state = QUEUED\n", BOARD),
+    Break("jobs-careful-and-yet-not", "core.jobs.board", "                job.gated = True\n                self._unconfirmed += 1\n                self.ledger.write(job)\n                continue", "                self.ledger.write(job)", BOARD),
+    Break("jobs-expired-run", "core.jobs.board", "            self.cancel(job, EXPIRED, now_ms)", "            self.time(job)", BOARD),
+    Break("jobs-cancel-dies-with-its-owner", "core.jobs.commands", "        board.ledger.write(job)\n        board.ledger.effects.append(Interrupt", "        board.ledger.effects.append(Interrupt", BOARD),
+    Break("jobs-cancelled-run-all-the-same", "core.jobs.board", "        if job.laned:\n            self.lanes.remove(job)\n", "", BOARD),
+    Break("jobs-commands-count-twice", "core.jobs.commands", "offset > job.offset and _to_job", "_to_job", BOARD),
+    Break("jobs-letters-forgotten", "core.jobs.restoring", "if job.letter_due:", "if False:", LIVES),
+    # jobs: what is written, and when
+    Break("jobs-written-at-the-first-sync", "core.jobs.ledger", "unwritten, self._older, self._fresh = self._older, self._fresh, []", "unwritten, self._fresh = self._fresh, []", BOARD),
+    Break("jobs-never-written-while-they-run", "core.jobs.ledger", "            if job.dirty:\n                self.write(job)", "            pass", BOARD),
+    Break("jobs-later-ones-written-first", "core.jobs.board", "                self.ledger.older_first(job.key)\n", "                pass\n", LIVES),
+    Break("jobs-start-unwritten-before-a-later-one", "core.jobs.board", "if key is not None and key in self.keys.later:\n                job.gated", "if False:\n                job.gated", LIVES),
+    Break("jobs-schedules-are-nothing-later", "core.jobs.scheduling", "            self._board.keys.scheduled(key)", "            pass", BOARD),
+    Break("jobs-forgotten-before-the-inbox-is", "core.jobs.retention", "if job.offset >= committed:", "if False:", BOARD),
+    Break("jobs-unconfirmed-take-no-room", "core.jobs.board", "            room -= self._unconfirmed\n", "", BOARD),
+    Break("jobs-unknown-types-run", "core.jobs.board", "            if not job.kind.known:\n                job.kind.running -= 1", "            if False:\n                job.kind.running -= 1", BOARD),
+    # jobs: order of a key
+    Break("jobs-keys-run-together", "core.jobs.board", "if key is None or self.keys.enter(key, job):", "if True:", LIVES),
+    Break("jobs-keys-follow-at-once", "core.jobs.board", "            job.state, job.next_ms = JobState.RETRYING, at_ms\n", "            job.state, job.next_ms = JobState.RETRYING, at_ms\n            for each in [job.key and self.keys.leave(job.key, job)]:\n                _ = each and self.lane(each)\n", LIVES),
+    Break("jobs-keys-lost-by-those-that-ran", "core.jobs.restoring", "(not job.started_ms, ", "(state in (QUEUED, SCHEDULED), ", LIVES),
+    Break("jobs-pass-what-came-due-before", "core.jobs.board", "        self.call_before(request.key, now_ms)\n", "", BOARD),
+    Break("jobs-run-now-passes-its-key", "core.jobs.commands", "    job.number, board.number = board.number, board.number + 1", "    pass", BOARD),
+    # jobs: once
+    Break("jobs-windows-die-with-their-owner", "core.jobs.restoring", "board.dedup.keep(window)", "pass", LIVES),
+    Break("jobs-windows-not-written", "core.jobs.ledger", "                self._window(job, request.type, request.dedup_id)", "                pass", LIVES),
+    Break("jobs-windows-reach-back", "core.jobs.dedup", "not window.from_ms <= request.created_ms < window.until_ms:", "not request.created_ms < window.until_ms:", LIVES),
+    Break("jobs-windows-end-late", "core.jobs.dedup", "<= request.created_ms < window.until_ms", "<= request.created_ms <= window.until_ms", BOARD),
+    Break("jobs-windows-kept-after-a-failure", "core.jobs.restoring", "if lost and board", "if False and board", BOARD),
+    Break("jobs-ticks-under-new-names", "core.jobs.scheduling", "tick_id(ticking.schedule.name, tick_ms), tick_ms", "tick_id(ticking.schedule.name, tick_ms) + str(now_ms), tick_ms", LIVES),
+    Break("jobs-ticks-not-written", "core.jobs.scheduling", "            if not job.written:", "            if False:", LIVES),
+    Break("jobs-ticks-lost-over-night", "core.jobs.ticks", "and self.schedule.misfire is not Misfire.ALL", "", LIVES),
+    Break("jobs-ticks-twice-in-an-hour", "model.cron", "if tick_ms > last_ms:", "if True:", CRON),
+    # jobs: who is next
+    Break("jobs-lanes-without-weights", "core.jobs.lanes", "credit[best.index] -= weights[lane.index]", "pass", CHOICE),
+    Break("jobs-lanes-never-age", "core.jobs.lanes", "weights[index - 1 if index > HIGH and lane.aged(now_ms) else index]", "weights[index]", CHOICE),
+    Break("jobs-old-ones-starve", "core.jobs.fairness", "            if self.turns % policy.oldest_every == 0:\n                oldest = line.oldest()", "            if False:\n                oldest = line.oldest()", CHOICE),
+    Break("jobs-shares-cost-nothing", "core.jobs.fairness", "            share.deficit -= cost\n", "", CHOICE),
+    Break("jobs-limits-do-not-hold", "core.jobs.fairness", "            if line.kind.running >= line.kind.limit:\n                return None\n", "", CHOICE),
+    Break("jobs-limits-wake-nobody", "core.jobs.lanes", "                    lane.wake(kind)", "                    pass", CHOICE),
+    Break("jobs-limits-wake-one-only-once", "core.jobs.fairness", "                    kind.waiting[self.index][share] = None", "                    pass", CHOICE),
+    Break("jobs-woken-ones-lose-their-turn", "core.jobs.fairness", "waiting.move_to_end(share, last=False)", "pass", CHOICE),
+    # jobs on workers
+    Break("store-believes-strangers-past-the-fence", "core.store_scan", "(offset >= self._owner_fence and epoch < self._owner)", "False", SCAN),
+    Break("store-believes-lower-epochs", "core.store_scan", "epoch < self.epoch or ", "", SCAN),
+    Break("store-is-read-past-the-fence", "core.store_scan", "offset < self.at or offset >= self.fence", "offset < self.at", SCAN),
+    Break("store-epochs-start-over", "worker.ownership", "max(opening.rebuild.epoch, opening.store.epoch + 1)", "opening.rebuild.epoch", JOBS),
+    Break("store-strangers-stay", "worker.jobs.boards", "        write_again(board, scan.strangers)\n", "", JOBS),
+    Break("store-unreadable-entries-stop-it", "worker.jobs.boards", "                del scan.entries[key]\n", "", JOBS),
+    Break("jobs-boards-are-never-careful", "worker.jobs.boards", "unit.unclean >= WATCHED", "False", JOBS),
+    Break("jobs-inbox-settled-when-admitted", "worker.jobs.hosting", "        host.open[number] = delivery\n", "        self._engine.done(delivery)\n", JOBS),
+    Break("jobs-interrupts-get-lost", "worker.jobs.hosting", "self._runs.interrupt(run, \"cancelled\")", "pass", JOBS),
+    Break("jobs-drained-before-they-are-written", "worker.jobs.hosting", "host.endings or len(host.writer)", "False", JOBS),
+    Break("jobs-writes-pass-what-failed", "worker.jobs.writing", "            if self._unsent:\n                self._unsent.append(item)\n            else:\n                self._send(item, now_ms)", "            self._send(item, now_ms)", WRITER),
+    Break("jobs-writes-done-out-of-order", "worker.jobs.writing", "while items and items[0].acknowledged:\n            done.append(items.popleft().what)", "for item in [each for each in items if each.acknowledged]:\n            items.remove(item)\n            done.append(item.what)", WRITER),
+    Break("jobs-writes-resent-too-early", "worker.jobs.writing", "self._under_way or now_ms < self._again_ms", "now_ms < self._again_ms", WRITER),
 )  # fmt: skip

@@ -49,7 +49,6 @@ class Checker:
         self.duplicates: dict[str, JobDuplicate] = {}
         self.ticks: dict[str, list[JobRecord]] = defaultdict(list)
         self.schedules: dict[str, ScheduleRecord] = {}
-        self.forgotten: set[str] = set()
         self._read()
         self.records = {**dict.fromkeys(self.jobs, ()), **self.records}
 
@@ -57,8 +56,7 @@ class Checker:
         for key, value in self.told.log:
             name = key.decode().partition("/")[2]
             if value is None:
-                if key.startswith(b"j/"):
-                    self.forgotten.add(name)
+                self.schedules.pop(name, None)
                 continue
             entry = pickle.loads(value)
             if isinstance(entry, JobRecord):
@@ -156,7 +154,7 @@ class Checker:
                 wanted = set(range(self._first_tick(name), record.next_ms, EVERY_MS))
                 if missing := wanted - set(fired[name]):
                     yield f"{name}: {len(missing)} of {len(wanted)} ticks did not fire, such as {min(missing)}"
-            if record.next_ms <= self.told.now_ms - 2 * EVERY_MS:
+            if not record.paused and record.next_ms <= self.told.now_ms - 2 * EVERY_MS:
                 yield f"{name}: it stands at {record.next_ms}, and it is {self.told.now_ms}"
 
     def _first_tick(self, name: str) -> int:

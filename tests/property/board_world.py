@@ -15,6 +15,7 @@ from pipeline.core.jobs import commands
 from pipeline.core.jobs.board import Board
 from pipeline.core.jobs.entries import Effect, Entry, Letter, Settle
 from pipeline.core.jobs.job import Job
+from pipeline.core.jobs.repairing import write_again
 from pipeline.core.jobs.restoring import Restoring
 from pipeline.model.cron import Misfire
 from pipeline.model.job_ids import job_id
@@ -23,11 +24,13 @@ from pipeline.model.job_states import TERMINAL
 from pipeline.model.jobs import (
     CancelJob,
     Completed,
+    DropSchedule,
     JobCommand,
     JobEnding,
     JobEntry,
     JobRecord,
     JobRequest,
+    PauseSchedule,
     PutSchedule,
     RetryJob,
     RunJobNow,
@@ -103,7 +106,7 @@ class World:
     def _restore(self) -> None:
         self.life += 1
         told = self.told
-        self.board = board = Board(QueuePolicy(ageing_ms=5_000, misfire_ms=10_000, ticks=50), TYPES, Pickled())
+        self.board = board = Board(QueuePolicy(ageing_ms=5_000, misfire_ms=10_000, ticks=50, due=2), TYPES, Pickled())
         board.committed = self.committed
         board.careful = self.random.random() < 0.3
         self.position = self.committed
@@ -211,9 +214,11 @@ class World:
         if draw < 0.95:
             return RetryJob(one.id) if one.key is None else CancelJob(one.id)
         name, misfire = self.random.choice((("all", Misfire.ALL), ("once", Misfire.ONCE), ("skip", Misfire.SKIP)))
-        if draw < 0.98:
+        if draw < 0.975:
             template = JobRequest("", "ticked", key=self.random.choice((None, "k1")) if name != "all" else None)
             return PutSchedule(Schedule(name, "* * * * *", template, misfire=misfire))
+        if name != "all" and draw < 0.99:
+            return self.random.choice((PauseSchedule(name), PauseSchedule(name, paused=False), DropSchedule(name)))
         return RunScheduleNow(name, self.told.now_ms)
 
     def _request(self, offset: int) -> JobRequest:
@@ -340,6 +345,19 @@ class World:
         board.due(told.now_ms)
         self._collect()
         self._acknowledge(len(self.under_way))
+        self._agrees()
+
+    def _agrees(self) -> None:
+        """What the board would write of each entry is what stands in the store."""
+        store = dict(self.told.log)
+        write_again(self.board, store)
+        for effect in self.board.effects():
+            if isinstance(effect, Entry) and _read(store[effect.key]) != _read(effect.value):
+                self.told.problems.append(f"the board and the store differ about {effect.key!r}")
+
+
+def _read(value: bytes | None) -> object:
+    return None if value is None else pickle.loads(value)
 
 
 def lives(seed: int, steps: int = 150) -> Told:

@@ -170,7 +170,7 @@ def test_a_broken_or_doubled_file_is_named(folder: Path) -> None:
 def test_list_shows_the_contracts() -> None:
     code, answer = run("list", "--json")
     assert code == 0
-    assert len(answer["schemas"]) == 14
+    assert len(answer["schemas"]) == 20
     assert "agent.run.ModelCall" in run("list")[1]
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from pipeline.core.jobs import commands
 from pipeline.core.jobs.board import Board
-from pipeline.core.jobs.entries import Effect, Entry, Interrupt, Letter, Settle, dedup_key
+from pipeline.core.jobs.entries import Effect, Entry, Interrupt, Letter, Settle, dedup_key, dedup_of
 from pipeline.core.jobs.job import Job
+from pipeline.core.jobs.repairing import write_again
 from pipeline.core.jobs.restoring import Restoring
 from pipeline.core.jobs.retrying import draw
 from pipeline.model import history
@@ -172,17 +173,18 @@ def test_what_waits_for_its_time_is_written_at_once_and_kept_as_bytes(bench: Ben
     assert job.request.payload == b"x" * 1_000
 
 
-def test_a_request_that_is_read_twice_settles_when_its_entry_is_written(bench: Bench) -> None:
+def test_a_request_that_is_there_twice_is_one_job(bench: Bench) -> None:
     bench.ask("a")
     bench.board.admit([(0, bench.request("a"))], NOW)
     assert bench.effects() == []
     bench.ask("a")
-    entry, settle = bench.effects()
+    assert bench.effects() == [Settle(1)]
+    (job,) = bench.take()
+    assert bench.ids() == []
+    bench.end(job)
+    (entry,) = bench.effects()
     assert isinstance(entry, Entry)
     assert entry.settles == 0
-    assert settle == Settle(1)
-    assert bench.ids() == ["a"]
-    assert bench.ids() == []
 
 
 def test_an_unknown_type_is_a_dead_letter_with_the_reason(bench: Bench) -> None:
@@ -195,6 +197,16 @@ def test_an_unknown_type_is_a_dead_letter_with_the_reason(bench: Bench) -> None:
         assert letter.record.outcome.error is not None
         assert "nobody's" in letter.record.outcome.error.message
     assert bench.take() == []
+
+
+def test_a_type_that_the_next_owner_does_not_know_waits_until_it_would_run(bench: Bench) -> None:
+    bench.ask("a", due_ms=NOW + MINUTE)
+    bench.store()
+    bench.policies = {"other": JobPolicy()}
+    assert bench.restart() == []
+    bench.pass_ms(MINUTE)
+    assert bench.ids() == []
+    assert bench.states() == [("a", S.DEAD_LETTER)]
 
 
 # -- attempts
@@ -319,6 +331,20 @@ def test_a_careful_board_lets_nothing_run_that_is_not_written(bench: Bench) -> N
     assert bench.board.kinds["t"].running == 1
 
 
+def test_what_waits_for_its_entry_takes_up_room(bench: Bench) -> None:
+    bench.board.careful = True
+    for name in "abcd":
+        bench.ask(name)
+    assert bench.ids(2) == []
+    assert bench.ids(2) == []
+    assert len(bench.store()) == 2
+    assert bench.ids(1) == ["a"]
+    assert bench.ids(2) == ["b"]
+    assert len(bench.store()) == 1
+    assert bench.ids(4) == ["c"]
+    assert bench.states() == [("d", S.RUNNING)]
+
+
 def test_what_is_let_go_runs_again_and_counts_as_nothing(bench: Bench) -> None:
     bench.ask("a")
     bench.end(bench.take()[0], Cancelled())
@@ -371,6 +397,31 @@ def test_a_delayed_job_blocks_nothing_until_it_is_due_and_then_stands_where_it_c
         order += [job.id for job in jobs]
         bench.end(jobs[0])
     assert order == ["a", "b", "later", "c"]
+
+
+def test_many_of_one_instant_come_some_at_once_and_yet_in_the_order_of_their_keys(bench: Bench) -> None:
+    bench.board.policy = replace(bench.board.policy, due=2)
+    for n in range(5):
+        bench.ask(f"j{n}", due_ms=NOW + MINUTE)
+    bench.ask("later", key="k", due_ms=NOW + MINUTE)
+    bench.store()
+    bench.pass_ms(MINUTE)
+    assert len(bench.board.lanes) == 2
+    assert bench.board.next_ms() == NOW + MINUTE
+    bench.ask("a", key="k")
+    bench.store()
+    assert bench.ids(10) == ["j0", "j1", "j2", "j3", "j4", "later"]
+
+
+def test_one_that_runs_now_runs_behind_what_came_due_before_also_after_a_crash(bench: Bench) -> None:
+    bench.ask("later", key="k", due_ms=NOW + MINUTE)
+    bench.ask("a", key="k")
+    bench.command(RunJobNow("later"))
+    bench.store()
+    bench.restart()
+    (first,) = bench.take()
+    bench.end(first)
+    assert [first.id, *bench.ids()] == ["a", "later"]
 
 
 def test_what_came_due_before_is_written_before_what_is_due_some_day(bench: Bench) -> None:
@@ -446,7 +497,9 @@ def test_one_that_failed_releases_its_window_where_the_type_says_so() -> None:
 
 
 def test_types_and_ids_do_not_run_into_each_other() -> None:
-    assert len({dedup_key("a/b", "c"), dedup_key("a", "b/c"), dedup_key("a%2Fb", "c")}) == 3
+    names = [("a/b", "c"), ("a", "b/c"), ("a%2Fb", "c"), ("%25", "/")]
+    assert len({dedup_key(*name) for name in names}) == 4
+    assert [dedup_of(dedup_key(*name).decode().partition("/")[2]) for name in names] == names
 
 
 # -- commands
@@ -500,10 +553,15 @@ def test_one_more_round_for_what_was_given_up_and_only_once(bench: Bench) -> Non
     offset = bench.offset - 1
     bench.store()
     bench.restart()
-    assert not commands.apply(bench.board, RetryJob("a"), offset, NOW)
     (job,) = bench.take()
     assert job.attempt == 1
-    bench.end(job)
+    bench.end(job, LATER)
+    bench.store()
+    bench.restart()
+    assert not commands.apply(bench.board, RetryJob("a"), offset, bench.now_ms), "it is read a second time"
+    assert bench.ids() == []
+    assert bench.command(RetryJob("a"))
+    bench.end(bench.take()[0])
     assert bench.states()[-1] == ("a", S.COMPLETED)
     assert not bench.command(RetryJob("a")), "a job that completed is not run again"
 
@@ -661,6 +719,41 @@ def test_a_dropped_schedule_is_gone(bench: Bench) -> None:
     bench.pass_ms(2 * MINUTE)
     assert bench.ids() == []
     assert not bench.command(DropSchedule("s"))
+
+
+def test_a_schedule_that_nobody_here_understands_stops_nobody(bench: Bench) -> None:
+    assert not bench.command(PutSchedule(Schedule("s", "every day", JobRequest("", "t"))))
+    assert bench.effects() == [Settle(0)]
+    strange = ScheduleRecord(Schedule("s", "0 3 * * * 2027", JobRequest("", "t"), "Mars/Olympus"), NOW + 1, offset=-1)
+    bench.log.append((b"s/s", Pickled().pack(strange)))
+    bench.restart()
+    bench.pass_ms(MINUTE)
+    assert bench.ids() == []
+    assert not bench.command(PauseSchedule("s"))
+    write_again(bench.board, [b"s/s"])
+    assert strange in bench.entries()
+    schedule(bench)
+    bench.pass_ms(MINUTE)
+    assert bench.ids() == [tick_id("s", NOW + 2 * MINUTE)]
+
+
+def test_what_a_stranger_wrote_over_is_written_again(bench: Bench) -> None:
+    schedule(bench)
+    bench.ask("late", due_ms=NOW + MINUTE, dedup_id="d/1", dedup_window_ms=1_000)
+    bench.ask("again", dedup_id="d/1", dedup_window_ms=1_000)
+    bench.ask("done", type="t")
+    bench.end(bench.take()[0])
+    bench.ask("runs")
+    bench.take()
+    bench.board.sync()
+    bench.board.sync()
+    bench.store()
+    truth = dict(bench.log)
+    write_again(bench.board, [*truth, b"j/nobody", b"d/t/other", b"s/other"])
+    written = {each.key: each.value for each in bench.effects() if isinstance(each, Entry)}
+    assert len(truth) == 6
+    assert {key: written[key] for key in truth} == truth
+    assert [written[key] for key in (b"j/nobody", b"d/t/other", b"s/other")] == [None] * 3
 
 
 def test_a_clock_that_goes_back_starts_nothing_early(bench: Bench) -> None:

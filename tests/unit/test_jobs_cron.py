@@ -56,6 +56,18 @@ def test_days_months_and_names() -> None:
     assert leap == epoch_ms_of(datetime(2028, 2, 29))
 
 
+@pytest.mark.parametrize("expression", ["30 2 * * *", "0,30 1-3 * * *", "15 2,3 * * *"])
+@pytest.mark.parametrize(
+    ("around_ms", "zone"), [(SPRING, ZURICH), (AUTUMN, ZURICH), (AUTUMN + 7 * DAY + 5 * HOUR, "America/New_York")]
+)
+def test_no_tick_lies_before_the_question(expression: str, around_ms: int, zone: str) -> None:
+    cron = Cron(expression, zone)
+    for at_ms in range(around_ms - 2 * HOUR, around_ms + 3 * HOUR, 5 * MINUTE):
+        found = cron.between(at_ms, at_ms + 2 * DAY, 20)
+        assert found[0] > at_ms
+        assert found == sorted(set(found))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(("* * * * *", "*/7 * * * *", "30 2 * * *", "0,30 1-3 * * *", "15 */2 * * *", "*/10 * * * * *")),

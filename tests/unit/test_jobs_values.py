@@ -216,6 +216,7 @@ def test_bad_policies_of_types_are_refused(change: dict[str, object], named: str
         ({"quantum": 0}, "quantum=0"),
         ({"misfire_ms": -1}, "misfire_ms=-1"),
         ({"ticks": 0}, "ticks=0"),
+        ({"due": 0}, "due=0"),
     ],
     ids=str,
 )

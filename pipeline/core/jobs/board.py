@@ -61,6 +61,7 @@ class Board:
         self.committed = 0
         self.number = 0
         self._confirmed: list[Job] = []
+        self._unconfirmed = 0
 
     def effects(self) -> list[Effect]:
         """What is to be done since the last call, in order."""
@@ -74,7 +75,7 @@ class Board:
 
     def admit(self, requests: Iterable[tuple[int, JobRequest]], now_ms: int) -> None:
         """Requests with their offsets, as they stand in the inbox."""
-        self.call(now_ms)  # what came due before them goes before them
+        self.call(now_ms)
         for offset, request in requests:
             if request.created_ms > self.read_ms:
                 self.read_ms = request.created_ms
@@ -86,14 +87,14 @@ class Board:
 
     def accept(self, request: JobRequest, offset: int, now_ms: int) -> Job:
         """A job that is new."""
+        self.call_before(request.key, now_ms)
         kind = self.kinds.get(request.type) or self.kind(request.type)
         job = self.jobs[request.id] = Job(kind, request, offset, self.number)
         self.number += 1
         if request.dedup_id is not None:
             self.dedup.open(request)
         if not kind.known:
-            text = f"no worker of this queue has the job type {request.type!r}: declare it, then retry the job"
-            self.give_up(job, terminal(UNKNOWN_TYPE, text), now_ms)
+            self._unknown(job, now_ms)
         elif request.expires_ms and request.expires_ms <= now_ms:
             self.finish(job, CANCELLED, now_ms, EXPIRED)
         elif request.due_ms > now_ms:
@@ -107,6 +108,10 @@ class Board:
             self.ready(job, now_ms)
         return job
 
+    def _unknown(self, job: Job, now_ms: int) -> None:
+        text = f"no worker of this queue has the job type {job.kind.name!r}: declare it, then retry the job"
+        self.give_up(job, terminal(UNKNOWN_TYPE, text), now_ms)
+
     def kind(self, type_name: str) -> Kind:
         """The type; one that nobody declared is made up, to keep what is known of its jobs."""
         kind = self.kinds.get(type_name)
@@ -115,16 +120,11 @@ class Board:
         return kind
 
     def _seen(self, known: Finished, offset: int) -> None:
-        """A request that is read a second time, or was written twice."""
+        """A request that was written twice, or is read a second time: the first one settles by its own entry."""
         if isinstance(known, Job):
             if known.settles == offset:
                 return
             known.offset = max(known.offset, offset)
-            if not known.written:
-                if known.key is not None:
-                    self.ledger.older_first(known.key)
-                if not known.written:
-                    self.ledger.write(known)
         self.ledger.effects.append(Settle(offset))
 
     def _duplicate(self, request: JobRequest, offset: int, now_ms: int) -> bool:
@@ -140,7 +140,7 @@ class Board:
     # -- time
 
     def due(self, now_ms: int) -> None:
-        """What has its time: jobs, ticks, what is not kept any longer. Ask again at `next_ms`, and now and then."""
+        """What has its time: jobs (some at once), ticks, what is not kept any longer. Ask again at `next_ms`, and now and then."""
         self.call(now_ms)
         for window in self.dedup.over(self.read_ms):
             self.ledger.effects.append(Entry(dedup_key(window.type, window.dedup_id), None))
@@ -158,9 +158,15 @@ class Board:
         self.read_ms = max(self.read_ms, at_ms)
 
     def call(self, now_ms: int) -> None:
-        for job in self.timers.due(now_ms):
+        for job in self.timers.due(now_ms, self.policy.due):
             self.called(job, now_ms)
         self.schedules.due(now_ms)
+
+    def call_before(self, key: str | None, now_ms: int) -> None:
+        """Before a job of this key comes due without a timer: all that came due before it, however many they are."""
+        if key is not None and key in self.keys.later:
+            for job in self.timers.due(now_ms):
+                self.called(job, now_ms)
 
     def called(self, job: Job, now_ms: int) -> None:
         """Its time has come: to start, or to be given up since it has not."""
@@ -203,8 +209,15 @@ class Board:
 
     def take(self, room: int, now_ms: int) -> list[Job]:
         """Up to `room` jobs that run from now on; their ending names the version that they have now."""
-        started = self._of_confirmed(room, now_ms) if self._confirmed else []
-        for job in self.lanes.take(room - len(started), self.kinds.values(), now_ms):
+        started: list[Job] = []
+        if self._unconfirmed:
+            started = self._of_confirmed(room, now_ms)
+            room -= self._unconfirmed
+        for job in self.lanes.take(room - len(started), now_ms):
+            if not job.kind.known:
+                job.kind.running -= 1
+                self._unknown(job, now_ms)
+                continue
             if job.expires_ms and job.expires_ms <= now_ms and not job.started_ms:
                 job.kind.running -= 1
                 self.finish(job, CANCELLED, now_ms, EXPIRED)
@@ -219,6 +232,7 @@ class Board:
             job.started_ms = now_ms
             if self.careful:
                 job.gated = True
+                self._unconfirmed += 1
                 self.ledger.write(job)
                 continue
             if not job.dirty:
@@ -227,7 +241,9 @@ class Board:
         return started
 
     def _of_confirmed(self, room: int, now_ms: int) -> list[Job]:
+        """Their entries are acknowledged. Those that still wait for it take up room too."""
         started = []
+        self._unconfirmed -= len(self._confirmed[:room])
         for job in self._confirmed[:room]:
             expired = job.expires_ms and job.expires_ms <= now_ms and job.version == 1
             if job.cancelling or expired:

@@ -11,6 +11,8 @@ from typing import cast
 from pipeline.core.jobs.board import RUNNING, SCHEDULED, Board
 from pipeline.core.jobs.entries import Interrupt, Settle
 from pipeline.core.jobs.job import Job
+from pipeline.model.errors import ConfigurationError
+from pipeline.model.job_policies import check_schedule
 from pipeline.model.job_states import GIVEN_UP, TERMINAL, TIMED
 from pipeline.model.jobs import (
     CancelJob,
@@ -23,6 +25,7 @@ from pipeline.model.jobs import (
     RetryJob,
     RunJobNow,
     RunScheduleNow,
+    ScheduleCommand,
 )
 
 
@@ -59,6 +62,7 @@ def _cancel(board: Board, job: Job, reason: str, offset: int, now_ms: int) -> bo
 
 def _now(board: Board, job: Job, offset: int, now_ms: int) -> bool:
     board.timers.clear(job)
+    board.call_before(job.key, now_ms)
     board.ledger.open(job)
     job.offset = offset
     job.number, board.number = board.number, board.number + 1  # behind what came due before it
@@ -73,6 +77,7 @@ def _now(board: Board, job: Job, offset: int, now_ms: int) -> bool:
 
 def _another_round(board: Board, old: Job, offset: int, now_ms: int) -> bool:
     """A new job of the same id, in a higher version; what was left over of the old one says nothing any more."""
+    board.call_before(old.key, now_ms)
     board.ledger.open(old)
     request = replace(cast(JobRequest, old.request), due_ms=0, expires_ms=0)
     job = Job(old.kind, request, offset, board.number)
@@ -90,14 +95,20 @@ def _another_round(board: Board, old: Job, offset: int, now_ms: int) -> bool:
     return True
 
 
-def _to_schedule(board: Board, command: JobCommand, offset: int, now_ms: int) -> bool:
+def _to_schedule(board: Board, command: ScheduleCommand, offset: int, now_ms: int) -> bool:
     schedules = board.schedules
-    name = command.schedule.name if isinstance(command, PutSchedule) else cast(DropSchedule, command).name
-    known = schedules.by_name.get(name)
-    if (known is not None and offset <= known.offset) or (known is None and not isinstance(command, PutSchedule)):
-        board.ledger.effects.append(Settle(offset))
-        return False
+    name = command.schedule.name if isinstance(command, PutSchedule) else command.name
+    known = schedules.by_name.get(name) or schedules.held.get(name)
+    changed = offset > (-1 if known is None else known.offset)
     if isinstance(command, PutSchedule):
+        changed = changed and _fits(command)
+    elif isinstance(command, DropSchedule):
+        changed = changed and known is not None
+    else:
+        changed = changed and name in schedules.by_name
+    if not changed:
+        board.ledger.effects.append(Settle(offset))
+    elif isinstance(command, PutSchedule):
         schedules.put(command.schedule, offset, now_ms)
     elif isinstance(command, PauseSchedule):
         schedules.pause(name, command.paused, offset, now_ms)
@@ -105,4 +116,13 @@ def _to_schedule(board: Board, command: JobCommand, offset: int, now_ms: int) ->
         schedules.run_now(name, command.at_ms, offset, now_ms)
     else:
         schedules.drop(name, offset)
+    return changed
+
+
+def _fits(command: PutSchedule) -> bool:
+    """Whoever asks checks it; what nobody checked changes nothing, and stops nobody."""
+    try:
+        check_schedule(command.schedule)
+    except ConfigurationError:
+        return False
     return True

@@ -69,5 +69,11 @@ def dedup_key(type_name: str, dedup_id: str) -> bytes:
     return f"d/{type_name.replace('%', '%25').replace('/', '%2F')}/{dedup_id}".encode()
 
 
+def dedup_of(name: str) -> tuple[str, str]:
+    """Type and dedup id, from what stands behind `d/`."""
+    type_name, _, dedup_id = name.partition("/")
+    return type_name.replace("%2F", "/").replace("%25", "%"), dedup_id
+
+
 def schedule_key(name: str) -> bytes:
     return f"s/{name}".encode()

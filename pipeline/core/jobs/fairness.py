@@ -108,12 +108,13 @@ class Share:
 
 
 class Lane:
-    """All queued jobs of one lane. `count` of them; `ring`: the shares whose turn may come."""
+    """All queued jobs of one lane, `count` of them. `ring`: shares whose turn may come; `full`: types that shares of any lane wait for."""
 
-    __slots__ = ("_ages", "_policy", "_shares", "count", "index", "ring")
+    __slots__ = ("_ages", "_full", "_policy", "_shares", "count", "index", "ring")
 
-    def __init__(self, index: int, policy: QueuePolicy) -> None:
+    def __init__(self, index: int, policy: QueuePolicy, full: dict[Kind, None]) -> None:
         self.index = index
+        self._full = full
         self._policy = policy
         self._shares: dict[str, Share] = {}
         self._ages: deque[Job] = deque()
@@ -134,6 +135,7 @@ class Lane:
                     self._let_in(share)
                 else:
                     kind.waiting[self.index][share] = None
+                    self._full[kind] = None
         line.add(job)
         self._ages.append(job)
         job.laned = True
@@ -195,6 +197,7 @@ class Lane:
         for kind in share.lines:
             waiting = kind.waiting[self.index]
             waiting[share] = None
+            self._full[kind] = None
             if share.woken:
                 waiting.move_to_end(share, last=False)
         share.woken = False

@@ -6,19 +6,18 @@ the lane above: more of the places, never all. (Moving the job itself up would p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from pipeline.core.jobs.fairness import Lane
 from pipeline.core.jobs.job import Job, Kind
 from pipeline.model.job_policies import HIGH, QueuePolicy, lane_of
 
 
 class Lanes:
-    __slots__ = ("_credit", "_policy", "lanes")
+    __slots__ = ("_credit", "_full", "_policy", "lanes")
 
     def __init__(self, policy: QueuePolicy) -> None:
         self._policy = policy
-        self.lanes = tuple(Lane(index, policy) for index in range(len(policy.weights)))
+        self._full: dict[Kind, None] = {}
+        self.lanes = tuple(Lane(index, policy, self._full) for index in range(len(policy.weights)))
         self._credit = [0] * len(self.lanes)
 
     def __len__(self) -> int:
@@ -30,16 +29,17 @@ class Lanes:
     def remove(self, job: Job) -> None:
         self.lanes[lane_of(job.priority)].remove(job)
 
-    def take(self, room: int, kinds: Iterable[Kind], now_ms: int) -> list[Job]:
+    def take(self, room: int, now_ms: int) -> list[Job]:
         """Up to `room` jobs in the order in which they should start; they are out, and count as running for their type."""
         taken: list[Job] = []
         if room <= 0 or not len(self):
             return taken
-        for kind in kinds:
+        for kind in list(self._full):
             if kind.running < kind.limit:
                 for lane in self.lanes:
-                    if kind.waiting[lane.index]:
-                        lane.wake(kind)
+                    lane.wake(kind)
+                if not any(kind.waiting):
+                    del self._full[kind]
         ready = [lane for lane in self.lanes if lane.ring]
         weights = self._weights(now_ms) if len(ready) > 1 else []
         while ready and len(taken) < room:

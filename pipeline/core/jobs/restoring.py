@@ -46,7 +46,7 @@ class Restoring:
             elif isinstance(entry, DedupWindow):
                 windows.append(entry)
             else:
-                board.schedules.keep(entry)
+                board.schedules.keep_or_hold(entry)
         self._entries = {}
         finished.sort(key=lambda each: each[0])
         for at_ms, job in finished:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.jobs.entries import Entry, schedule_key
 from pipeline.core.jobs.ticks import Ticking
 from pipeline.core.jobs.timers import Timers
+from pipeline.model.errors import ConfigurationError
 from pipeline.model.job_ids import tick_id
 from pipeline.model.jobs import Schedule, ScheduleRecord
 
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
 
 
 class Schedules:
-    __slots__ = ("_board", "_number", "_timers", "by_name")
+    """`held`: schedules whose expression or zone nobody here understands (another version wrote them): kept, and they do not tick."""
+
+    __slots__ = ("_board", "_number", "_timers", "by_name", "held")
 
     def __init__(self, board: Board) -> None:
         self._board = board
         self._timers: Timers[Ticking] = Timers()
         self._number = 0
         self.by_name: dict[str, Ticking] = {}
+        self.held: dict[str, ScheduleRecord] = {}
 
     def next_ms(self) -> int | None:
         return self._timers.next_ms()
@@ -49,6 +53,7 @@ class Schedules:
             )
             known = self.keep(record)
             known.next_ms = known.cron.next_after(now_ms) or 0
+        self.held.pop(schedule.name, None)
         known.offset = offset
         key = schedule.request.key
         if key is not None:
@@ -66,6 +71,12 @@ class Schedules:
         self._time(ticking)
         return ticking
 
+    def keep_or_hold(self, record: ScheduleRecord) -> None:
+        try:
+            self.keep(record)
+        except ConfigurationError:
+            self.held[record.schedule.name] = record
+
     def _forget(self, ticking: Ticking) -> None:
         self._timers.clear(ticking)
         key = ticking.schedule.request.key
@@ -73,7 +84,8 @@ class Schedules:
             self._board.keys.came_due(key)
 
     def drop(self, name: str, offset: int) -> None:
-        self._forget(self.by_name.pop(name))
+        if self.held.pop(name, None) is None:
+            self._forget(self.by_name.pop(name))
         self._board.ledger.effects.append(Entry(schedule_key(name), None, offset))
 
     def pause(self, name: str, paused: bool, offset: int, now_ms: int) -> None:

@@ -13,7 +13,7 @@ from pipeline.model.jobs import JobRequest, Schedule, ScheduleRecord
 
 
 class Ticking:
-    """A schedule at work. `number`: for schedules of one instant, who comes first."""
+    """A schedule at work. `number`: for schedules of one instant, who comes first. Raises `ConfigurationError` as `Cron` does."""
 
     __slots__ = ("cron", "last_ms", "next_ms", "number", "offset", "paused", "schedule", "timer_ms")
 

@@ -46,10 +46,11 @@ class Timers(Generic[T]):
                 heapify(self._heap)
                 self._stale = 0
 
-    def due(self, now_ms: int) -> list[T]:
-        """Whose time has come, in order of it; they have no timer any more."""
-        heap, found = self._heap, []
-        while heap and heap[0][0] <= now_ms:
+    def due(self, now_ms: int, most: int = 1 << 60) -> list[T]:
+        """Whose time has come, in order of it, at most so many; they have no timer any more."""
+        heap: list[tuple[int, T]] = self._heap
+        found: list[T] = []
+        while heap and heap[0][0] <= now_ms and len(found) < most:
             at_ms, item = heappop(heap)
             if item.timer_ms == at_ms:
                 item.timer_ms = 0

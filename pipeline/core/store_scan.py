@@ -1,0 +1,80 @@
+"""What a new owner reads of a partition's store before it works: the newest entry of each key, and which of them strangers wrote.
+
+Every entry carries its owner's epoch, and along the log of a store epochs only grow. So a record whose epoch is below one that
+stands before it was written by a worker that was taken for dead; and so was one at or past the previous owner's fence with
+an epoch below that owner's, where that owner had written nothing yet (rule g). Such a record says nothing: what its key
+held before it counts, for which the topic's compaction leaves time.
+"""
+
+from __future__ import annotations
+
+from pipeline.core.progress import Progress
+from pipeline.model.cluster import Headers
+from pipeline.model.headers import STORE_EPOCH
+
+STORE = "state"
+"""Its name among the fences."""
+
+
+ENTRY_KEYS = (b"j/", b"d/", b"s/")
+
+
+class StoreScan:
+    """Feed it the store's records in order up to `fence`; then it is `complete`. `entries` are the values by key.
+
+    `begin`: where the store's log begins; `fence`: where it ended when ownership began; `source`: what the last owner committed.
+    `epoch`: the highest seen, which the new owner must be above. `strangers`: keys that one of them wrote last.
+    """
+
+    def __init__(self, topic: str, source: Progress, begin: int, fence: int) -> None:
+        self.topic = topic
+        self.at = begin
+        self.fence = fence
+        self.epoch = 0
+        self.entries: dict[bytes, bytes] = {}
+        self.strangers: dict[bytes, None] = {}  # a set that keeps its order
+        self._owner = source.epoch
+        self._owner_fence = source.fences.get(STORE, fence)
+
+    @property
+    def complete(self) -> bool:
+        return self.at >= self.fence
+
+    def observe(self, offset: int, key: bytes | None, value: bytes | None, headers: Headers | None) -> None:
+        """A record of the store, in order. What lies at or past the fence is not looked at: its owner is dead to us."""
+        if offset < self.at or offset >= self.fence:
+            self.at = max(self.at, min(offset + 1, self.fence))
+            return
+        self.at = offset + 1
+        if key is None or not key.startswith(ENTRY_KEYS) or not _is_text(key):
+            return  # no queue wrote it
+        epoch = _epoch_of(headers)
+        if epoch < self.epoch or (offset >= self._owner_fence and epoch < self._owner):
+            self.strangers[key] = None
+            return
+        self.epoch = epoch
+        self.strangers.pop(key, None)
+        if value is None:
+            self.entries.pop(key, None)
+        else:
+            self.entries[key] = value
+
+    def reached(self, offset: int) -> None:
+        """It was read to here: its end may hold no record."""
+        self.at = max(self.at, offset)
+
+
+def _is_text(key: bytes) -> bool:
+    try:
+        key.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _epoch_of(headers: Headers | None) -> int:
+    """0 for what no owner wrote."""
+    for name, value in headers or ():
+        if name == STORE_EPOCH and value is not None and value.isdigit() and len(value) < 19:
+            return int(value)
+    return 0

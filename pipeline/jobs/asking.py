@@ -1,0 +1,64 @@
+"""From a call of `enqueue` to a checked request: what does not fit is told here, where somebody can do something about it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from pipeline.model.errors import InvalidJob
+from pipeline.model.job_ids import RANDOM_BYTES, job_id
+from pipeline.model.job_policies import JobOptions, request_of
+from pipeline.model.job_types import JobType
+from pipeline.model.jobs import JobRequest
+from pipeline.model.secret_shapes import mask_secrets
+
+PAYLOAD_BYTES_MAX = 900_000
+"""A record with its headers, and an entry with a result beside it, fit into what the topics take by default."""
+
+
+class Asker:
+    """Makes the requests of one type of job."""
+
+    def __init__(self, declared: JobType, random: Callable[[int], bytes] = secrets.token_bytes) -> None:
+        self.type = declared
+        self._adapter: TypeAdapter[Any] = TypeAdapter(declared.takes)
+        self._random = random
+
+    def request(self, given: object, options: JobOptions, now_ms: int) -> JobRequest:
+        """Raises InvalidJob for the input, ConfigurationError for an option."""
+        payload = self._payload(given)
+        return request_of(
+            self.type.name, job_id(now_ms, self._random(RANDOM_BYTES)), payload, options, self.type.policy, now_ms
+        )
+
+    def _payload(self, given: object) -> bytes:
+        name, adapter = self.type.name, self._adapter
+        try:
+            value = adapter.validate_python(given)
+            payload = adapter.dump_json(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"])) or "it"
+            raise InvalidJob(f"the input does not fit job {name!r}: {where}: {first['msg']}") from None
+        except PydanticSerializationError as error:
+            raise InvalidJob(f"the input of job {name!r} has no JSON form: {error}") from None
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            raise InvalidJob(
+                f"the input of job {name!r} has {len(payload)} bytes, more than {PAYLOAD_BYTES_MAX}: "
+                "store it elsewhere and give the job a reference to it"
+            )
+        if _holds_secret(value, payload):
+            raise InvalidJob(
+                f"the input of job {name!r} looks as if it holds a secret, which would be kept in the topics: "
+                "give the job a reference to it, such as the name of an environment variable"
+            )
+        return payload
+
+
+def _holds_secret(_value: BaseModel | object, payload: bytes) -> bool:
+    text = payload.decode("utf-8", "replace")
+    return mask_secrets(text) != text

@@ -1,0 +1,175 @@
+"""Follows the store of a queue for the jobs that somebody in this process waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakValueDictionary
+
+from pipeline.model.cluster import ClusterAdmin, Message, PartitionReader, TopicPartition
+from pipeline.model.errors import PipelineError
+from pipeline.model.jobs import JobDuplicate, JobEntry, JobRecord
+
+POLL_S = 0.05
+MEMORY_POLL_S = 0.01
+RECORDS = 1_000
+_JOB = b"j/"
+
+
+class Followed:
+    """What is known of a job. `changed` is called with each entry, in the loop of whoever waits."""
+
+    __slots__ = ("__weakref__", "_waiters", "entry", "job_id")
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        self.entry: JobRecord | JobDuplicate | None = None
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    def tell(self, entry: JobRecord | JobDuplicate) -> None:
+        """Entries of other owners can come late: a lower version says nothing."""
+        known = self.entry
+        if isinstance(known, JobRecord) and isinstance(entry, JobRecord) and entry.version < known.version:
+            return
+        self.entry = entry
+        for loop, event in tuple(self._waiters):
+            loop.call_soon_threadsafe(event.set)
+
+    async def wait(self, until: Callable[[JobRecord | JobDuplicate], bool]) -> JobRecord | JobDuplicate:
+        """The first entry of which this holds."""
+        event = asyncio.Event()
+        waiter = (asyncio.get_running_loop(), event)
+        self._waiters.append(waiter)
+        try:
+            while self.entry is None or not until(self.entry):
+                await event.wait()
+                event.clear()
+            return self.entry
+        finally:
+            self._waiters.remove(waiter)
+
+
+class Follower:
+    """One per queue and application. `begin` says once where the store stands; reading starts with the first `follow`.
+
+    On Kafka a thread reads; on memory the loop does.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        admin: ClusterAdmin,
+        reader: Callable[[], PartitionReader],
+        unpack: Callable[[bytes, bytes], JobEntry],
+        in_memory: bool,
+    ) -> None:
+        self._topic = topic
+        self._admin = admin
+        self._make_reader = reader
+        self._unpack = unpack
+        self._in_memory = in_memory
+        self._watched: WeakValueDictionary[str, Followed] = WeakValueDictionary()
+        self._begin: Mapping[TopicPartition, int] | None = None
+        self._reader: PartitionReader | None = None
+        self._thread: threading.Thread | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
+        self.error: PipelineError | None = None
+
+    @property
+    def begun(self) -> bool:
+        return self._begin is not None
+
+    def begin(self) -> None:
+        """Before anything is asked for: what is written from now on will be seen. May wait."""
+        if self._begin is None:
+            self._begin = self._admin.end_offsets(self._partitions())
+
+    def _partitions(self) -> list[TopicPartition]:
+        spec = self._admin.topics([self._topic]).get(self._topic)
+        if spec is None:
+            raise PipelineError(f"topic {self._topic} does not exist: run `pipeline topics apply`")
+        return [TopicPartition(self._topic, number) for number in range(spec.partitions)]
+
+    def watch(self, job_id: str) -> Followed:
+        """From now on its entries are kept, for as long as what is returned is."""
+        found = self._watched.get(job_id)
+        if found is None:
+            found = self._watched[job_id] = Followed(job_id)
+        return found
+
+    def follow(self) -> None:
+        """Start to read, if it has not been."""
+        if self._reader is not None or self._stopped:
+            return
+        assert self._begin is not None
+        self._reader = self._make_reader()
+        self._reader.assign(self._begin)
+        if self._in_memory:
+            self._poll(asyncio.get_running_loop())
+        else:
+            self._thread = threading.Thread(target=self._read, name="pipeline-jobs-follower", daemon=True)
+            self._thread.start()
+
+    def _poll(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._stopped and self._reader is not None:
+            self._tell(self._reader.poll(RECORDS, 0))
+            self._timer = loop.call_later(MEMORY_POLL_S, self._poll, loop)
+
+    def _read(self) -> None:
+        assert self._reader is not None
+        while not self._stopped:
+            try:
+                self._tell(self._reader.poll(RECORDS, POLL_S))
+            except PipelineError as error:
+                self.error = error
+        self._reader.close()
+
+    def _tell(self, messages: list[Message]) -> None:
+        for message in messages:
+            found = self._of(message)
+            if found is not None:
+                followed, entry = found
+                followed.tell(entry)
+
+    def _of(self, message: Message) -> tuple[Followed, JobRecord | JobDuplicate] | None:
+        key, value = message.key(), message.value()
+        if key is None or value is None or not key.startswith(_JOB):
+            return None
+        followed = self._watched.get(key[2:].decode("utf-8", "replace"))
+        if followed is None:
+            return None
+        entry = self._unpack(key, value)
+        return (followed, entry) if isinstance(entry, JobRecord | JobDuplicate) else None
+
+    def look_up(self, job_id: str) -> JobRecord | JobDuplicate | None:
+        """What the store holds of it, by reading all of it. May wait."""
+        wanted, found = f"j/{job_id}".encode(), None
+        places = self._partitions()
+        ends, begins = self._admin.end_offsets(places), self._admin.beginning_offsets(places)
+        left: dict[TopicPartition, Any] = {at: begins[at] for at in places if begins[at] < ends[at]}
+        reader = self._make_reader()
+        try:
+            reader.assign(left)
+            while left:
+                for message in reader.poll(RECORDS, POLL_S):
+                    if message.key() == wanted:
+                        value = message.value()
+                        entry = None if value is None else self._unpack(wanted, value)
+                        found = entry if isinstance(entry, JobRecord | JobDuplicate) else None
+                met = reader.ended()
+                left = {at: begin for at, begin in left.items() if met.get(at, -1) < ends[at]}
+        finally:
+            reader.close()
+        return found
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._thread is not None:
+            self._thread.join(5.0)
+        elif self._reader is not None:
+            self._reader.close()

@@ -1,0 +1,205 @@
+"""From the arguments of `@app.job` and the handler's signature to a checked `JobType`, and the queues of an application."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
+
+from pipeline.model.durations import parse_duration_ms
+from pipeline.model.errors import ConfigurationError, InvalidJob
+from pipeline.model.job_policies import (
+    Duration,
+    JobOptions,
+    JobPolicy,
+    QueuePolicy,
+    RetentionPolicy,
+    check_job,
+    check_queue,
+    check_text,
+)
+from pipeline.model.job_types import JobQueue, JobType
+from pipeline.model.outcome import Warn
+from pipeline.model.policies import Backoff, FlowPolicy, HandlerKind, RetryPolicy, Subscription, check_flow
+from pipeline.model.topics import check_topic
+from pipeline.worker.declaring import is_async
+
+DEFAULT_QUEUE = "default"
+RUNNING_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class JobDeclaration:
+    """The arguments of `@app.job` as they were given. None: as `JobPolicy` has it."""
+
+    name: str
+    queue: str = DEFAULT_QUEUE
+    timeout: Duration | None = None
+    attempts: int | None = None
+    backoff: Backoff | None = None
+    jitter: float | None = None
+    concurrency: int | None = None
+    priority: int | None = None
+    cost: int | None = None
+    max_stalled_count: int | None = None
+    dead_letter: bool | None = None
+    retention: RetentionPolicy | None = None
+    dedup_window: Duration | None = None
+    release_on_failure: bool | None = None
+    terminal: tuple[type[BaseException], ...] | None = None
+    permissions: typing.Iterable[str] | None = None
+
+    def policy(self) -> JobPolicy:
+        """Raises ConfigurationError naming the argument, before there is a handler."""
+        check_text("name", self.name)
+        plain = (
+            *("attempts", "backoff", "jitter", "concurrency", "priority", "cost", "max_stalled_count", "dead_letter"),
+            *("retention", "release_on_failure", "terminal"),
+        )
+        given: dict[str, Any] = {name: value for name in plain if (value := getattr(self, name)) is not None}
+        if self.timeout is not None:
+            given["timeout_ms"] = parse_duration_ms(self.timeout, "timeout")
+        if self.dedup_window is not None:
+            given["dedup_window_ms"] = parse_duration_ms(self.dedup_window, "dedup_window")
+        if self.permissions is not None:
+            given["permissions"] = frozenset(self.permissions)
+        return check_job(JobPolicy(**given))
+
+    def type(self, handler: Callable[..., Any]) -> JobType:
+        takes, gives, alone = _signature(self.name, handler)
+        return JobType(self.name, handler, self.policy(), takes, gives, is_async(handler), alone)
+
+
+def _signature(name: str, handler: Callable[..., Any]) -> tuple[object, object, bool]:
+    """What it takes and gives, and whether it wants no context."""
+    target = handler if inspect.isroutine(handler) else type(handler).__call__
+    try:
+        hints = typing.get_type_hints(target)
+        parameters = list(inspect.signature(handler).parameters.values())
+    except (NameError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"the handler of job {name!r} has annotations that can't be read: {error}") from error
+    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if not 1 <= len(needed) <= 2:
+        raise ConfigurationError(
+            f"the handler of job {name!r} takes {len(needed)} arguments: it is called with its input, and with a JobContext "
+            "if it has a second parameter"
+        )
+    takes = hints.get(parameters[0].name, Any)
+    gives = _without_warn(hints.get("return", Any))
+    for what, hint in (("input", takes), ("result", gives)):
+        try:
+            TypeAdapter(hint)
+        except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation, TypeError) as error:
+            raise ConfigurationError(
+                f"the {what} of job {name!r} is annotated as {hint!r}, which pydantic can't turn to JSON and back: "
+                "use a BaseModel, a dataclass, a TypedDict or plain types"
+            ) from error
+    return takes, gives, len(needed) == 1 and len(parameters) == 1
+
+
+def _without_warn(hint: Any) -> Any:
+    """`Warn` beside a result is not part of it."""
+    members = typing.get_args(hint)
+    if hint is Warn:
+        return type(None)
+    if Warn not in members:
+        return hint
+    return typing.Union[tuple(member for member in members if member is not Warn)]  # noqa: UP007
+
+
+@dataclass(slots=True)
+class _Queue:
+    types: dict[str, JobType] = field(default_factory=dict)
+    policy: QueuePolicy = field(default_factory=QueuePolicy)
+    flow: FlowPolicy = field(default_factory=lambda: FlowPolicy(concurrency=RUNNING_AT_ONCE))
+
+
+def declaration_of(name: str, arguments: dict[str, Any]) -> JobDeclaration:
+    """Raises ConfigurationError for an argument that there is not."""
+    return JobDeclaration(name, **_known(JobDeclaration, arguments, "@app.job"))
+
+
+def options_of(arguments: dict[str, Any]) -> JobOptions:
+    """The same for the options of a request."""
+    return JobOptions(**_known(JobOptions, arguments, "enqueue"))
+
+
+def _known(kind: Any, arguments: dict[str, Any], what: str) -> dict[str, Any]:
+    names = [each.name for each in fields(kind) if each.name != "name"]
+    for name in arguments:
+        if name not in names:
+            raise ConfigurationError(f"{what} has no argument {name!r}: there are {', '.join(names)}")
+    return arguments
+
+
+class Queues:
+    """The queues of an application, made by the first job type on them, or by name."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, _Queue] = {}
+        self._queue_of: dict[str, str] = {}
+
+    def configure(
+        self, name: str, policy: QueuePolicy | None, flow: FlowPolicy | None, concurrency: int | None
+    ) -> None:
+        check_topic(f"jobs.{name}", "queue")
+        made = self._queues.setdefault(name, _Queue())
+        if policy is not None:
+            made.policy = check_queue(policy)
+        if flow is not None:
+            made.flow = check_flow(flow)
+        if concurrency is not None:
+            made.flow = check_flow(replace(made.flow, concurrency=concurrency))
+
+    def add(self, declared: JobType, queue: str) -> None:
+        check_topic(f"jobs.{queue}", "queue")
+        if declared.name in self._queue_of:
+            raise ConfigurationError(f"job {declared.name!r} is declared twice: give each type of job its own name")
+        self._queue_of[declared.name] = queue
+        self._queues.setdefault(queue, _Queue()).types[declared.name] = declared
+
+    def find(self, name: str) -> tuple[str, JobType] | None:
+        """Queue and type."""
+        queue = self._queue_of.get(name)
+        return None if queue is None else (queue, self._queues[queue].types[name])
+
+    def name_of(self, handler: Callable[..., Any]) -> str:
+        """Of the job that this is the handler of. Raises InvalidJob."""
+        for queue in self._queues.values():
+            for declared in queue.types.values():
+                if declared.handler is handler:
+                    return declared.name
+        raise InvalidJob(
+            f"{getattr(handler, '__qualname__', handler)!r} is not a job of this application: use @app.job"
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._queue_of)
+
+    def subscriptions(self) -> tuple[Subscription, ...]:
+        return tuple(_subscription(name, made) for name, made in self._queues.items())
+
+
+def _subscription(name: str, made: _Queue) -> Subscription:
+    queue = JobQueue(name, made.types, made.policy)
+    return Subscription(
+        topic=queue.topic,
+        group=name,
+        handler=_admitted,
+        kind=HandlerKind.ASYNC,
+        order="none",
+        value="bytes",
+        retry=RetryPolicy(tiers_ms=()),
+        flow=made.flow,
+        jobs=queue,
+    )
+
+
+async def _admitted(_record: object) -> None:
+    """Nobody calls it: records of an inbox are admitted to a board."""

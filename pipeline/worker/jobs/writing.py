@@ -1,0 +1,169 @@
+"""Entries of one partition's store, and dead letters of its jobs, on their way to the brokers, in the order that the board gave them.
+
+What survives a crash must be a beginning of them. So when a write fails nothing more goes out until all that is under way was
+answered; then everything from the failed one on is written again. What was written in between stands twice, which is harmless:
+the last entry of a key counts, and dead letters name their job.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from pipeline.core.jobs.entries import Entry, Letter, Settle
+from pipeline.model.cluster import DeliveryCallback, Headers
+from pipeline.model.errors import BufferFull, ClusterError
+
+RESEND_MS = (100, 300, 1_000, 3_000, 10_000)
+
+Written = Entry | Letter | Settle
+
+
+class Outlet(Protocol):
+    """What of a `RecordProducer` is needed here."""
+
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None = None,
+        partition: int = -1,
+        timestamp_ms: int = 0,
+        delivered: DeliveryCallback | None = None,
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a partition's records go. `headers` are of every entry; `letter` gives key, value and headers of a dead letter."""
+
+    partition: int
+    state: str
+    dead_letters: str
+    headers: Headers
+    letter: Callable[[Letter], tuple[bytes, bytes, Headers]]
+
+
+class _Item:
+    __slots__ = ("acknowledged", "what")
+
+    def __init__(self, what: Written) -> None:
+        self.what = what
+        self.acknowledged = isinstance(what, Settle)
+
+
+class StoreWriter:
+    """Owned by the engine's thread; answers come in any thread and are heard in `hear`. `wake` is called with each.
+
+    `strangers` counts offsets of the store that were written in between and not by us.
+    """
+
+    def __init__(self, outlet: Outlet, place: Place, wake: Callable[[], None]) -> None:
+        self._outlet = outlet
+        self._place = place
+        self._wake = wake
+        self._items: deque[_Item] = deque()
+        self._answers: deque[tuple[_Item, ClusterError | None, int]] = deque()
+        self._unsent: deque[_Item] = deque()
+        self._under_way = 0
+        self._tries = 0
+        self._again_ms: int | None = None
+        self._last = -1
+        self.strangers = 0
+        self.last_error: Exception | None = None
+
+    def __len__(self) -> int:
+        """What is not acknowledged, and what waits for it."""
+        return len(self._items)
+
+    @property
+    def troubled(self) -> bool:
+        """A write failed and is not through yet."""
+        return bool(self._unsent)
+
+    def write(self, effects: Iterable[Written], now_ms: int) -> None:
+        for effect in effects:
+            item = _Item(effect)
+            self._items.append(item)
+            if item.acknowledged:
+                continue
+            if self._unsent:
+                self._unsent.append(item)
+            else:
+                self._send(item, now_ms)
+
+    def _send(self, item: _Item, now_ms: int) -> bool:
+        what, place = item.what, self._place
+        answered = partial(self._answered, item)
+        try:
+            if isinstance(what, Entry):
+                self._outlet.send(place.state, what.key, what.value, place.headers, place.partition, 0, answered)
+            elif isinstance(what, Letter):
+                key, value, headers = place.letter(what)
+                self._outlet.send(place.dead_letters, key, value, headers, place.partition, 0, answered)
+        except (BufferFull, ClusterError) as error:
+            self._trouble(item, error, now_ms)
+            return False
+        self._under_way += 1
+        return True
+
+    def _answered(self, item: _Item, error: ClusterError | None, offset: int) -> None:
+        self._answers.append((item, error, offset))
+        self._wake()
+
+    def _trouble(self, item: _Item, error: Exception, now_ms: int) -> None:
+        """From this one on everything is written again, when what is under way was answered."""
+        self.last_error = error
+        self._last = -1  # a write that failed may be there all the same
+        if not self._unsent:
+            self._unsent.append(item)
+        if self._again_ms is None:
+            self._again_ms = now_ms + RESEND_MS[min(self._tries, len(RESEND_MS) - 1)]
+            self._tries += 1
+
+    def hear(self, now_ms: int) -> list[Written]:
+        """What is done by now: everything up to the first that is not acknowledged, in order."""
+        while self._answers:
+            item, error, offset = self._answers.popleft()
+            self._under_way -= 1
+            if error is not None:
+                self._trouble(item, error, now_ms)
+            else:
+                item.acknowledged = True
+                if isinstance(item.what, Entry):
+                    self._mind(offset)
+        done: list[Written] = []
+        items = self._items
+        while items and items[0].acknowledged:
+            done.append(items.popleft().what)
+        return done
+
+    def _mind(self, offset: int) -> None:
+        """Offsets of our own writes follow each other; a gap is a stranger's record."""
+        if self._last >= 0 and offset > self._last + 1:
+            self.strangers += offset - self._last - 1
+        self._last = offset if offset >= 0 and not self._unsent else -1
+
+    def resend_due(self, now_ms: int) -> int | None:
+        """Write again what is to be; gives when to ask again (None: nothing failed)."""
+        if not self._unsent:
+            return None
+        assert self._again_ms is not None
+        if self._under_way or now_ms < self._again_ms:
+            return max(self._again_ms, now_ms + 1)
+        self._again_ms = None
+        self._unsent.clear()
+        waiting = [item for item in self._items if not isinstance(item.what, Settle)]
+        first = next((at for at, item in enumerate(waiting) if not item.acknowledged), len(waiting))
+        again = waiting[first:]
+        for at, item in enumerate(again):
+            item.acknowledged = False
+            if not self._send(item, now_ms):
+                self._unsent = deque(again[at:])
+                return self._again_ms
+        self._tries = 0
+        return None
