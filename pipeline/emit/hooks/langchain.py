@@ -246,7 +246,6 @@ class LangChainHooks(BaseCallbackHandler):
         params = kwargs.get("invocation_params") or {}
         model = metadata.get("ls_model_name") or params.get("model") or params.get("model_name") or name
         node.block = node.run.model_call(run_id, str(model), provider=metadata.get("ls_provider"), under=node.key)
-        node.key = run_id
 
     def _answer(self, block: ModelCallBlock, response: LLMResult) -> str | None:
         generation = response.generations[0][0] if response.generations and response.generations[0] else None

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -107,9 +108,12 @@ def test_a_run_without_asyncio(rec: Recording) -> None:
 
 
 async def test_a_run_with_asyncio(rec: Recording) -> None:
-    hooks = LangChainHooks(rec.recorder, rec.options)
+    threads = list[threading.Thread]()
+    after = [rec.finished.append, lambda _run: threads.append(threading.current_thread())]
+    hooks = LangChainHooks(rec.recorder, replace(rec.options, after_run=after))
     assert await support("refund", "Monday.").ainvoke({"q": "Where?"}, {"callbacks": [hooks]}) == "Monday."
     the_support_run(rec)
+    assert threads == [threading.current_thread()], "in line, so that the order is kept"
     assert (hooks._nodes, hooks._said, hooks.stats().errors) == ({}, set(), 0)
 
 
