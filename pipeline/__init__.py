@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.app import Pipeline
+    from pipeline.emit.hooks.queueing import queue_hook
     from pipeline.model.alerts import DeadLetterAlert, FloodAlert
     from pipeline.model.errors import ConfigurationError, PipelineError
     from pipeline.model.events import (
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _EVENTS = "Approval Memory Message ModelCall RunCancelled RunCompleted RunEvent RunFailed RunStarted Step ToolCall ToolResult UnknownEvent"
 _WHERE = {
     "pipeline.app": "Pipeline",
+    "pipeline.emit.hooks.queueing": "queue_hook",
     "pipeline.model.alerts": "DeadLetterAlert FloodAlert",
     "pipeline.model.errors": "ConfigurationError PipelineError",
     "pipeline.model.events": _EVENTS,
@@ -84,6 +86,7 @@ __all__ = [
     "ToolResult",
     "UnknownEvent",
     "Warn",
+    "queue_hook",
 ]
 
 

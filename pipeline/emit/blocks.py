@@ -64,6 +64,11 @@ class ModelCallBlock:
         if cost_usd is not None:
             self._cost_usd = float(cost_usd)
 
+    def answered_by(self, model: str | None, provider: str | None = None) -> None:
+        """The model and its provider, where only the answer names them. Raises ValidationError."""
+        self._update(provider=provider)
+        self._model = model or self._model
+
     def answer(self, content: str | None = None, *, finish_reason: str | None = None) -> None:
         """The text of the answer, when it is to be recorded, and why the model stopped. Raises ValidationError."""
         self._update(content=content, finish_reason=finish_reason)

@@ -101,6 +101,10 @@ class Publisher:
         if not self._offer(record):
             await self._wait_async(record)
 
+    def offer(self, event: RunEvent, *, topic: str | None = None, traceparent: str | None = None) -> bool:
+        """The same without ever waiting: False, and nothing is taken, when there is no room."""
+        return self._offer(self._record(event, topic or self.options.topic, traceparent))
+
     def publish_many(self, events: Iterable[RunEvent], *, topic: str | None = None) -> int:
         """Encode and enqueue many, in order; returns how many. On an error those before the bad one stay
         published."""

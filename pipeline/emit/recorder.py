@@ -8,7 +8,7 @@
 
 Two thin shells, one core: what is recorded is decided in `blocks` and `journal`; in `run_core` it gets an
 id and a time; `run_sync` and `run_async` publish it in its turn. An exception of the body is recorded and goes on;
-trouble with recording never takes its place.
+trouble with recording never takes its place. A third shell, `run_detached`, is for code that is called back.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 
 from pipeline.emit.run_async import AsyncBlock, AsyncRun
 from pipeline.emit.run_core import EventPublisher, RecorderOptions, RunCore, RunStart
+from pipeline.emit.run_detached import DetachedRun
 from pipeline.emit.run_sync import Run, SyncBlock
 from pipeline.emit.stats import Leftover
 
@@ -27,6 +28,7 @@ __all__ = [
     "AsyncBlock",
     "AsyncRecorder",
     "AsyncRun",
+    "DetachedRun",
     "EventPublisher",
     "Recorder",
     "RecorderOptions",
@@ -84,6 +86,24 @@ class _RunOpener(ABC, Generic[R]):
         OpenTelemetry's current one, if there is one."""
         start = RunStart(agent, tenant, run_id, input, labels, parent_run_id, traceparent)
         return self._open(RunCore(self._publisher, self._options, start))
+
+    def detached(
+        self,
+        agent: str,
+        tenant: str | None = None,
+        *,
+        run_id: str | None = None,
+        input: str | None = None,  # noqa: A002 - the field's own name
+        labels: Mapping[str, str] | None = None,
+        parent_run_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> DetachedRun:
+        """A run for code that is called back: beginnings and ends are calls, from any thread or task, and none waits.
+
+        Where the caller is inside another run, that one becomes its parent.
+        """
+        start = RunStart(agent, tenant, run_id, input, labels, parent_run_id, traceparent)
+        return DetachedRun(self._publisher, self._options, start)
 
     @abstractmethod
     def _open(self, core: RunCore) -> R: ...

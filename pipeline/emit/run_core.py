@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from pipeline.emit.blocks import Block, RunBlock
@@ -33,6 +33,8 @@ class EventPublisher(Protocol):
     def publish(self, event: RunEvent, *, traceparent: str | None = None) -> None: ...
 
     async def publish_async(self, event: RunEvent, *, traceparent: str | None = None) -> None: ...
+
+    def offer(self, event: RunEvent, *, traceparent: str | None = None) -> bool: ...
 
     def close(self, timeout_s: float = ...) -> Leftover: ...
 
@@ -69,6 +71,10 @@ class RunStart:
     parent_run_id: str | None
     traceparent: str | None
 
+    def inside(self, run_id: str) -> RunStart:
+        """The same as a part of another run."""
+        return replace(self, parent_run_id=run_id)
+
 
 class RunCore:
     """What both shells of a run share: its journal, its ids and clock, and where in the run we are."""
@@ -88,10 +94,11 @@ class RunCore:
         self._options = options
         self._traceparent = start.traceparent
 
-    def stamp(self) -> Stamp:
-        """A new event's id, its time, and where in the run the caller is."""
-        here = current_scope.get()
-        scope = here[1] if here is not None and here[0] == self.run_id else self.base_scope
+    def stamp(self, scope: Scope | None = None) -> Stamp:
+        """A new event's id, its time, and where in the run it is: where the caller is, unless told."""
+        if scope is None:
+            here = current_scope.get()
+            scope = here[1] if here is not None and here[0] == self.run_id else self.base_scope
         return Stamp(self._options.new_id(), self._options.clock_ms(), scope)
 
     def traceparent(self) -> str | None:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.first
 EXAMPLES = ROOT / "examples"
 PATIENCE_S = 60
 PROGRAMS = {"support_bot.py", "billing.py", "batch_costs.py", "router.py", "sync_agent.py", "unit_test_example.py"}
-TESTED_ELSEWHERE = {"record_run.py", "record_run_sync.py", "own_faust_agent.py"}
+TESTED_ELSEWHERE = {"record_run.py", "record_run_sync.py", "own_faust_agent.py", "agent_frameworks.py"}
 
 
 class Shell:
