@@ -124,7 +124,7 @@ BREAKS = (
     Break("e-settled-before-the-hand-off-is-written", "core.unit", "self._sending[delivery.identity, delivery.hop + 1] = delivery", "self.lanes[delivery.lane].tracker.settle(delivery.offset)", found_by=29),
     Break("f-lanes-not-drained", "worker.runners", "runner.delivery.unit is unit for runner", "runner.delivery.unit is unit and not runner.delivery.lane for runner", found_by=184),
     Break("f-lanes-not-released", "worker.ownership", "self._committer.positions(unit, self._clock.now_ms, last=True)", "dict(list(self._committer.positions(unit, self._clock.now_ms, last=True).items())[:1])", found_by=281),
-    Break("f-lanes-not-assigned", "worker.fetcher", "self._owned[partition] = (source, *(TopicPartition(lane.topic, partition) for lane in answer.lanes))", "self._owned[partition] = (source,)"),
+    Break("f-lanes-not-assigned", "worker.fetcher", "self._owned[partition] = (source, *lanes, *self._store(partition))", "self._owned[partition] = (source,)"),
     Break("h-commits-what-is-not-ours", "worker.fetcher", "ours, asked = self._ours(), positions", "ours, asked = set(positions), positions", f"{REMEDIES}::test_what_was_lost_is_not_committed_any_more"),
     Break("h-a-stale-member-commits", "worker.tenure", "            if not self.is_of(member_id, [tp])", "            if False", f"{REVIEW}::test_a_member_that_was_removed_commits_nothing_of_what_it_had"),
     # what is paused, and for how long
