@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from pipeline.app import Pipeline
     from pipeline.emit.hooks.queueing import queue_hook
     from pipeline.model.alerts import DeadLetterAlert, FloodAlert
-    from pipeline.model.errors import ConfigurationError, PipelineError
+    from pipeline.model.errors import (
+        ConfigurationError,
+        InvalidJob,
+        JobMissing,
+        JobUnsuccessful,
+        PipelineError,
+        ResultTimeout,
+    )
     from pipeline.model.events import (
         Approval,
         Memory,
@@ -32,11 +39,13 @@ if TYPE_CHECKING:
         ToolResult,
         UnknownEvent,
     )
+    from pipeline.model.job_policies import Exponential, Fixed, QueuePolicy, RetentionPolicy
     from pipeline.model.outcome import Emit, Reject, Retry, Warn
     from pipeline.model.policies import Backoff, BatchPolicy, FlowPolicy, IsolationPolicy
     from pipeline.settings import Settings
     from pipeline.worker.context import Context
     from pipeline.worker.declaring import Retries
+    from pipeline.worker.jobs.context import JobContext
     from pipeline.worker.routing import Router
 
 _EVENTS = "Approval Memory Message ModelCall RunCancelled RunCompleted RunEvent RunFailed RunStarted Step ToolCall ToolResult UnknownEvent"
@@ -44,13 +53,15 @@ _WHERE = {
     "pipeline.app": "Pipeline",
     "pipeline.emit.hooks.queueing": "queue_hook",
     "pipeline.model.alerts": "DeadLetterAlert FloodAlert",
-    "pipeline.model.errors": "ConfigurationError PipelineError",
+    "pipeline.model.errors": "ConfigurationError InvalidJob JobMissing JobUnsuccessful PipelineError ResultTimeout",
     "pipeline.model.events": _EVENTS,
+    "pipeline.model.job_policies": "Exponential Fixed QueuePolicy RetentionPolicy",
     "pipeline.model.outcome": "Emit Reject Retry Warn",
     "pipeline.model.policies": "Backoff BatchPolicy FlowPolicy IsolationPolicy",
     "pipeline.settings": "Settings",
     "pipeline.worker.context": "Context",
     "pipeline.worker.declaring": "Retries",
+    "pipeline.worker.jobs.context": "JobContext",
     "pipeline.worker.routing": "Router",
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names.split()}
@@ -63,15 +74,24 @@ __all__ = [
     "Context",
     "DeadLetterAlert",
     "Emit",
+    "Exponential",
+    "Fixed",
     "FloodAlert",
     "FlowPolicy",
+    "InvalidJob",
     "IsolationPolicy",
+    "JobContext",
+    "JobMissing",
+    "JobUnsuccessful",
     "Memory",
     "Message",
     "ModelCall",
     "Pipeline",
     "PipelineError",
+    "QueuePolicy",
     "Reject",
+    "ResultTimeout",
+    "RetentionPolicy",
     "Retries",
     "Retry",
     "Router",

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
+import contextlib
+import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.codec import AvroCodec
 from pipeline.codec.jobs import InboxCodec, StoreCodec
+from pipeline.jobs.acknowledging import Answers
 from pipeline.jobs.asking import Asker
 from pipeline.jobs.following import Follower
 from pipeline.jobs.handle import JobHandle, Reach
 from pipeline.model.cluster import Cluster, RecordProducer
-from pipeline.model.errors import BufferFull, ClusterError, ConfigurationError, InvalidJob, PublishError
+from pipeline.model.errors import BufferFull, ConfigurationError, InvalidJob, PublishError
 from pipeline.model.job_policies import JobOptions
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import CancelJob, JobCommand, JobRequest
@@ -38,6 +41,7 @@ class _Queue:
     follower: Follower
     prepared: bool = False
     askers: dict[str, Asker] = field(default_factory=dict)
+    reaches: dict[str, Reach] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,34 +72,35 @@ class JobClient:
         """A handle for each input, in order, when all are acknowledged. Raises InvalidJob and ConfigurationError before anything is
         written, PublishError for what was not (some may be there all the same)."""
         asker, queue = await self._ready(job)
-        requests = [asker.request(each, options, self._parts.now_ms()) for each in given]
-        values = [queue.inbox.request(request) for request in requests]
-        acknowledged = [
-            asyncio.wrap_future(await self._send_when_there_is_room(queue.place.inbox, _key_of(request), value))
-            for request, value in zip(requests, values, strict=True)
-        ]
-        handles = [self._handle(queue, asker.type, request.id) for request in requests]
-        await self._all(acknowledged, queue.place.inbox)
+        records = self._records(asker, queue, given, options, self._parts.now_ms)
+        handles = [self._handle(queue, asker.type, job_id) for job_id, _, _ in records]
+        await self._write(queue.place.inbox, [(key, value) for _, key, value in records])
         return handles
 
     def enqueue_sync(self, job: str, given: Sequence[object], options: JobOptions) -> list[JobHandle]:
-        """The same for a caller without asyncio; it waits."""
+        """The same for a caller without asyncio; it waits. (Not on a cluster in memory: nothing would happen meanwhile.)"""
         declared, place = self._found(job)
         queue = self._queue(place)
         self._prepare(queue)
-        asker = self._asker(queue, declared)
-        requests = [asker.request(each, options, self._parts.now_ms()) for each in given]
-        futures = [self._send(place.inbox, _key_of(request), queue.inbox.request(request)) for request in requests]
-        if not self._parts.in_memory:
-            done = concurrent.futures.wait(futures, ACKNOWLEDGED_S)
-            if done.not_done:
-                raise PublishError(
-                    f"{place.inbox}: {len(done.not_done)} jobs were not acknowledged in {ACKNOWLEDGED_S:g} s"
-                )
-        for future in futures:
-            if future.done() and (error := future.exception()) is not None:
-                raise PublishError(f"a job was refused by {place.inbox}: {error}") from error
-        return [self._handle(queue, declared, request.id) for request in requests]
+        records = self._records(self._asker(queue, declared), queue, given, options, self._parts.now_ms)
+        handles = [self._handle(queue, declared, job_id) for job_id, _, _ in records]
+        heard = threading.Event()
+        answers = Answers(len(records), heard.set)
+        for _, key, value in records:
+            while not self._sent(place.inbox, key, value, answers):
+                time.sleep(FULL_S)
+        if not self._parts.in_memory and records:
+            heard.wait(ACKNOWLEDGED_S)
+            _check(place.inbox, answers)
+        return handles
+
+    @staticmethod
+    def _records(
+        asker: Asker, queue: _Queue, given: Sequence[object], options: JobOptions, now_ms: Callable[[], int]
+    ) -> list[tuple[str, bytes, bytes]]:
+        """Id, key and value of each."""
+        requests = [asker.request(each, options, now_ms()) for each in given]
+        return [(request.id, _key_of(request), queue.inbox.request(request)) for request in requests]
 
     async def cancel(self, job: str, job_id: str, key: str | None, reason: str) -> None:
         """See `Pipeline.cancel`."""
@@ -103,8 +108,7 @@ class JobClient:
 
     async def _command(self, job: str, command: JobCommand, key: str) -> None:
         _, queue = await self._ready(job)
-        future = await self._send_when_there_is_room(queue.place.inbox, key.encode(), queue.inbox.command(command))
-        await self._all([asyncio.wrap_future(future)], queue.place.inbox)
+        await self._write(queue.place.inbox, [(key.encode(), queue.inbox.command(command))])
 
     def handle(self, job: str, job_id: str) -> JobHandle:
         """Of a job that somebody asked for some time."""
@@ -162,46 +166,45 @@ class JobClient:
         return self._asker(queue, declared), queue
 
     def _handle(self, queue: _Queue, declared: JobType, job_id: str) -> JobHandle:
-        return JobHandle(Reach(queue.follower, declared, self._off_loop, self._parts.now_ms), job_id)
+        reach = queue.reaches.get(declared.name)
+        if reach is None:
+            reach = Reach(queue.follower, declared, self._off_loop, self._parts.now_ms)
+            queue.reaches[declared.name] = reach
+        return JobHandle(reach, job_id)
 
     def _off_loop(self, work: Callable[[], Any]) -> Awaitable[Any]:
         return asyncio.get_running_loop().run_in_executor(None, work)
 
     # -- writing
 
-    async def _send_when_there_is_room(self, topic: str, key: bytes, value: bytes) -> concurrent.futures.Future[int]:
-        while True:
-            try:
-                return self._send(topic, key, value)
-            except BufferFull:
-                await asyncio.sleep(FULL_S)
+    async def _write(self, topic: str, records: Sequence[tuple[bytes, bytes]]) -> None:
+        """Returns when all are acknowledged. Raises PublishError."""
+        if not records:
+            return
+        loop, heard = asyncio.get_running_loop(), asyncio.Event()
 
-    def _send(self, topic: str, key: bytes, value: bytes) -> concurrent.futures.Future[int]:
-        """The offset, when it is acknowledged."""
+        def all_heard() -> None:
+            with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(heard.set)
+
+        answers = Answers(len(records), all_heard)
+        for key, value in records:
+            while not self._sent(topic, key, value, answers):
+                await asyncio.sleep(FULL_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ACKNOWLEDGED_S):
+                await heard.wait()
+        _check(topic, answers)
+
+    def _sent(self, topic: str, key: bytes, value: bytes, answers: Answers) -> bool:
+        """False: there is no room for it now."""
         if self._producer is None:
             self._producer = self._parts.cluster.producer(self._parts.client_id)
-        future: concurrent.futures.Future[int] = concurrent.futures.Future()
-
-        def delivered(error: ClusterError | None, offset: int) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(offset)
-
-        self._producer.send(topic, key, value, delivered=delivered)
-        return future
-
-    async def _all(self, futures: Sequence[asyncio.Future[int]], topic: str) -> None:
         try:
-            async with asyncio.timeout(ACKNOWLEDGED_S):
-                results = await asyncio.gather(*futures, return_exceptions=True)
-        except TimeoutError:
-            raise PublishError(f"{topic}: the brokers did not acknowledge a job within {ACKNOWLEDGED_S:g} s") from None
-        for error in results:
-            if isinstance(error, BaseException):
-                raise PublishError(f"a job was refused by {topic}: {error}") from error
+            self._producer.send(topic, key, value, delivered=answers.heard)
+        except BufferFull:
+            return False
+        return True
 
     def close(self) -> None:
         """May wait for what is not acknowledged yet."""
@@ -216,3 +219,10 @@ class JobClient:
 def _key_of(request: JobRequest) -> bytes:
     """What decides the partition: jobs of a key are together, and requests of one dedup id."""
     return (request.key or request.dedup_id or request.id).encode()
+
+
+def _check(topic: str, answers: Answers) -> None:
+    if answers.error is not None:
+        raise PublishError(f"a job was refused by {topic}: {answers.error}") from answers.error
+    if answers.left:
+        raise PublishError(f"{topic}: the brokers did not acknowledge {answers.left} jobs within {ACKNOWLEDGED_S:g} s")

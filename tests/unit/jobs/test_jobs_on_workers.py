@@ -12,7 +12,14 @@ import structlog
 from pydantic import BaseModel
 
 from pipeline.model.cluster import Position, TopicPartition
-from pipeline.model.errors import ConfigurationError, InvalidJob, JobMissing, JobUnsuccessful
+from pipeline.model.errors import (
+    ConfigurationError,
+    InvalidJob,
+    JobMissing,
+    JobUnsuccessful,
+    PublishError,
+    ResultTimeout,
+)
 from pipeline.model.job_ids import job_id
 from pipeline.model.job_policies import Exponential, Fixed
 from pipeline.model.job_states import JobState
@@ -236,6 +243,29 @@ def test_urgent_jobs_pass_those_that_wait_and_a_tenant_gets_its_share() -> None:
         assert order.index("small") < 10
 
     play(app, story, partitions=1)
+
+
+def test_a_caller_without_asyncio_and_one_that_is_refused() -> None:
+    app = application()
+
+    @app.job("double")
+    async def double(number: int) -> int:
+        return 2 * number
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        assert await app.enqueue_sync(double, 4).result("10s") == 8
+        assert await app.enqueue_many(double, []) == []
+        world.cluster.producers[-1].max_queued_records = 2
+        handles = await app.enqueue_many(double, range(7))  # a full buffer is waited out
+        assert [await handle.result("10s") for handle in handles] == list(range(0, 14, 2))
+        with pytest.raises(ResultTimeout, match="no ending within 2s"):
+            await (await app.enqueue(double, 1, delay="1m")).result("2s")
+        world.cluster.admin().set_configs(INBOX, {"max.message.bytes": "10"})
+        with pytest.raises(PublishError, match=f"refused by {INBOX}"):
+            await app.enqueue(double, 1)
+
+    play(app, story)
 
 
 # -- owners that come and go
