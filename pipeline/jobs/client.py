@@ -111,9 +111,11 @@ class JobClient:
         await self._write(queue.place.inbox, [(key.encode(), queue.inbox.command(command))])
 
     def handle(self, job: str, job_id: str) -> JobHandle:
-        """Of a job that somebody asked for some time."""
+        """Of a job that somebody asked for some time. May wait for the registry the first time."""
         declared, place = self._found(job)
-        return self._handle(self._queue(place), declared, job_id)
+        queue = self._queue(place)
+        self._prepare(queue)
+        return self._handle(queue, declared, job_id, asked=False)
 
     # -- parts
 
@@ -135,6 +137,7 @@ class JobClient:
                 parts.cluster.admin(),
                 lambda: parts.cluster.reader(parts.client_id),
                 store.unpack,
+                lambda schema_id: parts.codec.fetch(place.state, schema_id),
                 parts.in_memory,
             )
             queue = self._queues[place.inbox] = _Queue(place, InboxCodec(parts.codec, place.inbox), follower)
@@ -165,12 +168,12 @@ class JobClient:
             await self._off_loop(lambda: self._prepare(queue))
         return self._asker(queue, declared), queue
 
-    def _handle(self, queue: _Queue, declared: JobType, job_id: str) -> JobHandle:
+    def _handle(self, queue: _Queue, declared: JobType, job_id: str, asked: bool = True) -> JobHandle:
         reach = queue.reaches.get(declared.name)
         if reach is None:
             reach = Reach(queue.follower, declared, self._off_loop, self._parts.now_ms)
             queue.reaches[declared.name] = reach
-        return JobHandle(reach, job_id)
+        return JobHandle(reach, job_id, asked)
 
     def _off_loop(self, work: Callable[[], Any]) -> Awaitable[Any]:
         return asyncio.get_running_loop().run_in_executor(None, work)

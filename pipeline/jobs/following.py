@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from pipeline.model.cluster import ClusterAdmin, Message, PartitionReader, TopicPartition
-from pipeline.model.errors import PipelineError
+from pipeline.model.errors import CodecError, PipelineError, SchemaUnavailable
 from pipeline.model.jobs import JobDuplicate, JobEntry, JobRecord
 
 POLL_S = 0.05
@@ -54,7 +54,7 @@ class Followed:
 class Follower:
     """One per queue and application. `begin` says once where the store stands; reading starts with the first `follow`.
 
-    On Kafka a thread reads; on memory the loop does.
+    On Kafka a thread reads; on memory the loop does. `fetch` asks the registry for the schema of an entry; it may wait.
     """
 
     def __init__(
@@ -63,12 +63,14 @@ class Follower:
         admin: ClusterAdmin,
         reader: Callable[[], PartitionReader],
         unpack: Callable[[bytes, bytes], JobEntry],
+        fetch: Callable[[int], None],
         in_memory: bool,
     ) -> None:
         self._topic = topic
         self._admin = admin
         self._make_reader = reader
         self._unpack = unpack
+        self._fetch = fetch
         self._in_memory = in_memory
         self._watched: WeakValueDictionary[str, Followed] = WeakValueDictionary()
         self._begin: Mapping[TopicPartition, int] | None = None
@@ -141,8 +143,21 @@ class Follower:
         followed = self._watched.get(key[2:].decode("utf-8", "replace"))
         if followed is None:
             return None
-        entry = self._unpack(key, value)
-        return (followed, entry) if isinstance(entry, JobRecord | JobDuplicate) else None
+        entry = self._read_entry(key, value)
+        return None if entry is None else (followed, entry)
+
+    def _read_entry(self, key: bytes, value: bytes) -> JobRecord | JobDuplicate | None:
+        """None for what no queue wrote."""
+        try:
+            try:
+                entry = self._unpack(key, value)
+            except SchemaUnavailable as error:
+                self._fetch(error.schema_id or 0)
+                entry = self._unpack(key, value)
+        except CodecError as error:
+            self.error = error
+            return None
+        return entry if isinstance(entry, JobRecord | JobDuplicate) else None
 
     def look_up(self, job_id: str) -> JobRecord | JobDuplicate | None:
         """What the store holds of it, by reading all of it. May wait."""
@@ -157,8 +172,7 @@ class Follower:
                 for message in reader.poll(RECORDS, POLL_S):
                     if message.key() == wanted:
                         value = message.value()
-                        entry = None if value is None else self._unpack(wanted, value)
-                        found = entry if isinstance(entry, JobRecord | JobDuplicate) else None
+                        found = None if value is None else self._read_entry(wanted, value)
                 met = reader.ended()
                 left = {at: begin for at, begin in left.items() if met.get(at, -1) < ends[at]}
         finally:

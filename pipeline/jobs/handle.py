@@ -45,10 +45,14 @@ class Reach:
 
 
 class JobHandle:
-    """Follows one job. `id` is that of the request; where another of its dedup id came first, the result is that one's."""
+    """Follows one job. `id` is that of the request; where another of its dedup id came first, the result is that one's.
 
-    def __init__(self, reach: Reach, job_id: str) -> None:
+    One that was not made by `enqueue` is looked for in the store first, where a short job stands when it has its ending.
+    """
+
+    def __init__(self, reach: Reach, job_id: str, asked: bool = False) -> None:
         self._reach = reach
+        self._seen_from_the_start = asked
         self._followed: Followed = reach.follower.watch(job_id)
         self._first: Followed | None = None
 
@@ -86,11 +90,13 @@ class JobHandle:
         follower = self._reach.follower
         if not follower.begun:
             await self._reach.off_loop(follower.begin)
-            if self._followed.entry is None and (entry := await self._look_up(self.id)) is not None:
-                self._followed.tell(entry)
-            elif self._followed.entry is None:
-                raise self._missing(self.id)
         follower.follow()
+        if not self._seen_from_the_start and self._followed.entry is None:
+            entry = await self._look_up(self.id)
+            if entry is None:
+                raise self._missing(self.id)
+            self._followed.tell(entry)
+            self._seen_from_the_start = True
 
     async def _look_up(self, job_id: str) -> JobRecord | JobDuplicate | None:
         found: JobRecord | JobDuplicate | None = await self._reach.off_loop(

@@ -20,8 +20,9 @@ from pipeline.model.errors import (
     PublishError,
     ResultTimeout,
 )
+from pipeline.model.headers import DeliveryHeaders, encode
 from pipeline.model.job_ids import job_id
-from pipeline.model.job_policies import Exponential, Fixed
+from pipeline.model.job_policies import Exponential, Fixed, RetentionPolicy
 from pipeline.model.job_states import JobState
 from pipeline.worker.jobs.context import JobContext
 from tests.unit.jobs.worlds import World, application, play, until
@@ -264,6 +265,66 @@ def test_a_caller_without_asyncio_and_one_that_is_refused() -> None:
         world.cluster.admin().set_configs(INBOX, {"max.message.bytes": "10"})
         with pytest.raises(PublishError, match=f"refused by {INBOX}"):
             await app.enqueue(double, 1)
+
+    play(app, story)
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_dead_letter_that_is_redriven_is_one_more_round_of_its_job(forgotten: bool) -> None:
+    app, ran, healthy = application(), list[int](), list[bool]()
+    kept = RetentionPolicy(failed=0 if forgotten else 500)
+
+    @app.job("step", attempts=1, retention=kept)
+    async def step(number: int, job: JobContext) -> int:
+        ran.append(job.attempt)
+        if not healthy:
+            raise RuntimeError("down")
+        return number
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        handle = await app.enqueue(step, 7)
+        with pytest.raises(JobUnsuccessful):
+            await handle.result("10s")
+        await until(lambda: len(world.read(DEAD)) == 1)
+        await asyncio.sleep(2)
+        (letter,) = world.read(DEAD)
+        healthy.append(True)
+        headers = DeliveryHeaders(0, 0, 0, INBOX, letter.partition(), 0, 1, "default", replay_id="r")
+        world.cluster.producer("desk").send(
+            "jobs.default.default.replay", letter.key(), letter.value(), encode([], headers), letter.partition()
+        )
+        await until(lambda: len(ran) == 2)
+        await asyncio.sleep(2)
+        assert ran == [1, 1]
+        assert (await handle.status()).state is JobState.COMPLETED
+        assert await app.job_handle("step", handle.id).result("10s") == 7
+        at = TopicPartition("jobs.default.default.replay", letter.partition())
+        assert world.cluster.admin().group_positions("default")[at].offset == 1, "it is settled"
+
+    play(app, story)
+
+
+def test_another_process_reads_a_result_by_the_jobs_id() -> None:
+    app, reader = application(), application("reader")
+    for each in (app, reader):
+
+        @each.job("double")
+        async def double(number: int) -> int:
+            return 2 * number
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        first = await app.enqueue("double", 4, dedup_id="d")
+        second = await app.enqueue("double", 5, dedup_id="d")
+        assert await second.result("10s") == 8
+        later = await app.enqueue("double", 6, delay="5s")
+        await asyncio.sleep(1)
+        for known, result in ((first, 8), (second, 8), (later, 12)):
+            assert await reader.job_handle("double", known.id).result("10s") == result
+        with pytest.raises(JobMissing, match="not known"):
+            await reader.job_handle("double", job_id(world.now_ms, b"0123456789")).result("10s")
+        reader.jobs.close()
 
     play(app, story)
 
