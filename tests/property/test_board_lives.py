@@ -6,6 +6,8 @@ from collections import Counter
 
 import pytest
 
+from pipeline.core.jobs.job import Job
+from pipeline.model.job_states import MOVES, TERMINAL, JobState
 from tests.property.board_checker import problems
 from tests.property.board_world import lives
 
@@ -16,6 +18,40 @@ BLOCK = 25
 def test_no_life_breaks_a_promise(first: int) -> None:
     found = {seed: wrong[:3] for seed in range(first, first + BLOCK) if (wrong := problems(lives(seed)))}
     assert not found, f"lives(seed) and what is wrong: {found}"
+
+
+def test_only_the_moves_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever happens to a job, its state goes as `MOVES` says. What it begins as, or is restored as, is its first one."""
+    moves: Counter[tuple[JobState, JobState]] = Counter()
+
+    class Watched(Job):
+        __slots__ = ("_begun", "_state")
+
+        @property
+        def state(self) -> JobState:
+            return self._state
+
+        @state.setter
+        def state(self, after: JobState) -> None:
+            before = getattr(self, "_state", None)
+            self._state: JobState = after
+            if before is None:
+                self._begun = False
+            elif self._begun and before is not after:
+                moves[before, after] += 1
+            self._begun: bool = before is not None
+
+    for module in ("board", "commands", "job"):
+        monkeypatch.setattr(f"pipeline.core.jobs.{module}.Job", Watched)
+    for seed in range(80):
+        lives(seed)
+    wrong = {move: count for move, count in moves.items() if move[1] not in MOVES[move[0]]}
+    assert not wrong
+    there_are = {
+        (before, after) for before, many in MOVES.items() for after in many if JobState.WAITING not in (before, after)
+    }
+    again = {move for move in there_are if move[0] in TERMINAL}  # another round is another object
+    assert there_are - again <= set(moves), "and all of them happen"
 
 
 def test_a_life_is_the_same_again() -> None:
