@@ -33,7 +33,7 @@ from pipeline.model.errors import ClusterError
 from pipeline.model.transactions import Membership
 
 CLOSE_TIMEOUT_S = 5.0
-_SILENCE_MS, _NEWS_S = 10_000, 1.0
+_SILENCE_MS, _NEWS_S = 10_000, 5.0
 _WAIT_FIRST_S, _WAIT_LONGEST_S = 0.002, 0.010
 
 OnError = Callable[[str], None]
