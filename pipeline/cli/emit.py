@@ -53,6 +53,7 @@ class LineParser:
 
         from pipeline.model.errors import ConfigurationError
         from pipeline.model.events import event_type
+        from pipeline.model.validation import first_fault
 
         try:
             fields = json.loads(text)
@@ -72,8 +73,7 @@ class LineParser:
         except ConfigurationError as error:
             return BadLine(number, "type", str(error))
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            return BadLine(number, ".".join(map(str, first["loc"])), first["msg"])
+            return BadLine(number, *first_fault(error))
         self.sequences[run] = event.sequence + 1
         return event
 

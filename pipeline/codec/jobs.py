@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from pipeline.codec.avro import AvroCodec
 from pipeline.model.cron import Misfire
-from pipeline.model.errors import UndecodableError
+from pipeline.model.errors import ConfigurationError, UndecodableError
 from pipeline.model.job_states import JobState
 from pipeline.model.jobs import (
     NOTHING_YET,
@@ -119,6 +119,15 @@ class StoreCodec:
         if name == SCHEDULE:
             return ScheduleRecord(_schedule(fields.pop("schedule")), **fields)
         raise UndecodableError(f"Entry {key!r} of {self._topic} is a {name}, which no queue writes: another tool did.")
+
+
+def prepare_queue(codec: AvroCodec, inbox: str, state: str) -> None:
+    """Look up the contracts of both topics. May wait. Raises SchemaUnavailable, or ConfigurationError for what is missing."""
+    for topic, missing in ((inbox, InboxCodec(codec, inbox).prepare()), (state, StoreCodec(codec, state).prepare())):
+        if missing:
+            raise ConfigurationError(
+                f"topic {topic}: {', '.join(missing)} not registered: run `pipeline schemas register` for it"
+            )
 
 
 # -- requests

@@ -11,12 +11,10 @@ from __future__ import annotations
 from pipeline.core.progress import Progress
 from pipeline.model.cluster import Headers
 from pipeline.model.headers import STORE_EPOCH
+from pipeline.model.store_keys import PREFIXES
 
 STORE = "state"
 """Its name among the fences."""
-
-
-ENTRY_KEYS = (b"j/", b"d/", b"s/")
 
 
 class StoreScan:
@@ -46,7 +44,7 @@ class StoreScan:
             self.at = max(self.at, min(offset + 1, self.fence))
             return
         self.at = offset + 1
-        if key is None or not key.startswith(ENTRY_KEYS) or not _is_text(key):
+        if key is None or not key.startswith(PREFIXES) or not _is_text(key):
             return  # no queue wrote it
         epoch = _epoch_of(headers)
         if epoch < self.epoch or (offset >= self._owner_fence and epoch < self._owner):

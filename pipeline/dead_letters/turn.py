@@ -1,8 +1,8 @@
 """One redrive (or release) of a dead-letter topic at a time, whatever machine it runs on.
 
-    locked on this machine -> joined -> nobody else is in the group -> marked -> at work, for as long as it is the member that joined
+    locked on this machine -> joined -> nobody else is in the group -> announced -> at work, for as long as it is the member that joined
 
-The mark is the group's committed offset: its text names the member at work.
+It is announced by the group's committed offset, whose text names the member at work.
 Each plan has a group of its own, so two redrives of the same letters would not meet there: this group is the topic's.
 """
 
@@ -74,7 +74,7 @@ def _mark(desk: Desk) -> str:
 
 def _joined(desk: Desk, consumer: GroupConsumer, policy: ConsumerPolicy) -> str:
     """The id of this member once the group says that it is in, and alone. Of several that begin at once the lowest id waits for the
-    others to leave, which they do as soon as they see it; behind one that is marked as at work nobody waits."""
+    others to leave, which they do as soon as they see it; behind one that is announced as at work nobody waits."""
     admin, until = desk.cluster.admin(), time.monotonic() + JOIN_S
     try:
         while time.monotonic() < until:
@@ -84,7 +84,7 @@ def _joined(desk: Desk, consumer: GroupConsumer, policy: ConsumerPolicy) -> str:
             if not mine or all(each.member_id != mine for each in members):
                 continue
             if not others:
-                if _marked(desk, consumer, mine):
+                if _announced(desk, consumer, mine):
                     return mine
             elif min(each.member_id for each in others) < mine or _at_work(desk, consumer, others):
                 raise AnotherRedrive(_sentence(desk, others, policy))
@@ -99,7 +99,7 @@ def _place(desk: Desk) -> TopicPartition:
     return TopicPartition(desk.topics.dead_letters, 0)
 
 
-def _marked(desk: Desk, consumer: GroupConsumer, member_id: str) -> bool:
+def _announced(desk: Desk, consumer: GroupConsumer, member_id: str) -> bool:
     """Refused while somebody joins or leaves."""
     place = _place(desk)
     return consumer.commit_now({place: Position(0, member_id)}, ASK_S)[place] is None

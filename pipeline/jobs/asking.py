@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from pipeline.model.errors import InvalidJob
@@ -15,6 +15,7 @@ from pipeline.model.job_policies import JobOptions, request_of
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import JobRequest
 from pipeline.model.secret_shapes import mask_secrets
+from pipeline.model.validation import first_fault
 
 PAYLOAD_BYTES_MAX = 900_000
 """A record with its headers, and an entry with a result beside it, fit into what the topics take by default."""
@@ -41,9 +42,8 @@ class Asker:
             value = adapter.validate_python(given)
             payload = adapter.dump_json(value)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"])) or "it"
-            raise InvalidJob(f"the input does not fit job {name!r}: {where}: {first['msg']}") from None
+            where, what = first_fault(error)
+            raise InvalidJob(f"the input does not fit job {name!r}: {where or 'it'}: {what}") from None
         except PydanticSerializationError as error:
             raise InvalidJob(f"the input of job {name!r} has no JSON form: {error}") from None
         if len(payload) > PAYLOAD_BYTES_MAX:
@@ -51,7 +51,7 @@ class Asker:
                 f"the input of job {name!r} has {len(payload)} bytes, more than {PAYLOAD_BYTES_MAX}: "
                 "store it elsewhere and give the job a reference to it"
             )
-        if _holds_secret(value, payload):
+        if _holds_secret(payload):
             raise InvalidJob(
                 f"the input of job {name!r} looks as if it holds a secret, which would be kept in the topics: "
                 "give the job a reference to it, such as the name of an environment variable"
@@ -59,6 +59,6 @@ class Asker:
         return payload
 
 
-def _holds_secret(_value: BaseModel | object, payload: bytes) -> bool:
+def _holds_secret(payload: bytes) -> bool:
     text = payload.decode("utf-8", "replace")
     return mask_secrets(text) != text

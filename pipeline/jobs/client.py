@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.codec import AvroCodec
-from pipeline.codec.jobs import InboxCodec, StoreCodec
+from pipeline.codec.jobs import InboxCodec, StoreCodec, prepare_queue
 from pipeline.jobs.acknowledging import Answers
 from pipeline.jobs.asking import Asker
 from pipeline.jobs.following import Follower
 from pipeline.jobs.handle import JobHandle, Reach
 from pipeline.model.cluster import Cluster, RecordProducer
-from pipeline.model.errors import BufferFull, ConfigurationError, InvalidJob, PublishError
+from pipeline.model.errors import BufferFull, InvalidJob, PublishError
 from pipeline.model.job_policies import JobOptions
 from pipeline.model.job_types import JobType
-from pipeline.model.jobs import CancelJob, JobCommand, JobRequest
+from pipeline.model.jobs import CancelJob, JobCommand
 
 ACKNOWLEDGED_S = 30.0
 FULL_S = 0.01
@@ -100,7 +100,7 @@ class JobClient:
     ) -> list[tuple[str, bytes, bytes]]:
         """Id, key and value of each."""
         requests = [asker.request(each, options, now_ms()) for each in given]
-        return [(request.id, _key_of(request), queue.inbox.request(request)) for request in requests]
+        return [(request.id, request.record_key, queue.inbox.request(request)) for request in requests]
 
     async def cancel(self, job: str, job_id: str, key: str | None, reason: str) -> None:
         """See `Pipeline.cancel`."""
@@ -134,8 +134,8 @@ class JobClient:
             store = StoreCodec(parts.codec, place.state)
             follower = Follower(
                 place.state,
-                parts.cluster.admin(),
-                lambda: parts.cluster.reader(parts.client_id),
+                parts.cluster,
+                parts.client_id,
                 store.unpack,
                 lambda schema_id: parts.codec.fetch(place.state, schema_id),
                 parts.in_memory,
@@ -147,11 +147,7 @@ class JobClient:
         """Look up contracts, and where the store stands. May wait."""
         if queue.prepared:
             return
-        missing = queue.inbox.prepare() + StoreCodec(self._parts.codec, queue.place.state).prepare()
-        if missing:
-            raise ConfigurationError(
-                f"topic {queue.place.inbox}: {', '.join(missing)} not registered: run `pipeline schemas register` for it"
-            )
+        prepare_queue(self._parts.codec, queue.place.inbox, queue.place.state)
         queue.follower.begin()
         queue.prepared = True
 
@@ -217,11 +213,6 @@ class JobClient:
         if self._producer is not None:
             producer, self._producer = self._producer, None
             producer.close(5.0)
-
-
-def _key_of(request: JobRequest) -> bytes:
-    """What decides the partition: jobs of a key are together, and requests of one dedup id."""
-    return (request.key or request.dedup_id or request.id).encode()
 
 
 def _check(topic: str, answers: Answers) -> None:

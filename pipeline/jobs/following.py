@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
 from weakref import WeakValueDictionary
 
-from pipeline.model.cluster import ClusterAdmin, Message, PartitionReader, TopicPartition
+from pipeline.inspect.scan import read_to_end
+from pipeline.model.cluster import Cluster, Message, PartitionReader, TopicPartition
 from pipeline.model.errors import CodecError, PipelineError, SchemaUnavailable
 from pipeline.model.jobs import JobDuplicate, JobEntry, JobRecord
+from pipeline.model.store_keys import JOB, job_key, parts_of
 
 POLL_S = 0.05
 MEMORY_POLL_S = 0.01
 RECORDS = 1_000
-_JOB = b"j/"
 
 
 class Followed:
@@ -60,15 +60,16 @@ class Follower:
     def __init__(
         self,
         topic: str,
-        admin: ClusterAdmin,
-        reader: Callable[[], PartitionReader],
+        cluster: Cluster,
+        client_id: str,
         unpack: Callable[[bytes, bytes], JobEntry],
         fetch: Callable[[int], None],
         in_memory: bool,
     ) -> None:
         self._topic = topic
-        self._admin = admin
-        self._make_reader = reader
+        self._cluster = cluster
+        self._client_id = client_id
+        self._admin = cluster.admin()
         self._unpack = unpack
         self._fetch = fetch
         self._in_memory = in_memory
@@ -107,7 +108,7 @@ class Follower:
         if self._reader is not None or self._stopped:
             return
         assert self._begin is not None
-        self._reader = self._make_reader()
+        self._reader = self._cluster.reader(self._client_id)
         self._reader.assign(self._begin)
         if self._in_memory:
             self._poll(asyncio.get_running_loop())
@@ -138,9 +139,10 @@ class Follower:
 
     def _of(self, message: Message) -> tuple[Followed, JobRecord | JobDuplicate] | None:
         key, value = message.key(), message.value()
-        if key is None or value is None or not key.startswith(_JOB):
+        if key is None or value is None:
             return None
-        followed = self._watched.get(key[2:].decode("utf-8", "replace"))
+        kind, job_id = parts_of(key)
+        followed = self._watched.get(job_id) if kind == JOB else None
         if followed is None:
             return None
         entry = self._read_entry(key, value)
@@ -160,23 +162,14 @@ class Follower:
         return entry if isinstance(entry, JobRecord | JobDuplicate) else None
 
     def look_up(self, job_id: str) -> JobRecord | JobDuplicate | None:
-        """What the store holds of it, by reading all of it. May wait."""
-        wanted, found = f"j/{job_id}".encode(), None
+        """What the store holds of it, by reading all of it. May wait. Raises ClusterUnavailable when that takes too long."""
+        wanted, found = job_key(job_id), None
         places = self._partitions()
-        ends, begins = self._admin.end_offsets(places), self._admin.beginning_offsets(places)
-        left: dict[TopicPartition, Any] = {at: begins[at] for at in places if begins[at] < ends[at]}
-        reader = self._make_reader()
-        try:
-            reader.assign(left)
-            while left:
-                for message in reader.poll(RECORDS, POLL_S):
-                    if message.key() == wanted:
-                        value = message.value()
-                        found = None if value is None else self._read_entry(wanted, value)
-                met = reader.ended()
-                left = {at: begin for at, begin in left.items() if met.get(at, -1) < ends[at]}
-        finally:
-            reader.close()
+        begins, ends = self._admin.beginning_offsets(places), self._admin.end_offsets(places)
+        for message in read_to_end(self._cluster, begins, ends):
+            if message.key() == wanted:
+                value = message.value()
+                found = None if value is None else self._read_entry(wanted, value)
         return found
 
     def stop(self) -> None:

@@ -43,6 +43,12 @@ class JobRequest:
     traceparent: str | None = None
     schedule: str | None = None
 
+    @property
+    def record_key(self) -> bytes:
+        """Of its record in the inbox, and of its dead letter, which goes back there: what decides its partition. Jobs of a key are
+        together, and requests of one dedup id."""
+        return (self.key or self.dedup_id or self.id).encode()
+
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:

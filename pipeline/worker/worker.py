@@ -32,7 +32,7 @@ from pipeline.worker.fetcher import Fetcher
 from pipeline.worker.health import health_of
 from pipeline.worker.isolation import ProcessRunners
 from pipeline.worker.jobs.boards import Opening
-from pipeline.worker.jobs.wiring import executor_of, prepare_queue
+from pipeline.worker.jobs.wiring import executor_of
 from pipeline.worker.lanes import fetch_policy, lane_specs
 from pipeline.worker.logs import logger
 from pipeline.worker.parts import Clock, EngineParts, Executor, wall_clock_ms
@@ -167,7 +167,9 @@ class Worker:
         for subscription in self._subscriptions:
             topics = layout(subscription, prefix).topics
             if topics.state is not None:
-                prepare_queue(self._app, (topics.source, topics.state))
+                from pipeline.codec.jobs import prepare_queue
+
+                prepare_queue(self._app.codec, topics.source, topics.state)
 
     def _warn_of_slow_takeover(self, admin: ClusterAdmin) -> None:
         """With KIP-848 the broker sets the session timeout, 45 s by default: that long a dead worker's keys stand still."""

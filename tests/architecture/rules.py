@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "topology": "model",
         "emit": "model",
         "settings": "model",
-        "jobs": "model codec",
+        "jobs": "model codec inspect",
         "inspect": "model core topology",
         "worker": "model core codec topology",
         "filters": "model",

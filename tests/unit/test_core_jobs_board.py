@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.core.jobs import commands
 from pipeline.core.jobs.board import Board
-from pipeline.core.jobs.entries import Effect, Entry, Interrupt, Letter, Settle, dedup_key, dedup_of
+from pipeline.core.jobs.entries import Effect, Entry, Interrupt, Letter, Settle
 from pipeline.core.jobs.job import Job
 from pipeline.core.jobs.repairing import write_again
 from pipeline.core.jobs.restoring import Restoring
@@ -37,6 +37,7 @@ from pipeline.model.jobs import (
 )
 from pipeline.model.outcome import Cancelled, Failure, FailureKind
 from pipeline.model.policies import Backoff
+from pipeline.model.store_keys import dedup_key, dedup_of
 from tests.property.board_world import Pickled
 
 NOW = 1_767_225_600_000

@@ -22,7 +22,7 @@ from dataclasses import replace
 
 from pipeline.core.jobs import retention
 from pipeline.core.jobs.dedup import Dedup
-from pipeline.core.jobs.entries import Effect, Entry, Packing, Settle, dedup_key, job_key
+from pipeline.core.jobs.entries import Effect, Entry, Packing, Settle
 from pipeline.core.jobs.job import Finished, Job, Kind
 from pipeline.core.jobs.keys import KeyOrder
 from pipeline.core.jobs.lanes import Lanes
@@ -34,6 +34,7 @@ from pipeline.model.job_policies import JobPolicy, QueuePolicy
 from pipeline.model.job_states import SUCCEEDED, TIMED, JobState
 from pipeline.model.jobs import NOTHING_YET, Completed, JobDuplicate, JobEnding, JobOutcome, JobRequest
 from pipeline.model.outcome import Cancelled, Failure
+from pipeline.model.store_keys import dedup_key, job_key
 
 EXPIRED = "expired"
 QUEUED, RUNNING, SCHEDULED = JobState.QUEUED, JobState.RUNNING, JobState.SCHEDULED

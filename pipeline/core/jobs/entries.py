@@ -1,10 +1,7 @@
 """What a board wants written, and what else it asks of its owner, as data, in the order in which it must be done.
 
-Everything of one partition is written in this order, so that what survives a crash is a beginning of it. Record keys:
-
-    j/JOB-ID               a job, or the answer that it is a duplicate
-    d/TYPE/DEDUP-ID        a dedup window (`%` and `/` in the type as %25 and %2F)
-    s/SCHEDULE             a schedule
+Everything of one partition is written in this order, so that what survives a crash is a beginning of it. Record keys are
+those of `model.store_keys`.
 """
 
 from __future__ import annotations
@@ -59,21 +56,3 @@ class Interrupt:
 
 
 Effect = Entry | Settle | Letter | Interrupt
-
-
-def job_key(job_id: str) -> bytes:
-    return f"j/{job_id}".encode()
-
-
-def dedup_key(type_name: str, dedup_id: str) -> bytes:
-    return f"d/{type_name.replace('%', '%25').replace('/', '%2F')}/{dedup_id}".encode()
-
-
-def dedup_of(name: str) -> tuple[str, str]:
-    """Type and dedup id, from what stands behind `d/`."""
-    type_name, _, dedup_id = name.partition("/")
-    return type_name.replace("%2F", "/").replace("%25", "%"), dedup_id
-
-
-def schedule_key(name: str) -> bytes:
-    return f"s/{name}".encode()

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import cast
 
 from pipeline.core.jobs.dedup import Dedup
-from pipeline.core.jobs.entries import Effect, Entry, Letter, Packing, dedup_key, job_key
+from pipeline.core.jobs.entries import Effect, Entry, Letter, Packing
 from pipeline.core.jobs.job import Job, opened, packed
 from pipeline.core.jobs.keys import KeyOrder
 from pipeline.model.job_states import JobState
 from pipeline.model.jobs import JobRecord
+from pipeline.model.store_keys import dedup_key, job_key
 
 RUNNING = JobState.RUNNING
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pipeline.core.jobs.board import Board
-from pipeline.core.jobs.entries import Entry, dedup_of
+from pipeline.core.jobs.entries import Entry
 from pipeline.core.jobs.job import Job
+from pipeline.model.store_keys import JOB, SCHEDULE, WINDOW, dedup_of, parts_of
 
 
 def write_again(board: Board, keys: Iterable[bytes]) -> None:
     """Of these keys of the store: the entry as the board knows it, or a tombstone when it knows none."""
     for key in keys:
-        kind, _, name = key.decode().partition("/")
-        if kind == "j":
+        kind, name = parts_of(key)
+        if kind == JOB:
             _job(board, key, name)
-        elif kind == "d":
+        elif kind == WINDOW:
             window = board.dedup.windows.get(dedup_of(name))
             _entry(board, key, None if window is None else board.ledger.packing.pack(window))
-        elif kind == "s":
+        elif kind == SCHEDULE:
             ticking = board.schedules.by_name.get(name)
             record = board.schedules.held.get(name) if ticking is None else ticking.record()
             _entry(board, key, None if record is None else board.ledger.packing.pack(record))

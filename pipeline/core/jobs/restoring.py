@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 from pipeline.core.jobs import retention
 from pipeline.core.jobs.board import QUEUED, RUNNING, SCHEDULED, Board
-from pipeline.core.jobs.entries import Entry, Letter, dedup_key
+from pipeline.core.jobs.entries import Entry, Letter
 from pipeline.core.jobs.job import Job, restored
 from pipeline.model.job_states import SUCCEEDED, TERMINAL, JobState
 from pipeline.model.jobs import DedupWindow, JobDuplicate, JobEntry, JobRecord
+from pipeline.model.store_keys import dedup_key
 
 
 class Restoring:

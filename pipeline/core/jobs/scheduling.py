@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.core.jobs.entries import Entry, schedule_key
+from pipeline.core.jobs.entries import Entry
 from pipeline.core.jobs.ticks import Ticking
 from pipeline.core.jobs.timers import Timers
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.job_ids import tick_id
 from pipeline.model.jobs import Schedule, ScheduleRecord
+from pipeline.model.store_keys import schedule_key
 
 if TYPE_CHECKING:
     from pipeline.core.jobs.board import Board

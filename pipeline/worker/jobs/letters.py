@@ -31,5 +31,4 @@ def letter_of(unit: Unit, encode: Callable[[JobRequest], bytes], letter: Letter)
         error=clip_error(told, len(outcome.history)),
         history=outcome.history,
     )
-    key = request.key or request.dedup_id or request.id
-    return key.encode(), encode(request), dead_letter_headers([], headers)
+    return request.record_key, encode(request), dead_letter_headers([], headers)

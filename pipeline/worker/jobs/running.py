@@ -15,6 +15,7 @@ from pipeline.core.jobs.job import Job
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import Completed, JobEnding
 from pipeline.model.outcome import Cancelled, Failure, FailureKind, Warn
+from pipeline.model.validation import first_fault
 from pipeline.worker.execution import failure_of, timed_out
 from pipeline.worker.jobs.context import JobContext
 
@@ -102,7 +103,8 @@ class JobRuns:
         try:
             given = calls.read(request.payload)
         except ValidationError as error:
-            text = f"the input does not fit what {request.type} takes: {_first_of(error)}"
+            where, what = first_fault(error)
+            text = f"the input does not fit what {request.type} takes: {where or 'the input'}: {what}"
             return Failure(FailureKind.TERMINAL, BAD_INPUT, "ValidationError", text)
         arguments = (given,) if calls.type.alone else (given, context)
         try:
@@ -144,9 +146,3 @@ class JobRuns:
         self.running.clear()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _first_of(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, first["loc"])) or "the input"
-    return f"{where}: {first['msg']}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from pipeline.model.errors import ConfigurationError
 from pipeline.topology import Layout
 from pipeline.worker.engine import Engine
 from pipeline.worker.jobs.boards import Opening
@@ -14,21 +13,6 @@ from pipeline.worker.jobs.hosting import JobExecutor, JobParts
 if TYPE_CHECKING:
     from pipeline.app import Pipeline
     from pipeline.model.job_types import JobQueue
-
-
-def prepare_queue(app: Pipeline, topics: tuple[str, str]) -> None:
-    """Look up the contracts of inbox and store. May wait. Raises SchemaUnavailable, or ConfigurationError for what is missing."""
-    from pipeline.codec.jobs import InboxCodec, StoreCodec
-
-    inbox, state = topics
-    for topic, missing in (
-        (inbox, InboxCodec(app.codec, inbox).prepare()),
-        (state, StoreCodec(app.codec, state).prepare()),
-    ):
-        if missing:
-            raise ConfigurationError(
-                f"topic {topic}: {', '.join(missing)} not registered: run `pipeline schemas register` for it"
-            )
 
 
 def executor_of(

@@ -11,30 +11,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from pipeline.core.jobs.entries import Entry, Letter, Settle
-from pipeline.model.cluster import DeliveryCallback, Headers
+from pipeline.model.cluster import Headers
 from pipeline.model.errors import BufferFull, ClusterError
-
-RESEND_MS = (100, 300, 1_000, 3_000, 10_000)
+from pipeline.worker.sending import RESEND_MS, Outlet
 
 Written = Entry | Letter | Settle
-
-
-class Outlet(Protocol):
-    """What of a `RecordProducer` is needed here."""
-
-    def send(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers | None = None,
-        partition: int = -1,
-        timestamp_ms: int = 0,
-        delivered: DeliveryCallback | None = None,
-    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

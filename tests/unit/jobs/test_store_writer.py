@@ -5,7 +5,8 @@ from __future__ import annotations
 from pipeline.core.jobs.entries import Entry, Settle
 from pipeline.model.cluster import DeliveryCallback, Headers
 from pipeline.model.errors import BufferFull, ClusterError
-from pipeline.worker.jobs.writing import RESEND_MS, Place, StoreWriter, Written
+from pipeline.worker.jobs.writing import Place, StoreWriter, Written
+from pipeline.worker.sending import RESEND_MS
 
 REFUSED = ClusterError("refused")
 
