@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.core.delivery import Delivery
+from pipeline.core.delivery import SOURCE, Delivery
 
 if TYPE_CHECKING:
     from pipeline.core.unit import Unit
@@ -89,7 +89,6 @@ class Care:
         self._horizon = list(self._let_through)
         self._held: list[deque[Delivery]] = [deque() for _ in self._names]
         self._keys: Counter[bytes | None] = Counter()
-        self._under_way: dict[Delivery, int] = {}
         self._since_ms = now_ms
         self._asked_for: dict[int, list[int]] = {0: list(self._asked)}
         self._handed_over = False
@@ -106,7 +105,7 @@ class Care:
             return self.version
         wanted = []
         for index, window in enumerate(self._windows):
-            if self._held[index]:
+            if self._waits_for_horizon(index):
                 window = self._windows[index] = min(WINDOW_MAX, 2 * window)
             wanted.append(max(self._asked[index], self._let_through[index] + window))
         if wanted != self._asked:
@@ -128,15 +127,24 @@ class Care:
         near = any(
             through + WINDOW // 2 >= horizon for through, horizon in zip(self._let_through, self._horizon, strict=True)
         )
-        return near or any(self._held)
+        return near or any(map(self._waits_for_horizon, range(len(self._held))))
+
+    def _waits_for_horizon(self, index: int) -> bool:
+        held = self._held[index]
+        return bool(held) and held[0].offset >= self._horizon[index]
 
     # -- records
 
     def is_suspect(self, delivery: Delivery) -> bool:
         return delivery.offset < self._suspect_below[delivery.lane]
 
-    def sort(self, ready: deque[Delivery]) -> None:
-        """What has come since: to `suspects`, to `ready`, or held back until the horizon or a suspect of its key lets it go."""
+    def sort(self, ready: deque[Delivery], at_once: int, opened: int) -> None:
+        """What has come since: to `suspects`, to `ready`, or held back until the horizon or a suspect of its key lets it go.
+
+        `at_once`: how many can run; `opened`: how many records of the source were received and have no ending. More than can run is
+        not let through: a death would make suspects of what only stood in line, and each runs alone then. (Lanes' records may wait
+        for each other's keys, so they are not counted.)
+        """
         inbox = self.inbox
         while inbox:
             delivery = inbox.popleft()
@@ -145,18 +153,22 @@ class Care:
                 self._keys[delivery.key] += 1
             else:
                 self._held[delivery.lane].append(delivery)
+        waiting = len(self._held[SOURCE]) + sum(suspect.lane == SOURCE for suspect in self.suspects)
         for index, held in enumerate(self._held):
             if held:
-                self._let_go(index, held, ready)
+                self._let_go(
+                    index, held, ready, at_once + WINDOW - (opened - waiting) if index == SOURCE else len(held)
+                )
 
-    def _let_go(self, index: int, held: deque[Delivery], ready: deque[Delivery]) -> None:
+    def _let_go(self, index: int, held: deque[Delivery], ready: deque[Delivery], room: int) -> None:
         horizon, keys = self._horizon[index], self._keys
         back: list[Delivery] = []
-        while held and held[0].offset < horizon:
+        while room > 0 and held and held[0].offset < horizon:
             delivery = held.popleft()
             if keys and delivery.key is not None and delivery.key in keys:
                 back.append(delivery)  # behind the suspects of its key
                 continue
+            room -= 1
             self._let_through[index] = max(self._let_through[index], delivery.offset + 1)
             ready.append(delivery)
         held.extendleft(reversed(back))

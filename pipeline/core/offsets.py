@@ -72,6 +72,11 @@ class OffsetTracker(Generic[T]):
         return self._awaited[0] if self._awaited else None
 
     @property
+    def under_way(self) -> int:
+        """How many were received and are not settled."""
+        return len(self.open) - len(self._awaited)
+
+    @property
     def restoring(self) -> bool:
         """Restored open offsets are still to be fetched."""
         return bool(self._awaited)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.core.care import HEALTHY, SUSPECTED, Care
-from pipeline.core.delivery import Delivery
+from pipeline.core.delivery import SOURCE, Delivery
 from pipeline.core.unit import Unit
 from pipeline.model.policies import FlowPolicy
 from pipeline.worker.committing import Committer
@@ -78,6 +78,7 @@ class Quarantine:
         engine = self._engine
         if self._isolation is not None and self._isolation.children.hopeless:
             self._without_children()
+        at_once = engine.execution.subscription.flow.concurrency
         for unit in tuple(self._units):
             care = unit.care
             if not unit.open or care is None:
@@ -85,9 +86,9 @@ class Quarantine:
                 continue
             stored = self._committer.marking(unit)
             care.stored(0 if stored is None else stored)
-            care.sort(engine.ready)
-            if care.suspects and not engine.paused and not unit.draining:
-                self._run_suspects(unit, care)
+            care.sort(engine.ready, at_once, unit.lanes[SOURCE].tracker.under_way)
+            if care.suspects and not engine.paused and not unit.draining and self._run_suspects(unit, care):
+                self._units[unit] = self._units.pop(unit)  # the next place is another unit's
             positions = [lane.tracker.position for lane in unit.lanes]
             if care.over(engine.clock.now_ms, positions, self.suspects(unit) > 0):
                 self._let_go(unit, care)
@@ -109,16 +110,19 @@ class Quarantine:
             self._isolation = None
         self._engine.executor = self._inner
 
-    def _run_suspects(self, unit: Unit, care: Care) -> None:
-        engine = self._engine
+    def _run_suspects(self, unit: Unit, care: Care) -> bool:
+        """As many as there is room for; did one begin?"""
+        engine, began = self._engine, False
         while self._has_room():
             delivery = care.next_suspect(lambda one: one.key is None or not unit.by_key or one.key not in unit.busy)
             if delivery is None:
-                return
+                break
             if unit.admit(delivery, engine.clock.now_ms):
                 self._run(delivery)
+                began = True
             elif unit.effects:
                 engine.perform(unit)
+        return began
 
     def _has_room(self) -> bool:
         if self.target is not None:

@@ -179,12 +179,14 @@ class Transactions:
 
     def lost(self) -> None:
         """Partitions went to somebody else: what was done for them must not be committed by us."""
-        if self._sent or self._waiting or self.state is State.VOUCHING:
+        again = self.state in (State.UNDOING, State.REPEATING)
+        if self._sent or self._waiting or again or self.state is State.VOUCHING:
             error = ClusterError("a partition was lost while a transaction held records of it")
             if self.state in (State.OPEN, State.VOUCHING):
                 self.doubt(error)
             else:
                 self._failed = self._failed or error
+        self._repeats = REPEATS_MAX  # it may be ours again by then, with another owner's or our own new work on it
 
     def stop(self) -> None:
         self._stopped = True

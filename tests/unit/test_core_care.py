@@ -43,12 +43,18 @@ def committed(unit: Unit) -> Progress:
     return decode(position.offset, position.metadata)
 
 
+def sort(unit: Unit, ready: deque[Delivery], at_once: int = 100_000) -> None:
+    """As the quarantine does it in each step."""
+    assert unit.care is not None
+    unit.care.sort(ready, at_once, unit.lanes[SOURCE].tracker.under_way)
+
+
 def receive(unit: Unit, *offsets: int, key: bytes | None = b"k") -> deque[Delivery]:
     """What of these records the unit lets through now."""
     assert unit.care is not None
     ready: deque[Delivery] = deque()
     unit.receive_source([source_record(offset, key) for offset in offsets], unit.care.inbox)
-    unit.care.sort(ready)
+    sort(unit, ready)
     return ready
 
 
@@ -89,13 +95,13 @@ def test_nothing_passes_the_horizon_before_it_is_stored() -> None:
     assert receive(unit, *range(100, 300)) == deque(), "the claim is not stored yet"
     care.stored(0)
     ready: deque[Delivery] = deque()
-    care.sort(ready)
+    sort(unit, ready)
     assert [delivery.offset for delivery in ready] == list(range(100, 100 + WINDOW))
     assert committed(unit).marks["source"] > 100 + WINDOW
-    care.sort(ready)
+    sort(unit, ready)
     assert len(ready) == WINDOW, "it was asked for, and not answered"
     care.stored(marking_of(unit))
-    care.sort(ready)
+    sort(unit, ready)
     assert len(ready) == 3 * WINDOW, "records waited, so the window doubled"
 
 
@@ -108,9 +114,27 @@ def test_the_window_is_bounded_and_so_is_what_waits() -> None:
     for _ in range(20):
         before = care.marks()["source"]
         care.stored(care.ask())
-        care.sort(deque())
+        sort(unit, deque())
         assert care.marks()["source"] - before <= WINDOW_MAX
     assert not care.full
+
+
+def test_no_more_is_let_through_than_can_run() -> None:
+    unit = owned(Progress(100, 100, (), 1, {}, {UNCLEAN: 1}))
+    care = unit.care
+    assert care is not None
+    receive(unit, *range(100, 1_000))
+    ready: deque[Delivery] = deque()
+    for _ in range(20):
+        care.stored(care.ask())
+        sort(unit, ready, at_once=30)
+    assert len(ready) == 30 + WINDOW, "a little stands in line, so that no place is ever empty"
+    assert care.marks()["source"] <= 100 + (30 + WINDOW) + 2 * WINDOW, "who comes next suspects no more than could run"
+    assert not care.moving, "nothing waits for a commit"
+    for _ in range(10):
+        unit.lanes[SOURCE].tracker.settle(ready.popleft().offset)
+    sort(unit, ready, at_once=30)
+    assert len(ready) == 30 + WINDOW, "each ending makes room for one"
 
 
 def third_life() -> Unit:
@@ -151,7 +175,7 @@ def test_a_key_has_one_suspect_at_a_time_and_its_successors_follow_the_last() ->
     assert second is not None
     assert (first.offset, second.offset) == (10, 12)
     ready: deque[Delivery] = deque()
-    care.sort(ready)
+    sort(unit, ready)
     assert [delivery.offset for delivery in ready] == [20]
 
 
@@ -228,7 +252,7 @@ def test_lane_records_are_watched_as_well(lane: int) -> None:
     care.inbox.extend(Delivery(unit, lane, offset, b"k%d" % offset, source_record(offset)) for offset in (5, 6, 7))
     ready: deque[Delivery] = deque()
     care.stored(0)
-    care.sort(ready)
+    care.sort(ready, 1, 0)
     assert [one.offset for one in care.suspects] == [5, 6]
     assert [one.offset for one in ready] == [7]
     assert care.marks()[names[lane]] == 7 + WINDOW

@@ -19,10 +19,11 @@ from pipeline.model.errors import ConfigurationError
 from pipeline.model.policies import Start
 from pipeline.model.transactions import Membership
 from pipeline.topology import Defaults, apply
+from pipeline.worker import transacting
 from pipeline.worker.fetcher import Fetcher
 from pipeline.worker.inputs import Lost
 from pipeline.worker.opening import FetchPolicy
-from pipeline.worker.transacting import REPEATS_MAX
+from pipeline.worker.transacting import REPEAT_MS, REPEATS_MAX
 from pipeline.worker.transaction_parts import State
 from tests.unit.test_worker_review import Consumer
 
@@ -210,17 +211,37 @@ def test_a_generation_that_stays_wrong_is_a_doubt() -> None:
     play(story)
 
 
-def test_a_partition_that_is_lost_before_it_is_said_again_is_not_committed() -> None:
+@pytest.mark.parametrize("state", [State.COMMITTING, State.UNDOING, State.REPEATING])
+@pytest.mark.parametrize("pause_ms", [REPEAT_MS, 3_000])
+def test_a_partition_that_is_lost_before_it_is_said_again_is_not_committed(
+    state: State, pause_ms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is ours again by then: a new ownership has begun from what is committed."""
+    monkeypatch.setattr(transacting, "REPEAT_MS", pause_ms)
+
+    answered, losses = transacting.Transactions.answered, list[str]()
+
     async def story(fleet: Fleet) -> None:
+        def then_lose(ours: Any, item: Any) -> None:
+            answered(ours, item)
+            if ours.state is state and ours._held and fleet.cluster.faults.transaction_stale and not losses:
+                for consumer in [each for each in fleet.cluster.consumers if each.client_id == "first"]:
+                    fleet.cluster.expel(consumer)
+                    losses.append(consumer.client_id)
+                ours._keeper.later(pause_ms // 2, heal)
+
+        def heal() -> None:
+            fleet.cluster.faults.transaction_stale = 0.0
+
+        monkeypatch.setattr(transacting.Transactions, "answered", then_lose)
         first = await fleet.start("first")
-        fleet.publish(*({"sleep": 0.05} for _ in range(60)))
-        await fleet.until(lambda: len(fleet.out()) > 5)
+        fleet.publish(*({} for _ in range(5)))
+        await fleet.until(lambda: len(fleet.out()) == 5)
         fleet.cluster.faults.transaction_stale = 1.0
-        await fleet.until(lambda: transactions(first).state is State.UNDOING)
-        for consumer in [each for each in fleet.cluster.consumers if each.client_id == "first"]:
-            fleet.cluster.expel(consumer)
-        fleet.cluster.faults.transaction_stale = 0.0
+        fleet.publish(*({"n": n} for n in range(5, 60)))
         await fleet.until(lambda: len(fleet.out()) >= 60, 120)
+        await asyncio.sleep(10)
+        assert losses
         assert fleet.numbers() == list(range(60))
         assert transactions(first).counts.aborted > 0
 

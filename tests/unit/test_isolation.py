@@ -59,7 +59,8 @@ class Engine:
 
     def __init__(self) -> None:
         policy = IsolationPolicy(deaths=3)
-        subscription = SimpleNamespace(isolation=policy, group="g", timeout_ms=500, handler=print)
+        flow = SimpleNamespace(concurrency=100)
+        subscription = SimpleNamespace(isolation=policy, group="g", timeout_ms=500, handler=print, flow=flow)
         self.execution = SimpleNamespace(subscription=subscription, log=Log())
         self.clock = SimpleNamespace(now_ms=NOW, read=lambda: NOW)
         self.stats = SimpleNamespace(
@@ -160,6 +161,23 @@ def test_one_suspect_at_a_time_runs(target: str | None) -> None:
     quarantine.pump()
     (second,) = quarantine._running_alone()
     assert (first.offset, second.offset) == (10, 12)
+
+
+def test_suspects_of_several_partitions_take_turns() -> None:
+    """A partition with many must not keep another one's records waiting until its last has run."""
+    engine, units = Engine(), [third_life(), third_life()]
+    quarantine = Quarantine(engine, SimpleNamespace(marking=lambda _unit: 0))  # type: ignore[arg-type]
+    for unit in units:
+        quarantine.take(unit, SimpleNamespace(pump=lambda: None))  # type: ignore[arg-type]
+        assert unit.care is not None
+        unit.receive_source([message(10, b"a"), message(12, b"b"), message(13, b"c")], unit.care.inbox)
+    ran = []
+    for _ in range(4):
+        quarantine.pump()
+        (one,) = quarantine._running_alone()
+        ran.append((units.index(one.unit), one.offset))
+        one.unit.done(one, NOW)
+    assert ran == [(0, 10), (1, 10), (0, 12), (1, 12)]
 
 
 # -- the pool
