@@ -14,7 +14,20 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import behaviour, cells, costs, dead_letters, machine, plot, replay, report, restoring, standing, throughput
+from bench import (
+    behaviour,
+    cells,
+    costs,
+    dead_letters,
+    jobs,
+    machine,
+    plot,
+    replay,
+    report,
+    restoring,
+    standing,
+    throughput,
+)
 from bench.events import application, encoded, load
 from bench.lab import Lab, MeasureError, Row
 from pipeline.kafka.embedded import EmbeddedBroker
@@ -44,6 +57,7 @@ SECTIONS: dict[str, Callable[[Lab], Iterator[Row]]] = {
     "memory": behaviour.memory,
     "replay": replay.rows,
     "dead-letters": dead_letters.rows,
+    "jobs": jobs.rows,
 }
 
 

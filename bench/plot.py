@@ -39,6 +39,7 @@ SECTIONS = {
     "memory": "Memory over time",
     "replay": "Replays",
     "dead-letters": "Dead letters",
+    "jobs": "Background jobs",
 }
 
 Run = dict[str, Any]

@@ -51,6 +51,11 @@ class Sending:
         limit = self._options.stop_after
         return limit - self._records if limit else _NO_BOUND
 
+    @property
+    def crowded(self) -> bool:
+        """Half of the window is taken."""
+        return 2 * self._under_way >= self._window
+
     def forget(self, partition: int) -> None:
         self._reading.pop(partition, None)
 

@@ -181,8 +181,8 @@ def test_the_readme(kafka: str, prefix: str, tmp_path: Path) -> None:
     for block in page.blocks:
         if block.file:
             (tmp_path / block.file).write_text(block.body, encoding="utf-8")
-    assert {path.name for path in tmp_path.iterdir()} == {"agent.py", "billing.py"}
-    (shown,) = [block.body for block in page.blocks if block.language == "sh"]
+    assert {path.name for path in tmp_path.iterdir()} == {"agent.py", "billing.py", "tickets.py", "ask.py"}
+    shown, of_jobs = [block.body for block in page.blocks if block.language == "sh"]
     lines = [line.partition("#")[0].strip() for line in shown.splitlines()]
     assert [line.split()[:2] for line in lines] == [
         ["pipeline", "broker"], ["export", "PIPELINE_BROKER=127.0.0.1:9092"], ["pipeline", "topics"],
@@ -196,6 +196,11 @@ def test_the_readme(kafka: str, prefix: str, tmp_path: Path) -> None:
     found = shell.json(f"pipeline why {run_id}")["found"]
     assert len(found) == 5, "RunStarted, ModelCall, ToolCall, ToolResult, RunCompleted"
     assert {each["state"] for each in found} == {"done"}
+
+    apply, run, ask = [line.partition("#")[0].strip() for line in of_jobs.splitlines()]
+    shell.run(apply)
+    with shell.running(run):
+        assert shell.run(ask).split()[1:] == ["refund"]
 
 
 @pytest.mark.timeout(240)
