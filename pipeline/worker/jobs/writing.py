@@ -32,11 +32,14 @@ class Place:
 
 
 class _Item:
-    __slots__ = ("acknowledged", "what")
+    """`sent`: the number of its last sending, 0 once that was answered: an answer that comes again says nothing."""
+
+    __slots__ = ("acknowledged", "sent", "what")
 
     def __init__(self, what: Written) -> None:
         self.what = what
         self.acknowledged = isinstance(what, Settle)
+        self.sent = 0
 
 
 class StoreWriter:
@@ -50,7 +53,8 @@ class StoreWriter:
         self._place = place
         self._wake = wake
         self._items: deque[_Item] = deque()
-        self._answers: deque[tuple[_Item, ClusterError | None, int]] = deque()
+        self._answers: deque[tuple[_Item, int, ClusterError | None, int]] = deque()
+        self._sendings = 0
         self._unsent: deque[_Item] = deque()
         self._under_way = 0
         self._tries = 0
@@ -81,7 +85,8 @@ class StoreWriter:
 
     def _send(self, item: _Item, now_ms: int) -> bool:
         what, place = item.what, self._place
-        answered = partial(self._answered, item)
+        self._sendings += 1
+        answered = partial(self._answered, item, self._sendings)
         try:
             if isinstance(what, Entry):
                 self._outlet.send(place.state, what.key, what.value, place.headers, place.partition, 0, answered)
@@ -91,11 +96,12 @@ class StoreWriter:
         except (BufferFull, ClusterError) as error:
             self._trouble(item, error, now_ms)
             return False
+        item.sent = self._sendings
         self._under_way += 1
         return True
 
-    def _answered(self, item: _Item, error: ClusterError | None, offset: int) -> None:
-        self._answers.append((item, error, offset))
+    def _answered(self, item: _Item, sending: int, error: ClusterError | None, offset: int) -> None:
+        self._answers.append((item, sending, error, offset))
         self._wake()
 
     def _trouble(self, item: _Item, error: Exception, now_ms: int) -> None:
@@ -111,7 +117,10 @@ class StoreWriter:
     def hear(self, now_ms: int) -> list[Written]:
         """What is done by now: everything up to the first that is not acknowledged, in order."""
         while self._answers:
-            item, error, offset = self._answers.popleft()
+            item, sending, error, offset = self._answers.popleft()
+            if item.sent != sending:
+                continue
+            item.sent = 0
             self._under_way -= 1
             if error is not None:
                 self._trouble(item, error, now_ms)

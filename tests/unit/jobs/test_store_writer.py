@@ -85,6 +85,22 @@ def test_from_a_failed_one_on_everything_is_written_again_in_order() -> None:
     assert not store.troubled
 
 
+def test_an_answer_that_comes_twice_says_nothing() -> None:
+    producer = Producer()
+    store = writer(producer)
+    store.write(given := entries("ab"), 0)
+    first, second = producer.waiting
+    first(None, 0)
+    first(None, 0)
+    second(REFUSED, -1)
+    assert store.hear(0) == given[:1]
+    assert store.resend_due(RESEND_MS[0]) is None
+    second(REFUSED, -1)
+    producer.waiting[2](None, 1)
+    assert store.hear(0) == given[1:]
+    assert not store.troubled
+
+
 def test_a_full_buffer_is_waited_out() -> None:
     producer = Producer()
     store = writer(producer)
