@@ -131,7 +131,7 @@ class JobChecker:
         if self._ever[name, attempt] and not again:
             self.repeats += 1
             self.seen["attempt repeated"] += 1
-            if self.scenario.calm:
+            if self.scenario.calm and not self.seen["jump"]:
                 yield f"J5: attempt {attempt} of {name} was repeated without a cause"
         self._ever[name, attempt] += 1
 

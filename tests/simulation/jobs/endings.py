@@ -165,10 +165,13 @@ def _truth(history: History, seen: Counter[str]) -> Iterator[str]:
         if settled < end:
             yield f"J1: the inbox's partition {partition} is settled up to {settled}, and ends at {end}"
     for partition, entries in history.entries.items():
+        believed = history.believed[partition]
         last = {(entry.kind, entry.name): entry for _, entry in entries}
+        true = {(entry.kind, entry.name): entry for _, entry in entries if entry.offset in believed}
         for (kind, name), entry in last.items():
-            if entry.offset not in history.believed[partition]:
+            if entry.offset not in believed:
                 seen["a stranger's entry is the last"] += 1
+        for (kind, name), entry in true.items():
             if kind == "s" and entry.what:
                 yield f"J9: schedule {name} was dropped and is in the store"
     outcomes: dict[str, list[tuple[int, str]]] = {}

@@ -30,6 +30,7 @@ class Standing:
     inbox: dict[tuple[int, int], str] = field(default_factory=dict)
     settled: dict[int, tuple[int, str]] = field(default_factory=dict)
     entries: dict[str, Entry] = field(default_factory=dict)
+    epochs: dict[int, int] = field(default_factory=dict)
     looked: int = 0
 
     def look(self, facts: list[Fact]) -> None:
@@ -41,6 +42,9 @@ class Standing:
                 self.settled[fact.partition[1]] = fact.offset, fact.metadata
             elif isinstance(fact, Landed) and fact.place[0] == STORE:
                 entry = read_entry(fact)
+                if entry.epoch < self.epochs.get(entry.partition, 0):
+                    continue  # a stranger's
+                self.epochs[entry.partition] = entry.epoch
                 if entry.kind == "j":
                     self.entries[entry.name] = entry
         self.looked = len(facts)

@@ -12,6 +12,8 @@ import structlog
 from pydantic import BaseModel
 
 from pipeline.model.cluster import Position, TopicPartition
+from pipeline.model.control import Pause
+from pipeline.model.control import encode as encode_switch
 from pipeline.model.errors import (
     ConfigurationError,
     InvalidJob,
@@ -325,6 +327,29 @@ def test_another_process_reads_a_result_by_the_jobs_id() -> None:
         with pytest.raises(JobMissing, match="not known"):
             await reader.job_handle("double", job_id(world.now_ms, b"0123456789")).result("10s")
         reader.jobs.close()
+
+    play(app, story)
+
+
+def test_a_queue_that_is_paused_rests_and_goes_on() -> None:
+    app = application()
+
+    @app.job("double")
+    async def double(number: int) -> int:
+        return 2 * number
+
+    async def story(world: World) -> None:
+        worker = await world.start(app)
+        switches = world.cluster.producer("operator")
+        for paused in (True, False):
+            key, value = encode_switch(Pause("default"))
+            switches.send("_pipeline.control", key, value if paused else None)
+            await until(lambda paused=paused: worker.running[0].engine.paused == paused)  # type: ignore[misc]
+            if paused:
+                handle = await app.enqueue(double, 1)
+                with pytest.raises(ResultTimeout):
+                    await handle.result("2s")
+        assert await handle.result("2s") == 2
 
     play(app, story)
 
