@@ -331,7 +331,7 @@ def test_another_process_reads_a_result_by_the_jobs_id() -> None:
     play(app, story)
 
 
-def test_a_queue_that_is_paused_rests_and_goes_on() -> None:
+def test_a_queue_that_is_paused_with_records_at_hand_rests_and_goes_on() -> None:
     app = application()
 
     @app.job("double")
@@ -340,16 +340,18 @@ def test_a_queue_that_is_paused_rests_and_goes_on() -> None:
 
     async def story(world: World) -> None:
         worker = await world.start(app)
-        switches = world.cluster.producer("operator")
-        for paused in (True, False):
-            key, value = encode_switch(Pause("default"))
-            switches.send("_pipeline.control", key, value if paused else None)
-            await until(lambda paused=paused: worker.running[0].engine.paused == paused)  # type: ignore[misc]
-            if paused:
-                handle = await app.enqueue(double, 1)
-                with pytest.raises(ResultTimeout):
-                    await handle.result("2s")
-        assert await handle.result("2s") == 2
+        world.cluster.faults.denied_topics.add(STATE)
+        handles = [await app.enqueue(double, number, delay="10ms") for number in range(2)]
+        await asyncio.sleep(0.1)
+        handles += await app.enqueue_many(double, range(20))  # fetched, and not taken while the store refuses
+        switches, (key, value) = world.cluster.producer("operator"), encode_switch(Pause("default"))
+        switches.send("_pipeline.control", key, value)
+        await until(lambda: worker.running[0].engine.paused)
+        world.cluster.faults.denied_topics.clear()
+        with pytest.raises(ResultTimeout):
+            await handles[-1].result("20s")
+        switches.send("_pipeline.control", key, None)
+        assert await handles[-1].result("2s") == 38
 
     play(app, story)
 
