@@ -1,8 +1,9 @@
 """Entries of one partition's store, and dead letters of its jobs, on their way to the brokers, in the order that the board gave them.
 
 What survives a crash must be a beginning of them. So when a write fails nothing more goes out until all that is under way was
-answered; then everything from the failed one on is written again. What was written in between stands twice, which is harmless:
-the last entry of a key counts, and dead letters name their job.
+answered; then everything from the failed one on is written again. What was written in between stands twice: dead letters name their
+job, and of a job only the newest entry is written again, also in the place of an older one. (Else one that has its ending would
+seem to run for a while, and run once more if its owner died just then.)
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from functools import partial
 from pipeline.core.jobs.entries import Entry, Letter, Settle
 from pipeline.model.cluster import Headers
 from pipeline.model.errors import BufferFull, ClusterError
+from pipeline.model.store_keys import job_key
 from pipeline.worker.sending import RESEND_MS, Outlet
 
 Written = Entry | Letter | Settle
+JOBS = job_key("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,7 @@ class StoreWriter:
         waiting = [item for item in self._items if not isinstance(item.what, Settle)]
         first = next((at for at, item in enumerate(waiting) if not item.acknowledged), len(waiting))
         again = waiting[first:]
+        _newest(again)
         for at, item in enumerate(again):
             item.acknowledged = False
             if not self._send(item, now_ms):
@@ -159,3 +163,13 @@ class StoreWriter:
                 return self._again_ms
         self._tries = 0
         return None
+
+
+def _newest(items: Iterable[_Item]) -> None:
+    """Each entry of a job is as its last one. (Windows and schedules stand for what was true of jobs around them.)"""
+    values: dict[bytes, bytes | None] = {}
+    jobs = [(item, item.what) for item in items if isinstance(item.what, Entry) and item.what.key.startswith(JOBS)]
+    for _, entry in jobs:
+        values[entry.key] = entry.value
+    for item, entry in jobs:
+        item.what = entry._replace(value=values[entry.key])
