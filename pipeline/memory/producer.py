@@ -122,7 +122,8 @@ class MemoryProducer:
         error, offset = self._refusal(sent), -1
         if error is None:
             log = cluster.log(sent.partition)
-            offset = log.append(sent.key, sent.value, sent.headers, sent.timestamp_ms)
+            at_ms = stamped_ms(cluster, sent.partition.topic, sent.timestamp_ms)
+            offset = log.append(sent.key, sent.value, sent.headers, at_ms)
             cluster.wake_for(sent.partition)
             cluster.changed.notify_all()
             if faults.happens(faults.ack_lost):
@@ -226,6 +227,12 @@ class MemoryProducer:
                 self._waiting = 0
             for where in waiting if late_ms is not None else []:
                 self._cluster.later(late_ms or 0, lambda where=where: self._land(where, True))  # type: ignore[misc]
+
+
+def stamped_ms(cluster: MemoryCluster, topic: str, given_ms: int) -> int:
+    """The time of a record that is written now: its producer's, or the log's where the topic says so."""
+    appended = cluster.configs[topic].get("message.timestamp.type") == "LogAppendTime"
+    return cluster.clock() if appended else given_ms
 
 
 def refusal(

@@ -97,7 +97,41 @@ class Happened:
     origin: int = -1
 
 
-Fact = Landed | Decided | Seen | Stored | Began | Ended | Happened
+@dataclass(frozen=True, slots=True)
+class JobBegan:
+    """A job's handler was called: `number` of the execution, as whose, and what the handler was told."""
+
+    at_ms: int
+    number: int
+    worker: str
+    partition: int
+    epoch: int
+    job_id: str
+    attempt: int
+    stalls: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnded:
+    """`outcome`: "ok", "warned", "failed", "rejected" or "cancelled"; `wait_ms`: how long the next attempt must wait."""
+
+    at_ms: int
+    number: int
+    outcome: str
+    wait_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobAsked:
+    """The caller's side of the request `number`: its id, if it was accepted, or what its result was in the end."""
+
+    at_ms: int
+    number: int
+    job_id: str
+    told: str
+
+
+Fact = Landed | Decided | Seen | Stored | Began | Ended | JobBegan | JobEnded | JobAsked | Happened
 
 
 class Facts(list[Fact]):
@@ -187,5 +221,14 @@ def told(fact: Fact, start_ms: int) -> str:
             )
         case Ended():
             return f"{at}ended    #{fact.number} {fact.outcome}" + (f", wait {fact.wait_ms} ms" if fact.wait_ms else "")
+        case JobBegan():
+            return (
+                f"{at}began    #{fact.number} {fact.worker} epoch {fact.epoch} of {fact.partition}: job {fact.job_id} "
+                f"attempt {fact.attempt} stalls {fact.stalls}"
+            )
+        case JobEnded():
+            return f"{at}ended    #{fact.number} {fact.outcome}" + (f", wait {fact.wait_ms} ms" if fact.wait_ms else "")
+        case JobAsked():
+            return f"{at}asked    r{fact.number} {fact.job_id}: {fact.told}"
         case Happened():
             return f"{at}HAPPENED {fact.kind} {fact.about}"

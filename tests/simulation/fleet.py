@@ -134,6 +134,8 @@ class Member:
 class Fleet:
     """`alive`: by name, those that were not killed or stopped. `frozen`: those of them that the cluster does not hear."""
 
+    source, group, dead = TOPIC, GROUP, DEAD
+
     def __init__(self, scenario: Scenario, cluster: MemoryCluster, loop: VirtualClockLoop, facts: Facts) -> None:
         self.scenario, self.cluster, self.loop, self.facts = scenario, cluster, loop, facts
         self.alive: dict[str, Member] = {}
@@ -443,13 +445,13 @@ class Fleet:
                     self._pausing = None
                     self.facts.happened("pause")
 
-            self._switch(Pause(GROUP), True, written)
+            self._switch(Pause(self.group), True, written)
             self.loop.call_later(event.value / 1000, self.resume)
 
     def resume(self) -> None:
         self._pausing = None
         self.facts.happened("resume")
-        self._switch(Pause(GROUP), False)
+        self._switch(Pause(self.group), False)
 
     def _switch(self, switch: Switch, on: bool, written: DeliveryCallback | None = None) -> None:
         key, value = encode(switch)
@@ -502,7 +504,7 @@ class Fleet:
 
     async def _on_away(self, event: Event) -> None:
         """A partition of the source or of a lane has no leader for a while."""
-        topics = [TOPIC, *(t for t in self.cluster.logs if t.startswith(f"{TOPIC}.{GROUP}."))]
+        topics = [self.source, *(t for t in self.cluster.logs if t.startswith(f"{self.source}.{self.group}."))]
         topic = topics[event.pick % len(topics)]
         place = TopicPartition(topic, event.pick % len(self.cluster.logs[topic]))
         self.facts.happened("away", place)
@@ -515,15 +517,15 @@ class Fleet:
 
     async def _on_deny(self, event: Event) -> None:
         """Writing to the dead letters is refused for a while."""
-        self.facts.happened("deny", DEAD)
-        self.cluster.faults.denied_topics.add(DEAD)
-        self.loop.call_later(event.value / 1000, lambda: self.cluster.faults.denied_topics.discard(DEAD))
+        self.facts.happened("deny", self.dead)
+        self.cluster.faults.denied_topics.add(self.dead)
+        self.loop.call_later(event.value / 1000, lambda: self.cluster.faults.denied_topics.discard(self.dead))
 
     async def _on_gap(self, event: Event) -> None:
         """A transaction's markers, or its aborted records."""
-        partition = event.pick % len(self.cluster.logs[TOPIC])
-        self.facts.happened("gap", f"{TOPIC}[{partition}]")
-        self.cluster.skip_offsets((TOPIC, partition), event.value)
+        partition = event.pick % len(self.cluster.logs[self.source])
+        self.facts.happened("gap", f"{self.source}[{partition}]")
+        self.cluster.skip_offsets((self.source, partition), event.value)
 
     async def _on_jump(self, event: Event) -> None:
         """The wall clock is set, for all."""

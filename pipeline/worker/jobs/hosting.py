@@ -176,7 +176,7 @@ class JobExecutor:
                 commands.apply(host.board, read, delivery.offset, now_ms)
         for host, requests in runs.items():
             host.board.admit(requests, now_ms)
-        if self._engine.ready or self._engine.resumed:
+        if taken and (self._engine.ready or self._engine.resumed):  # none: the group is paused
             self._engine.wake()
 
     def _number(self, host: Host, delivery: Delivery, request: JobRequest) -> int:

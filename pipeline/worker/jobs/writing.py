@@ -1,8 +1,9 @@
 """Entries of one partition's store, and dead letters of its jobs, on their way to the brokers, in the order that the board gave them.
 
 What survives a crash must be a beginning of them. So when a write fails nothing more goes out until all that is under way was
-answered; then everything from the failed one on is written again. What was written in between stands twice, which is harmless:
-the last entry of a key counts, and dead letters name their job.
+answered; then everything from the failed one on is written again. What was written in between stands twice: dead letters name their
+job, and of a job only the newest entry is written again, also in the place of an older one. (Else one that has its ending would
+seem to run for a while, and run once more if its owner died just then.)
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from functools import partial
 from pipeline.core.jobs.entries import Entry, Letter, Settle
 from pipeline.model.cluster import Headers
 from pipeline.model.errors import BufferFull, ClusterError
+from pipeline.model.store_keys import job_key
 from pipeline.worker.sending import RESEND_MS, Outlet
 
 Written = Entry | Letter | Settle
+JOBS = job_key("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +35,14 @@ class Place:
 
 
 class _Item:
-    __slots__ = ("acknowledged", "what")
+    """`sent`: the number of its last sending, 0 once that was answered: an answer that comes again says nothing."""
+
+    __slots__ = ("acknowledged", "sent", "what")
 
     def __init__(self, what: Written) -> None:
         self.what = what
         self.acknowledged = isinstance(what, Settle)
+        self.sent = 0
 
 
 class StoreWriter:
@@ -50,7 +56,8 @@ class StoreWriter:
         self._place = place
         self._wake = wake
         self._items: deque[_Item] = deque()
-        self._answers: deque[tuple[_Item, ClusterError | None, int]] = deque()
+        self._answers: deque[tuple[_Item, int, ClusterError | None, int]] = deque()
+        self._sendings = 0
         self._unsent: deque[_Item] = deque()
         self._under_way = 0
         self._tries = 0
@@ -81,7 +88,8 @@ class StoreWriter:
 
     def _send(self, item: _Item, now_ms: int) -> bool:
         what, place = item.what, self._place
-        answered = partial(self._answered, item)
+        self._sendings += 1
+        answered = partial(self._answered, item, self._sendings)
         try:
             if isinstance(what, Entry):
                 self._outlet.send(place.state, what.key, what.value, place.headers, place.partition, 0, answered)
@@ -91,11 +99,12 @@ class StoreWriter:
         except (BufferFull, ClusterError) as error:
             self._trouble(item, error, now_ms)
             return False
+        item.sent = self._sendings
         self._under_way += 1
         return True
 
-    def _answered(self, item: _Item, error: ClusterError | None, offset: int) -> None:
-        self._answers.append((item, error, offset))
+    def _answered(self, item: _Item, sending: int, error: ClusterError | None, offset: int) -> None:
+        self._answers.append((item, sending, error, offset))
         self._wake()
 
     def _trouble(self, item: _Item, error: Exception, now_ms: int) -> None:
@@ -111,7 +120,10 @@ class StoreWriter:
     def hear(self, now_ms: int) -> list[Written]:
         """What is done by now: everything up to the first that is not acknowledged, in order."""
         while self._answers:
-            item, error, offset = self._answers.popleft()
+            item, sending, error, offset = self._answers.popleft()
+            if item.sent != sending:
+                continue
+            item.sent = 0
             self._under_way -= 1
             if error is not None:
                 self._trouble(item, error, now_ms)
@@ -143,6 +155,7 @@ class StoreWriter:
         waiting = [item for item in self._items if not isinstance(item.what, Settle)]
         first = next((at for at, item in enumerate(waiting) if not item.acknowledged), len(waiting))
         again = waiting[first:]
+        _newest(again)
         for at, item in enumerate(again):
             item.acknowledged = False
             if not self._send(item, now_ms):
@@ -150,3 +163,13 @@ class StoreWriter:
                 return self._again_ms
         self._tries = 0
         return None
+
+
+def _newest(items: Iterable[_Item]) -> None:
+    """Each entry of a job is as its last one. (Windows and schedules stand for what was true of jobs around them.)"""
+    values: dict[bytes, bytes | None] = {}
+    jobs = [(item, item.what) for item in items if isinstance(item.what, Entry) and item.what.key.startswith(JOBS)]
+    for _, entry in jobs:
+        values[entry.key] = entry.value
+    for item, entry in jobs:
+        item.what = entry._replace(value=values[entry.key])

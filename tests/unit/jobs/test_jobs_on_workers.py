@@ -12,6 +12,8 @@ import structlog
 from pydantic import BaseModel
 
 from pipeline.model.cluster import Position, TopicPartition
+from pipeline.model.control import Pause
+from pipeline.model.control import encode as encode_switch
 from pipeline.model.errors import (
     ConfigurationError,
     InvalidJob,
@@ -325,6 +327,31 @@ def test_another_process_reads_a_result_by_the_jobs_id() -> None:
         with pytest.raises(JobMissing, match="not known"):
             await reader.job_handle("double", job_id(world.now_ms, b"0123456789")).result("10s")
         reader.jobs.close()
+
+    play(app, story)
+
+
+def test_a_queue_that_is_paused_with_records_at_hand_rests_and_goes_on() -> None:
+    app = application()
+
+    @app.job("double")
+    async def double(number: int) -> int:
+        return 2 * number
+
+    async def story(world: World) -> None:
+        worker = await world.start(app)
+        world.cluster.faults.denied_topics.add(STATE)
+        handles = [await app.enqueue(double, number, delay="10ms") for number in range(2)]
+        await asyncio.sleep(0.1)
+        handles += await app.enqueue_many(double, range(20))  # fetched, and not taken while the store refuses
+        switches, (key, value) = world.cluster.producer("operator"), encode_switch(Pause("default"))
+        switches.send("_pipeline.control", key, value)
+        await until(lambda: worker.running[0].engine.paused)
+        world.cluster.faults.denied_topics.clear()
+        with pytest.raises(ResultTimeout):
+            await handles[-1].result("20s")
+        switches.send("_pipeline.control", key, None)
+        assert await handles[-1].result("2s") == 38
 
     play(app, story)
 

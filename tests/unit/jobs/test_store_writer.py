@@ -16,6 +16,7 @@ class Producer:
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
+        self.values: list[bytes | None] = []
         self.waiting: list[DeliveryCallback] = []
         self.full = False
         self.end = 0
@@ -35,6 +36,7 @@ class Producer:
         assert key is not None
         assert delivered is not None
         self.sent.append(key)
+        self.values.append(value)
         self.waiting.append(delivered)
 
     def answer(self, *errors: ClusterError | None) -> None:
@@ -82,6 +84,35 @@ def test_from_a_failed_one_on_everything_is_written_again_in_order() -> None:
     assert producer.sent == [b"a", b"b", b"c", b"b", b"c", b"d"]
     producer.answer(None, None, None)
     assert store.hear(0) == [*given[1:], *more]
+    assert not store.troubled
+
+
+def test_what_is_written_again_of_a_job_is_its_newest_entry() -> None:
+    """It may be there already: a job that has its ending must not seem to run again, should its owner die now."""
+    producer = Producer()
+    store = writer(producer)
+    store.write([Entry(b"j/a", b"1", 7), Entry(b"s/x", b"1"), Entry(b"j/a", b"2"), Entry(b"s/x", b"2")], 0)
+    producer.answer(REFUSED, None, None, None)
+    store.hear(0)
+    assert store.resend_due(RESEND_MS[0]) is None
+    assert producer.values[4:] == [b"2", b"1", b"2", b"2"]
+    producer.answer(None, None, None, None)
+    assert [done.settles for done in store.hear(0) if isinstance(done, Entry)] == [7, -1, -1, -1]
+
+
+def test_an_answer_that_comes_twice_says_nothing() -> None:
+    producer = Producer()
+    store = writer(producer)
+    store.write(given := entries("ab"), 0)
+    first, second = producer.waiting
+    first(None, 0)
+    first(None, 0)
+    second(REFUSED, -1)
+    assert store.hear(0) == given[:1]
+    assert store.resend_due(RESEND_MS[0]) is None
+    second(REFUSED, -1)
+    producer.waiting[2](None, 1)
+    assert store.hear(0) == given[1:]
     assert not store.troubled
 
 
