@@ -496,6 +496,67 @@ def test_what_a_worker_writes_late_that_was_taken_for_dead_is_not_believed_and_i
     play(app, story)
 
 
+@pytest.mark.parametrize("when", ["between entries", "before the first", "behind the last"])
+def test_what_a_zombie_writes_to_a_store_while_its_owner_works_is_written_over(when: str) -> None:
+    app, other = application("one"), application("other")
+    for each in (app, other):
+
+        @each.job("later")
+        async def later(name: str) -> str:
+            return name
+
+    async def story(world: World) -> None:
+        worker = await world.start(app)
+        handle = await app.enqueue("later", "a", delay="2h", key="k")
+        await until(lambda: len(world.read(STATE)) == 1)
+        (entry,) = world.read(STATE)
+        await world.stop(worker)
+        worker = await world.start(other)
+        await until(lambda: len(worker.running[0].engine.partitions) == 2)
+        own = {"between entries": 2, "before the first": 1, "behind the last": 1}[when]
+        if when != "before the first":
+            await app.enqueue("later", "b", delay="2h", key="k")
+            await until(lambda: len(world.read(STATE)) == 2)
+        zombie = world.cluster.producer("zombie")
+        zombie.send(STATE, entry.key(), None, entry.headers(), entry.partition())
+        zombie.send(STATE, b"j/never-heard-of", entry.value(), entry.headers(), entry.partition())
+        if when == "behind the last":
+            await asyncio.sleep(660)
+        else:
+            await app.enqueue("later", "c", delay="2h", key="k")
+        await until(lambda: len(world.read(STATE)) == own + 1 + (2 + 2), 5)
+        written = [(each.key(), each.value()) for each in world.read(STATE) if each.partition() == entry.partition()]
+        assert written[-2:] == [(entry.key(), entry.value()), (b"j/never-heard-of", None)]
+        assert (await handle.status()).state is JobState.SCHEDULED
+        await asyncio.sleep(1_300)
+        assert len(world.read(STATE)) == own + 5, "what is ours is no stranger's"
+
+    play(app, story)
+
+
+def test_a_write_of_ours_that_landed_although_it_failed_is_no_strangers() -> None:
+    app = application()
+
+    @app.job("later")
+    async def later(name: str) -> str:
+        return name
+
+    async def story(world: World) -> None:
+        worker = await world.start(app)
+        await app.enqueue("later", "a", delay="1h", key="k")
+        await until(lambda: len(world.read(STATE)) == 1)
+        (entry,) = world.read(STATE)
+        ours = [(name, value) for name, value in entry.headers() or ()]
+        world.cluster.producer("late").send(STATE, entry.key(), entry.value(), ours, entry.partition())
+        await app.enqueue("later", "b", delay="1h", key="k")
+        await asyncio.sleep(30)
+        assert len(world.read(STATE)) == 3
+        executor: Any = worker.running[0].engine.executor
+        assert [host.strangers for host in executor._hosts.values()] == [0, 0]
+
+    play(app, story)
+
+
 def test_a_store_outlives_the_offsets_of_its_group() -> None:
     app, others = application("one"), [application("other"), application("third")]
     for each in (app, *others):
