@@ -14,9 +14,12 @@ REPLAYED = -2
 
 
 class Host:
-    """`open`: deliveries by the offset that the board knows them by. `strangers`: entries of others that were written over."""
+    """`open`: deliveries by the offset that the board knows them by. `strangers`: entries of others that were written over.
 
-    __slots__ = ("board", "endings", "open", "replayed", "strangers", "unit", "writer")
+    `dropped`: it is not ours any more, and its executor has seen that.
+    """
+
+    __slots__ = ("board", "dropped", "endings", "open", "replayed", "strangers", "unit", "writer")
 
     def __init__(self, unit: Unit, board: Board, writer: StoreWriter) -> None:
         self.unit = unit
@@ -26,6 +29,7 @@ class Host:
         self.endings: list[tuple[Job, int, JobEnding]] = []
         self.replayed = REPLAYED
         self.strangers = 0
+        self.dropped = False
 
     def number(self, delivery: Delivery) -> int:
         """What stands for its offset: that of the inbox, or of what was replayed a number of its own."""

@@ -10,11 +10,13 @@ Everything happens in the engine's thread, in `pump`.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core.jobs.entries import Effect, Entry, Interrupt, Letter, Packing, Settle
+from pipeline.core.jobs.sharing import Sharing
 from pipeline.core.store_scan import StoreScan
 from pipeline.core.unit import Unit
 from pipeline.model.cluster import Headers
@@ -69,7 +71,8 @@ class JobExecutor:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
         self._syncer = loop.call_later(self._sync_s, self._sync)
-        self._turn = 0
+        self._sharing = Sharing()
+        self._left_over: Counter[str] = Counter()
         self._looking_up: asyncio.Task[None] | None = None
 
     # -- the step
@@ -85,7 +88,7 @@ class JobExecutor:
             self._open(unit, scan, now_ms)
         for host in tuple(self._hosts.values()):
             if not host.unit.open:
-                del self._hosts[host.unit]
+                self._drop(host)
                 continue
             self._heard(host, now_ms)
         if not self._opening.arrived and not any(map(_waits, self._hosts.values())):
@@ -101,6 +104,12 @@ class JobExecutor:
         for host in self._hosts.values():
             self._perform(host, now_ms)
         self._set_timer(now_ms)
+
+    def _drop(self, host: Host) -> None:
+        """It belongs to someone else. What still runs takes places until it has ended."""
+        del self._hosts[host.unit]
+        host.dropped = True
+        self._left_over.update(run.job.kind.name for run in self._runs.running if run.host is host)
 
     async def _look_up(self, schema_id: int) -> None:
         try:
@@ -139,20 +148,12 @@ class JobExecutor:
     # -- jobs
 
     def _start(self, now_ms: int) -> None:
-        """Boards take turns at being first."""
-        room = self._concurrency - len(self._runs.running)
-        if room <= 0 or self._engine.paused or not self._hosts:
+        if self._engine.paused or not self._hosts:
             return
-        hosts = list(self._hosts.values())
-        self._turn = (self._turn + 1) % len(hosts)
-        for host in (*hosts[self._turn :], *hosts[: self._turn]):
-            if host.unit.draining or _waits(host):
-                continue
-            for job in host.board.take(room, now_ms):
-                self._runs.start(host, job)
-            room = self._concurrency - len(self._runs.running)
-            if room <= 0:
-                return
+        able = {host.board: host for host in self._hosts.values() if not host.unit.draining and not _waits(host)}
+        boards, room = [host.board for host in self._hosts.values()], self._concurrency - len(self._runs.running)
+        for board, job in self._sharing.take(boards, list(able), room, self._left_over, now_ms):
+            self._runs.start(able[board], job)
 
     def _run_ended(self, run: Run, ending: JobEnding) -> None:
         host: Host = run.host
@@ -162,9 +163,11 @@ class JobExecutor:
                 "attempt failed", job=run.job.id, type=run.job.kind.name, attempt=run.job.attempt,
                 error=ending.error_type, message=ending.message[:300],
             )  # fmt: skip
-        if host.unit.open:
+        if host.dropped:
+            self._left_over[run.job.kind.name] -= 1
+        elif host.unit.open:
             host.endings.append((run.job, run.version, ending))
-            self._engine.wake()
+        self._engine.wake()
 
     # -- effects
 

@@ -246,6 +246,35 @@ def test_urgent_jobs_pass_those_that_wait_and_a_tenant_gets_its_share() -> None:
     play(app, story, partitions=1)
 
 
+def test_b6_d1_concurrency_holds_for_a_process_whatever_the_number_of_its_partitions() -> None:
+    app, running, most = application(), Counter[str](), Counter[str]()
+    app.queue("default", concurrency=10)
+
+    async def work(kind: str, job: JobContext) -> str:
+        running.update((job.type, "all"))
+        most.update({name: max(0, running[name] - most[name]) for name in (job.type, "all")})
+        await asyncio.sleep(0.1)
+        running.subtract((job.type, "all"))
+        return kind
+
+    app.job("limited", concurrency=3)(work)
+
+    @app.job("free")
+    async def free(kind: str, job: JobContext) -> str:
+        return await work(kind, job)
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        handles = [*await app.enqueue_many("limited", ["a"] * 60), *await app.enqueue_many("free", ["b"] * 60)]
+        began = world.loop.time()
+        for handle in handles:
+            await handle.result("60s")
+        assert (most["limited"], most["all"]) == (3, 10), most
+        assert world.loop.time() - began < 60 / 3 * 0.1 + 1, "and is used"
+
+    play(app, story, partitions=8)
+
+
 def test_a_caller_without_asyncio_and_one_that_is_refused() -> None:
     app = application()
 
