@@ -8,6 +8,8 @@ held before it counts, for which the topic's compaction leaves time.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pipeline.core.progress import Progress
 from pipeline.model.cluster import Headers
 from pipeline.model.headers import STORE_EPOCH
@@ -60,6 +62,18 @@ class StoreScan:
     def reached(self, offset: int) -> None:
         """It was read to here: its end may hold no record."""
         self.at = max(self.at, offset)
+
+
+def strangers_among(records: Iterable[tuple[bytes | None, Headers | None]], epoch: int) -> tuple[list[bytes], int]:
+    """Of records that were written since the owner of `epoch` has the partition: keys that are not from it, each once, and the
+    highest epoch among them."""
+    keys, highest = dict[bytes, None](), 0
+    for key, headers in records:
+        found = _epoch_of(headers)
+        if found != epoch and key is not None and key.startswith(PREFIXES) and _is_text(key):
+            keys[key] = None
+            highest = max(highest, found)
+    return list(keys), highest
 
 
 def _is_text(key: bytes) -> bool:

@@ -44,7 +44,7 @@ class JobPolicy:
     """How jobs of one type run.
 
     `attempts` counts executions in all; `backoff` is the wait before a retry, `jitter` the part of it that is drawn on top, 0..1.
-    `concurrency`: running at once at one owner (0: no limit of its own). `cost`: what one of them counts in a tenant's share.
+    `concurrency`: running at once in one process (0: no limit of its own). `cost`: what one of them counts in a tenant's share.
     `max_stalled_count`: so often may its worker die with it before it is given up. `dedup_window_ms`: where a request has an id and
     names no window; `release_on_failure`: the window ends when its first job ends other than completed. `terminal`: exception
     types that are not retried. `dead_letter`: whether given-up jobs are written to the dead letters.

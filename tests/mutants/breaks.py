@@ -19,6 +19,7 @@ RECORDS = "tests/conformance/test_records.py"
 LIVES, BOARD = "tests/property/test_board_lives.py", "tests/unit/test_core_jobs_board.py"
 SCAN, JOBS = "tests/unit/test_core_store_scan.py", "tests/unit/jobs/test_jobs_on_workers.py"
 WRITER = "tests/unit/jobs/test_store_writer.py"
+SHARING = "tests/unit/test_core_jobs_sharing.py"
 CHOICE, CRON = "tests/unit/test_core_jobs_choice.py", "tests/unit/test_jobs_cron.py"
 
 
@@ -210,7 +211,7 @@ BREAKS = (
     Break("jobs-early-after-a-restart", "core.jobs.restoring", "if job.next_ms > now_ms:", "if False:", LIVES),
     Break("jobs-stalls-without-end", "core.jobs.board", "elif job.stalls > job.kind.policy.max_stalled_count:", "elif False:", BOARD),
     Break("jobs-stalls-not-written", "core.jobs.board", "        job.state = QUEUED\n        self.ledger.write(job)\n", "        job.state = QUEUED\n", BOARD),
-    Break("jobs-careful-and-yet-not", "core.jobs.board", "                job.gated = True\n                self._unconfirmed += 1\n                self.ledger.write(job)\n                continue", "                self.ledger.write(job)", BOARD),
+    Break("jobs-careful-and-yet-not", "core.jobs.board", "                job.gated = True\n                self.unconfirmed += 1\n                self.ledger.write(job)\n                continue", "                self.ledger.write(job)", BOARD),
     Break("jobs-expired-run", "core.jobs.board", "            self.cancel(job, EXPIRED, now_ms)", "            self.time(job)", BOARD),
     Break("jobs-cancel-dies-with-its-owner", "core.jobs.commands", "        board.ledger.write(job)\n        board.ledger.effects.append(Interrupt", "        board.ledger.effects.append(Interrupt", BOARD),
     Break("jobs-cancelled-run-all-the-same", "core.jobs.board", "        if job.laned:\n            self.lanes.remove(job)\n", "", BOARD),
@@ -223,7 +224,7 @@ BREAKS = (
     Break("jobs-start-unwritten-before-a-later-one", "core.jobs.board", "if key is not None and key in self.keys.later:\n                job.gated", "if False:\n                job.gated", LIVES),
     Break("jobs-schedules-are-nothing-later", "core.jobs.scheduling", "            self._board.keys.scheduled(key)", "            pass", BOARD),
     Break("jobs-forgotten-before-the-inbox-is", "core.jobs.retention", "if job.offset >= committed:", "if False:", BOARD),
-    Break("jobs-unconfirmed-take-no-room", "core.jobs.board", "            room -= self._unconfirmed\n", "", BOARD),
+    Break("jobs-unconfirmed-take-no-room", "core.jobs.board", "            room -= self.unconfirmed\n", "", BOARD),
     Break("jobs-unknown-types-run", "core.jobs.board", "            if not job.kind.known:\n                job.kind.running -= 1", "            if False:\n                job.kind.running -= 1", BOARD),
     # jobs: order of a key
     Break("jobs-keys-run-together", "core.jobs.board", "if key is None or self.keys.enter(key, job):", "if True:", LIVES),
@@ -250,6 +251,12 @@ BREAKS = (
     Break("jobs-limits-wake-nobody", "core.jobs.lanes", "                    lane.wake(kind)", "                    pass", CHOICE),
     Break("jobs-limits-wake-one-only-once", "core.jobs.fairness", "                    kind.waiting[self.index][share] = None", "                    pass", CHOICE),
     Break("jobs-woken-ones-lose-their-turn", "core.jobs.fairness", "waiting.move_to_end(share, last=False)", "pass", CHOICE),
+    Break("jobs-limits-hold-for-each-board-alone", "core.jobs.sharing", "            kind.limit = kind.running + part\n", "            kind.limit = kind.policy.concurrency\n", SHARING),
+    Break("jobs-limits-forget-boards-that-drain", "core.jobs.sharing", "for board in boards if name in board.kinds)", "for board in waiting if name in board.kinds)", SHARING),
+    Break("jobs-limits-forget-what-runs-on", "core.jobs.sharing", " - elsewhere.get(name, 0)", "", SHARING),
+    Break("jobs-places-go-to-the-first-board", "core.jobs.sharing", "            waiting.sort(key=self._served.__getitem__)\n", "", SHARING),
+    Break("jobs-places-of-types-go-to-the-first-board", "core.jobs.sharing", "        kinds.sort(key=lambda kind: kind.served)\n", "", SHARING),
+    Break("jobs-places-of-careful-boards-not-counted", "core.jobs.sharing", " + sum(board.unconfirmed for board in boards)", "", SHARING),
     # jobs on workers
     Break("store-believes-strangers-past-the-fence", "core.store_scan", "(offset >= self._owner_fence and epoch < self._owner)", "False", SCAN),
     Break("store-believes-lower-epochs", "core.store_scan", "epoch < self.epoch or ", "", SCAN),
@@ -258,10 +265,15 @@ BREAKS = (
     Break("store-strangers-stay", "worker.jobs.boards", "        write_again(board, scan.strangers)\n", "", JOBS),
     Break("store-unreadable-entries-stop-it", "worker.jobs.boards", "                del scan.entries[key]\n", "", JOBS),
     Break("jobs-boards-are-never-careful", "worker.jobs.boards", "unit.unclean >= WATCHED", "False", JOBS),
-    Break("jobs-inbox-settled-when-admitted", "worker.jobs.hosting", "        host.open[number] = delivery\n", "        self._engine.done(delivery)\n", JOBS),
+    Break("jobs-inbox-settled-when-admitted", "worker.jobs.admitting", "runs.setdefault(host, []).append((host.number(delivery), read))", "self._engine.done(delivery) or runs.setdefault(host, []).append((delivery.offset, read))", JOBS),
     Break("jobs-interrupts-get-lost", "worker.jobs.hosting", "self._runs.interrupt(run, \"cancelled\")", "pass", JOBS),
     Break("jobs-drained-before-they-are-written", "worker.jobs.hosting", "host.endings or len(host.writer)", "False", JOBS),
     Break("jobs-writes-pass-what-failed", "worker.jobs.writing", "            if self._unsent:\n                self._unsent.append(item)\n            else:\n                self._send(item, now_ms)", "            self._send(item, now_ms)", WRITER),
     Break("jobs-writes-done-out-of-order", "worker.jobs.writing", "while items and items[0].acknowledged:\n            done.append(items.popleft().what)", "for item in [each for each in items if each.acknowledged]:\n            items.remove(item)\n            done.append(item.what)", WRITER),
     Break("jobs-writes-resent-too-early", "worker.jobs.writing", "self._under_way or now_ms < self._again_ms", "now_ms < self._again_ms", WRITER),
+    Break("strangers-stay-while-the-owner-works", "worker.jobs.strangers", "            write_again(host.board, keys)\n", "", JOBS),
+    Break("strangers-before-the-first-entry-unseen", "worker.jobs.writing", "self.seen = end", "self.seen = 1 << 60", JOBS),
+    Break("strangers-behind-the-last-entry-unseen", "worker.jobs.strangers", "elif host in known and now_ms - at_ms >= LOOK_MS:", "elif False:", JOBS),
+    Break("strangers-are-all-the-others", "core.store_scan", "if found != epoch and key", "if key", JOBS),
+    Break("strangers-found-over-and-over", "worker.jobs.strangers", "                host.writer.seen = max(host.writer.seen, at)", "                pass", JOBS),
 )  # fmt: skip

@@ -44,6 +44,7 @@ CANCELLED, COMPLETED = JobState.CANCELLED, JobState.COMPLETED
 class Board:
     """`careful`: a job starts only when an entry that says so is acknowledged, so that one that ends its worker is found out.
 
+    `unconfirmed`: those that wait for that, or for a call of `take` behind it (`confirmed`); they have their places.
     `read_ms`: all requests from before this time have been admitted. `committed`: the inbox is not read again below this offset.
     """
 
@@ -61,8 +62,8 @@ class Board:
         self.read_ms = 0
         self.committed = 0
         self.number = 0
-        self._confirmed: list[Job] = []
-        self._unconfirmed = 0
+        self.confirmed: list[Job] = []
+        self.unconfirmed = 0
 
     def effects(self) -> list[Effect]:
         """What is to be done since the last call, in order."""
@@ -211,9 +212,9 @@ class Board:
     def take(self, room: int, now_ms: int) -> list[Job]:
         """Up to `room` jobs that run from now on; their ending names the version that they have now."""
         started: list[Job] = []
-        if self._unconfirmed:
+        if self.unconfirmed:
             started = self._of_confirmed(room, now_ms)
-            room -= self._unconfirmed
+            room -= self.unconfirmed
         for job in self.lanes.take(room - len(started), now_ms):
             if not job.kind.known:
                 job.kind.running -= 1
@@ -233,7 +234,7 @@ class Board:
             job.started_ms = now_ms
             if self.careful:
                 job.gated = True
-                self._unconfirmed += 1
+                self.unconfirmed += 1
                 self.ledger.write(job)
                 continue
             if not job.dirty:
@@ -244,8 +245,8 @@ class Board:
     def _of_confirmed(self, room: int, now_ms: int) -> list[Job]:
         """Their entries are acknowledged. Those that still wait for it take up room too."""
         started = []
-        self._unconfirmed -= len(self._confirmed[:room])
-        for job in self._confirmed[:room]:
+        self.unconfirmed -= len(self.confirmed[:room])
+        for job in self.confirmed[:room]:
             expired = job.expires_ms and job.expires_ms <= now_ms and job.version == 1
             if job.cancelling or expired:
                 job.kind.running -= 1
@@ -253,7 +254,7 @@ class Board:
             else:
                 job.started_ms = now_ms
                 started.append(job)
-        del self._confirmed[:room]
+        del self.confirmed[:room]
         return started
 
     def stored(self, entry: Entry) -> None:
@@ -263,7 +264,7 @@ class Board:
             return
         job.gated = False
         if job.state is RUNNING:
-            self._confirmed.append(job)
+            self.confirmed.append(job)
         elif job.state is QUEUED and job.key is not None and self.keys.is_head(job.key, job):
             self.lane(job)
 

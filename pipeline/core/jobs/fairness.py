@@ -139,6 +139,7 @@ class Lane:
         line.add(job)
         self._ages.append(job)
         job.laned = True
+        kind.queued += 1
         self.count += 1
 
     def pick(self, now_ms: int) -> Job | None:
@@ -163,6 +164,7 @@ class Lane:
             line = lines[job.kind]
             line.took(job)
             job.laned = False
+            job.kind.queued -= 1
             self.count -= 1
             if not line.count:
                 del lines[job.kind]
@@ -181,6 +183,7 @@ class Lane:
         line = share.lines[job.kind]
         line.count -= 1
         job.laned = False
+        job.kind.queued -= 1
         self.count -= 1
         if not line.count:
             del share.lines[job.kind]

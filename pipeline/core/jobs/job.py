@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 class Kind:
     """A job type at work: how many run, which tenants' shares wait until fewer do (by lane), which finished jobs are kept.
 
-    `known`: somebody declared it. `good`, `bad`: when they finished, with which version, and the job.
+    `known`: somebody declared it. `limit`: so many may run on this board, and `queued` of them stand in lanes; `served`: see
+    `core.jobs.sharing`. `good`, `bad`: when they finished, with which version, and the job.
     """
 
-    __slots__ = ("bad", "good", "known", "limit", "name", "policy", "running", "waiting")
+    __slots__ = ("bad", "good", "known", "limit", "name", "policy", "queued", "running", "served", "waiting")
 
     def __init__(self, name: str, policy: JobPolicy, known: bool = True) -> None:
         self.name = name
         self.policy = policy
         self.known = known
         self.limit = policy.concurrency or 1 << 60
-        self.running = 0
+        self.running = self.queued = self.served = 0
         self.waiting: tuple[OrderedDict[Share, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
         self.good: deque[tuple[int, int, Finished]] = deque()
         self.bad: deque[tuple[int, int, Finished]] = deque()

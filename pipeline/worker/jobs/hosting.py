@@ -10,63 +10,46 @@ Everything happens in the engine's thread, in `pump`.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.core.delivery import SOURCE, Delivery
-from pipeline.core.jobs import commands
-from pipeline.core.jobs.board import Board
 from pipeline.core.jobs.entries import Effect, Entry, Interrupt, Letter, Packing, Settle
-from pipeline.core.jobs.job import Job
+from pipeline.core.jobs.sharing import Sharing
 from pipeline.core.store_scan import StoreScan
 from pipeline.core.unit import Unit
 from pipeline.model.cluster import Headers
-from pipeline.model.errors import CodecError, SchemaUnavailable
+from pipeline.model.errors import SchemaUnavailable
 from pipeline.model.headers import STORE_EPOCH
-from pipeline.model.job_states import GIVEN_UP
 from pipeline.model.job_types import JobQueue
-from pipeline.model.jobs import JobCommand, JobEnding, JobRequest, RetryJob
+from pipeline.model.jobs import JobEnding
 from pipeline.model.outcome import Failure
 from pipeline.worker.engine import Engine
-from pipeline.worker.execution import failure_of
+from pipeline.worker.jobs.admitting import Admission
 from pipeline.worker.jobs.boards import Boards, Opening
+from pipeline.worker.jobs.host import Host
 from pipeline.worker.jobs.letters import letter_of
 from pipeline.worker.jobs.running import JobRuns, Run
+from pipeline.worker.jobs.strangers import Read, Strangers
 from pipeline.worker.jobs.writing import Place, StoreWriter, Written
 
-ADMITTED_AT_ONCE = 1_000
 UNWRITTEN_MAX = 20_000
 """Entries that wait for their acknowledgement, at which no more is taken from the inbox and nothing more is started."""
-REPLAYED = -2
-"""The numbers of replayed jobs go down from here: they stand where others have their offset in the inbox."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobParts:
     """What the composition root hands in. `inbox` is a `codec.jobs.InboxCodec`, `packing` a `StoreCodec`.
 
-    `fetch_schema` asks the registry for a schema of the store; it may wait, and raises SchemaUnavailable.
+    `fetch_schema` asks the registry for a schema of the store; it may wait, and raises SchemaUnavailable. `read` reads the store.
     """
 
     queue: JobQueue
     inbox: Any
     packing: Packing
     fetch_schema: Callable[[int], None]
-
-
-class Host:
-    """One partition's board at work. `open`: deliveries by the offset that the board knows them by."""
-
-    __slots__ = ("board", "endings", "open", "replayed", "unit", "writer")
-
-    def __init__(self, unit: Unit, board: Board, writer: StoreWriter) -> None:
-        self.unit = unit
-        self.board = board
-        self.writer = writer
-        self.open: dict[int, Delivery] = {}
-        self.endings: list[tuple[Job, int, JobEnding]] = []
-        self.replayed = REPLAYED
+    read: Read
 
 
 class JobExecutor:
@@ -83,10 +66,13 @@ class JobExecutor:
         self._boards = Boards(parts.queue, parts.packing, engine.log)
         self._runs = JobRuns(parts.queue.types, loop, self._run_ended, engine.log)
         self._hosts: dict[Unit, Host] = {}
+        self._admission = Admission(engine, parts.inbox, self._hosts)
+        self._strangers = Strangers(parts.read, loop, engine.wake, engine.log)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
         self._syncer = loop.call_later(self._sync_s, self._sync)
-        self._turn = 0
+        self._sharing = Sharing()
+        self._left_over: Counter[str] = Counter()
         self._looking_up: asyncio.Task[None] | None = None
 
     # -- the step
@@ -102,10 +88,11 @@ class JobExecutor:
             self._open(unit, scan, now_ms)
         for host in tuple(self._hosts.values()):
             if not host.unit.open:
-                del self._hosts[host.unit]
+                self._drop(host)
                 continue
             self._heard(host, now_ms)
-        self._admit(now_ms)
+        if not self._opening.arrived and not any(map(_waits, self._hosts.values())):
+            self._admission.admit(now_ms)
         for host in self._hosts.values():
             if host.endings:
                 endings, host.endings = host.endings, []
@@ -117,6 +104,12 @@ class JobExecutor:
         for host in self._hosts.values():
             self._perform(host, now_ms)
         self._set_timer(now_ms)
+
+    def _drop(self, host: Host) -> None:
+        """It belongs to someone else. What still runs takes places until it has ended."""
+        del self._hosts[host.unit]
+        host.dropped = True
+        self._left_over.update(run.job.kind.name for run in self._runs.running if run.host is host)
 
     async def _look_up(self, schema_id: int) -> None:
         try:
@@ -145,96 +138,22 @@ class JobExecutor:
             headers,
             lambda letter: letter_of(unit, self._parts.inbox.request, letter),
         )
-        writer = StoreWriter(self._engine.parts.producer, place, self._engine.wake)
+        writer = StoreWriter(self._engine.parts.producer, place, self._engine.wake, scan.fence)
         host = self._hosts[unit] = Host(unit, board, writer)
         self._engine.log.info(
             "board restored", partition=unit.partition, entries=count, careful=board.careful, strangers=strangers
         )
         self._perform(host, now_ms)
 
-    # -- the inbox
-
-    def _admit(self, now_ms: int) -> None:
-        """What has come, in runs of requests of one partition; a command ends a run, since it may be about one of them."""
-        if self._opening.arrived or (not self._engine.ready and not self._engine.resumed):
-            return
-        if any(len(host.writer) > UNWRITTEN_MAX or host.writer.troubled for host in self._hosts.values()):
-            return
-        taken: list[Delivery] = []
-        self._engine.take_many(taken, ADMITTED_AT_ONCE)
-        runs: dict[Host, list[tuple[int, JobRequest]]] = {}
-        for delivery in taken:
-            host = self._hosts.get(delivery.unit)
-            if host is None:
-                continue  # let go in this very step: its next owner reads it again
-            read = self._read(delivery)
-            if isinstance(read, JobRequest):
-                runs.setdefault(host, []).append((self._number(host, delivery, read), read))
-            elif read is not None:
-                host.board.admit(runs.pop(host, ()), now_ms)
-                host.open[delivery.offset] = delivery
-                commands.apply(host.board, read, delivery.offset, now_ms)
-        for host, requests in runs.items():
-            host.board.admit(requests, now_ms)
-        if taken and (self._engine.ready or self._engine.resumed):  # none: the group is paused
-            self._engine.wake()
-
-    def _number(self, host: Host, delivery: Delivery, request: JobRequest) -> int:
-        """What stands for its offset: that of the inbox, or of what was replayed a number of its own."""
-        number = delivery.offset
-        if delivery.lane != SOURCE:
-            number, host.replayed = host.replayed, host.replayed - 1
-        host.open[number] = delivery
-        return number
-
-    def _read(self, delivery: Delivery) -> JobRequest | JobCommand | None:
-        message = delivery.message
-        try:
-            read: JobRequest | JobCommand = self._parts.inbox.read(message.value(), max(0, message.timestamp()[1]))
-        except SchemaUnavailable as error:
-            self._engine.await_schema(delivery, error.schema_id or 0)
-            return None
-        except CodecError as error:
-            self._engine.complete(delivery, failure_of(error, ()))
-            return None
-        if delivery.lane != SOURCE and isinstance(read, JobRequest):
-            return self._replayed(delivery, read)
-        return read
-
-    def _replayed(self, delivery: Delivery, request: JobRequest) -> JobRequest | None:
-        """A dead letter that was redriven: one more round of a job that is there, a new job where it is forgotten."""
-        host = self._hosts[delivery.unit]
-        known = host.board.jobs.get(request.id)
-        if not isinstance(known, Job):
-            return request
-        if known.state in GIVEN_UP:
-            number = self._number(host, delivery, request)
-            commands.apply(host.board, RetryJob(known.id), known.offset + 1, self._engine.clock.now_ms)
-            effects = host.board.effects()
-            host.board.ledger.effects = [
-                *effects[:-1],
-                Settle(number),
-            ]  # the last one settles an offset that is not its own
-            return None
-        return request
-
     # -- jobs
 
     def _start(self, now_ms: int) -> None:
-        """Boards take turns at being first."""
-        room = self._concurrency - len(self._runs.running)
-        if room <= 0 or self._engine.paused or not self._hosts:
+        if self._engine.paused or not self._hosts:
             return
-        hosts = list(self._hosts.values())
-        self._turn = (self._turn + 1) % len(hosts)
-        for host in (*hosts[self._turn :], *hosts[: self._turn]):
-            if host.unit.draining or host.writer.troubled or len(host.writer) > UNWRITTEN_MAX:
-                continue
-            for job in host.board.take(room, now_ms):
-                self._runs.start(host, job)
-            room = self._concurrency - len(self._runs.running)
-            if room <= 0:
-                return
+        able = {host.board: host for host in self._hosts.values() if not host.unit.draining and not _waits(host)}
+        boards, room = [host.board for host in self._hosts.values()], self._concurrency - len(self._runs.running)
+        for board, job in self._sharing.take(boards, list(able), room, self._left_over, now_ms):
+            self._runs.start(able[board], job)
 
     def _run_ended(self, run: Run, ending: JobEnding) -> None:
         host: Host = run.host
@@ -244,9 +163,11 @@ class JobExecutor:
                 "attempt failed", job=run.job.id, type=run.job.kind.name, attempt=run.job.attempt,
                 error=ending.error_type, message=ending.message[:300],
             )  # fmt: skip
-        if host.unit.open:
+        if host.dropped:
+            self._left_over[run.job.kind.name] -= 1
+        elif host.unit.open:
             host.endings.append((run.job, run.version, ending))
-            self._engine.wake()
+        self._engine.wake()
 
     # -- effects
 
@@ -319,6 +240,7 @@ class JobExecutor:
                 host.board.committed = self._engine.committed(host.unit)
                 host.board.due(now_ms)
                 host.board.sync()
+        self._strangers.mind(self._hosts.values(), now_ms)
         self._engine.wake()
         self._syncer = self._loop.call_later(self._sync_s, self._sync)
 
@@ -341,6 +263,7 @@ class JobExecutor:
 
     def abandon(self) -> None:
         self._syncer.cancel()
+        self._strangers.stop()
         if self._looking_up is not None:
             self._looking_up.cancel()
         if self._timer is not None:
@@ -352,3 +275,8 @@ class JobExecutor:
         self.abandon()
         if tasks:
             await asyncio.wait(tasks, timeout=5.0)
+
+
+def _waits(host: Host) -> bool:
+    """For its writes: nothing more is taken from the inbox, and nothing more is started."""
+    return host.writer.troubled or len(host.writer) > UNWRITTEN_MAX

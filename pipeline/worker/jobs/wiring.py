@@ -9,6 +9,7 @@ from pipeline.topology import Layout
 from pipeline.worker.engine import Engine
 from pipeline.worker.jobs.boards import Opening
 from pipeline.worker.jobs.hosting import JobExecutor, JobParts
+from pipeline.worker.jobs.strangers import reading
 
 if TYPE_CHECKING:
     from pipeline.app import Pipeline
@@ -27,5 +28,6 @@ def executor_of(
         InboxCodec(app.codec, place.topics.source),
         StoreCodec(app.codec, state),
         lambda schema_id: app.codec.fetch(state, schema_id),
+        reading(app.cluster, state, f"{app.name}.jobs"),
     )
     return JobExecutor(engine, parts, opening, loop)

@@ -48,10 +48,12 @@ class _Item:
 class StoreWriter:
     """Owned by the engine's thread; answers come in any thread and are heard in `hear`. `wake` is called with each.
 
-    `strangers` counts offsets of the store that were written in between and not by us.
+    `seen`: below this offset of the store everything is known, or in `gaps`: offsets from, up to before, that lie between our own
+    acknowledged ones. What is there is a stranger's, or a write of ours that landed although it failed. `end`: where the store
+    ended when it became ours.
     """
 
-    def __init__(self, outlet: Outlet, place: Place, wake: Callable[[], None]) -> None:
+    def __init__(self, outlet: Outlet, place: Place, wake: Callable[[], None], end: int) -> None:
         self._outlet = outlet
         self._place = place
         self._wake = wake
@@ -62,8 +64,8 @@ class StoreWriter:
         self._under_way = 0
         self._tries = 0
         self._again_ms: int | None = None
-        self._last = -1
-        self.strangers = 0
+        self.seen = end
+        self.gaps: deque[tuple[int, int]] = deque()
         self.last_error: Exception | None = None
 
     def __len__(self) -> int:
@@ -110,7 +112,6 @@ class StoreWriter:
     def _trouble(self, item: _Item, error: Exception, now_ms: int) -> None:
         """From this one on everything is written again, when what is under way was answered."""
         self.last_error = error
-        self._last = -1  # a write that failed may be there all the same
         if not self._unsent:
             self._unsent.append(item)
         if self._again_ms is None:
@@ -138,10 +139,10 @@ class StoreWriter:
         return done
 
     def _mind(self, offset: int) -> None:
-        """Offsets of our own writes follow each other; a gap is a stranger's record."""
-        if self._last >= 0 and offset > self._last + 1:
-            self.strangers += offset - self._last - 1
-        self._last = offset if offset >= 0 and not self._unsent else -1
+        """Offsets of our own writes follow each other; a gap may be a stranger's record."""
+        if offset > self.seen:
+            self.gaps.append((self.seen, offset))
+        self.seen = max(self.seen, offset + 1)
 
     def resend_due(self, now_ms: int) -> int | None:
         """Write again what is to be; gives when to ask again (None: nothing failed)."""

@@ -248,6 +248,35 @@ def test_urgent_jobs_pass_those_that_wait_and_a_tenant_gets_its_share() -> None:
     play(app, story, partitions=1)
 
 
+def test_b6_d1_concurrency_holds_for_a_process_whatever_the_number_of_its_partitions() -> None:
+    app, running, most = application(), Counter[str](), Counter[str]()
+    app.queue("default", concurrency=10)
+
+    async def work(kind: str, job: JobContext) -> str:
+        running.update((job.type, "all"))
+        most.update({name: max(0, running[name] - most[name]) for name in (job.type, "all")})
+        await asyncio.sleep(0.1)
+        running.subtract((job.type, "all"))
+        return kind
+
+    app.job("limited", concurrency=3)(work)
+
+    @app.job("free")
+    async def free(kind: str, job: JobContext) -> str:
+        return await work(kind, job)
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        handles = [*await app.enqueue_many("limited", ["a"] * 60), *await app.enqueue_many("free", ["b"] * 60)]
+        began = world.loop.time()
+        for handle in handles:
+            await handle.result("60s")
+        assert (most["limited"], most["all"]) == (3, 10), most
+        assert world.loop.time() - began < 60 / 3 * 0.1 + 1, "and is used"
+
+    play(app, story, partitions=8)
+
+
 def test_a_caller_without_asyncio_and_one_that_is_refused() -> None:
     app = application()
 
@@ -519,6 +548,67 @@ def test_what_a_worker_writes_late_that_was_taken_for_dead_is_not_believed_and_i
         again = [each.value() for each in world.read(STATE) if each.key() == entry.key()]
         assert again[:3] == [entry.value(), None, entry.value()], "the stranger's tombstone is written over"
         other.jobs.close()
+
+    play(app, story)
+
+
+@pytest.mark.parametrize("when", ["between entries", "before the first", "behind the last"])
+def test_what_a_zombie_writes_to_a_store_while_its_owner_works_is_written_over(when: str) -> None:
+    app, other = application("one"), application("other")
+    for each in (app, other):
+
+        @each.job("later")
+        async def later(name: str) -> str:
+            return name
+
+    async def story(world: World) -> None:
+        worker = await world.start(app)
+        handle = await app.enqueue("later", "a", delay="2h", key="k")
+        await until(lambda: len(world.read(STATE)) == 1)
+        (entry,) = world.read(STATE)
+        await world.stop(worker)
+        worker = await world.start(other)
+        await until(lambda: len(worker.running[0].engine.partitions) == 2)
+        own = {"between entries": 2, "before the first": 1, "behind the last": 1}[when]
+        if when != "before the first":
+            await app.enqueue("later", "b", delay="2h", key="k")
+            await until(lambda: len(world.read(STATE)) == 2)
+        zombie = world.cluster.producer("zombie")
+        zombie.send(STATE, entry.key(), None, entry.headers(), entry.partition())
+        zombie.send(STATE, b"j/never-heard-of", entry.value(), entry.headers(), entry.partition())
+        if when == "behind the last":
+            await asyncio.sleep(660)
+        else:
+            await app.enqueue("later", "c", delay="2h", key="k")
+        await until(lambda: len(world.read(STATE)) == own + 1 + (2 + 2), 5)
+        written = [(each.key(), each.value()) for each in world.read(STATE) if each.partition() == entry.partition()]
+        assert written[-2:] == [(entry.key(), entry.value()), (b"j/never-heard-of", None)]
+        assert (await handle.status()).state is JobState.SCHEDULED
+        await asyncio.sleep(1_300)
+        assert len(world.read(STATE)) == own + 5, "what is ours is no stranger's"
+
+    play(app, story)
+
+
+def test_a_write_of_ours_that_landed_although_it_failed_is_no_strangers() -> None:
+    app = application()
+
+    @app.job("later")
+    async def later(name: str) -> str:
+        return name
+
+    async def story(world: World) -> None:
+        worker = await world.start(app)
+        await app.enqueue("later", "a", delay="1h", key="k")
+        await until(lambda: len(world.read(STATE)) == 1)
+        (entry,) = world.read(STATE)
+        ours = [(name, value) for name, value in entry.headers() or ()]
+        world.cluster.producer("late").send(STATE, entry.key(), entry.value(), ours, entry.partition())
+        await app.enqueue("later", "b", delay="1h", key="k")
+        await asyncio.sleep(30)
+        assert len(world.read(STATE)) == 3
+        executor: Any = worker.running[0].engine.executor
+        assert [host.strangers for host in executor._hosts.values()] == [0, 0]
 
     play(app, story)
 

@@ -47,7 +47,7 @@ class Producer:
 
 
 def writer(producer: Producer) -> StoreWriter:
-    return StoreWriter(producer, Place(0, "s", "d", [], lambda _letter: (b"", b"", [])), lambda: None)
+    return StoreWriter(producer, Place(0, "s", "d", [], lambda _letter: (b"", b"", [])), lambda: None, 0)
 
 
 def entries(text: str) -> list[Written]:
@@ -132,15 +132,17 @@ def test_a_full_buffer_is_waited_out() -> None:
     assert store.hear(0) == more
 
 
-def test_offsets_between_our_own_are_a_strangers() -> None:
+def test_offsets_between_our_own_are_told() -> None:
     producer = Producer()
+    producer.end = 3
     store = writer(producer)
     store.write(entries("ab"), 0)
     producer.answer(None)
     producer.end += 2
     producer.answer(None)
     store.hear(0)
-    assert store.strangers == 2
+    assert list(store.gaps) == [(0, 3), (4, 6)], "since it became ours"
+    assert store.seen == 7
     store.write(entries("cd"), 0)
     producer.answer(REFUSED)
     producer.end += 1  # it is there
@@ -149,4 +151,4 @@ def test_offsets_between_our_own_are_a_strangers() -> None:
     store.resend_due(RESEND_MS[0])
     producer.answer(None, None)
     store.hear(0)
-    assert store.strangers == 2
+    assert list(store.gaps)[2:] == [(7, 8)], "whose it is is found when it is read"
