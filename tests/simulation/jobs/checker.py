@@ -57,7 +57,9 @@ class JobChecker:
             self._doing[key] = Doing(life)
             for name, entry in life.durable.items():
                 request = history.requests.get(name)
-                held = entry.state in ("RUNNING", "RETRYING") or (entry.state == "QUEUED" and entry.fields["started_ms"])
+                held = entry.state in ("RUNNING", "RETRYING") or (
+                    entry.state == "QUEUED" and entry.fields["started_ms"]
+                )
                 if request is not None and request.key is not None and held:
                     self._doing[key].holding[request.key].add(name)
         for index, fact in enumerate(facts):

@@ -157,6 +157,6 @@ def _ticks(found: History, asked: dict[int, Asked]) -> None:
             if entry.what == "JobRecord" and entry.name not in found.requests and entry.fields["request"]["schedule"]:
                 fields = entry.fields["request"]
                 number = int(fields["payload"])
-                found.requests[entry.name] = Request(entry.name, partition, -1, entry.at_ms, index, fields, asked[number])
-
-
+                found.requests[entry.name] = Request(
+                    entry.name, partition, -1, entry.at_ms, index, fields, asked[number]
+                )

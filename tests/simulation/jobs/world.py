@@ -192,8 +192,4 @@ async def _read_back(fleet: JobFleet) -> None:
 
 def lines(world: World) -> list[str]:
     """The history, line by line."""
-    return [
-        described(fact, START_MS) if isinstance(fact, Landed) else told(fact, START_MS) for fact in world.facts
-    ]
-
-
+    return [described(fact, START_MS) if isinstance(fact, Landed) else told(fact, START_MS) for fact in world.facts]
