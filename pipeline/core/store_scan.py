@@ -48,7 +48,7 @@ class StoreScan:
         self.at = offset + 1
         if key is None or not key.startswith(PREFIXES) or not _is_text(key):
             return  # no queue wrote it
-        epoch = _epoch_of(headers)
+        epoch = epoch_of(headers)
         if epoch < self.epoch or (offset >= self._owner_fence and epoch < self._owner):
             self.strangers[key] = None
             return
@@ -84,8 +84,8 @@ def _is_text(key: bytes) -> bool:
     return True
 
 
-def _epoch_of(headers: Headers | None) -> int:
-    """0 for what no owner wrote."""
+def epoch_of(headers: Headers | None) -> int:
+    """Of the owner that wrote this record of a store; 0 for what no owner wrote."""
     for name, value in headers or ():
         if name == STORE_EPOCH and value is not None and value.isdigit() and len(value) < 19:
             return int(value)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pipeline.jobs.following import Followed, Follower
+from pipeline.jobs.following import Answer, Followed, Follower
 from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import JobMissing, JobUnsuccessful, ResultTimeout
 from pipeline.model.job_ids import absent
@@ -92,14 +92,14 @@ class JobHandle:
             await self._reach.off_loop(follower.begin)
         follower.follow()
         if not self._seen_from_the_start and self._followed.entry is None:
-            entry = await self._look_up(self.id)
-            if entry is None:
+            found = await self._look_up(self.id)
+            if found is None:
                 raise self._missing(self.id)
-            self._followed.tell(entry)
+            self._followed.tell(*found)
             self._seen_from_the_start = True
 
-    async def _look_up(self, job_id: str) -> JobRecord | JobDuplicate | None:
-        found: JobRecord | JobDuplicate | None = await self._reach.off_loop(
+    async def _look_up(self, job_id: str) -> tuple[Answer, int] | None:
+        found: tuple[Answer, int] | None = await self._reach.off_loop(
             lambda: self._reach.follower.look_up(job_id)
         )
         return found
@@ -114,17 +114,18 @@ class JobHandle:
                 found = await self._look_up(entry.of)
                 if found is None:
                     raise self._missing(entry.of)
-                self._first.tell(found)
+                self._first.tell(*found)
         ended = await self._first.wait(_has_ending)
         if isinstance(ended, JobDuplicate):
             raise self._missing(entry.of)
         return ended
 
     async def _record_now(self, followed: Followed) -> JobRecord:
-        entry = await self._look_up(followed.job_id)
-        if entry is None:
+        found = await self._look_up(followed.job_id)
+        if found is None:
             raise self._missing(followed.job_id)
-        followed.tell(entry)
+        followed.tell(*found)
+        entry, _ = found
         if isinstance(entry, JobDuplicate):
             return await self._record_now(self._reach.follower.watch(entry.of))
         return entry

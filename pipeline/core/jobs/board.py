@@ -46,6 +46,7 @@ class Board:
 
     `unconfirmed`: those that wait for that, or for a call of `take` behind it (`confirmed`); they have their places.
     `read_ms`: all requests from before this time have been admitted. `committed`: the inbox is not read again below this offset.
+    `spread_ms`: so much later than the `now_ms` it is told it may be, for times that another owner with another clock reads.
     """
 
     def __init__(self, policy: QueuePolicy, types: Mapping[str, JobPolicy], packing: Packing) -> None:
@@ -61,6 +62,7 @@ class Board:
         self.careful = False
         self.read_ms = 0
         self.committed = 0
+        self.spread_ms = 0
         self.number = 0
         self.confirmed: list[Job] = []
         self.unconfirmed = 0
@@ -133,6 +135,9 @@ class Board:
         first = self.dedup.first_of(request)
         if first is None:
             return False
+        job = self.jobs.get(first)
+        if isinstance(job, Job):  # whoever reads the answer finds it in the store, unless it is forgotten
+            self.ledger.at_once(job)
         answer = JobDuplicate(request.id, request.type, first, now_ms, offset)
         self.jobs[request.id] = answer
         self.ledger.effects.append(Entry(job_key(request.id), self.ledger.packing.pack(answer), offset))
@@ -325,7 +330,7 @@ class Board:
         self.lane(job)
 
     def _failed(self, job: Job, failure: Failure, now_ms: int) -> None:
-        at_ms = retry_at_ms(job, failure, now_ms)
+        at_ms = retry_at_ms(job, failure, now_ms + self.spread_ms)
         job.outcome = replace(job.outcome, error=failure, history=with_attempt(job, failure, now_ms))
         if at_ms is None:
             self.give_up(job, failure, now_ms)

@@ -96,6 +96,7 @@ class JobExecutor:
         for host in self._hosts.values():
             if host.endings:
                 endings, host.endings = host.endings, []
+                host.board.spread_ms = self._engine.clock.spread_ms
                 host.board.ended(endings, now_ms)
             at_ms = host.board.next_ms()
             if at_ms is not None and at_ms <= now_ms:

@@ -24,9 +24,12 @@ BAD_INPUT, BAD_RESULT = "BadInput", "BadResult"
 
 
 class Run:
-    """A job that runs; `version` is what its ending names. `ended_by` says why it was stopped: "timeout", "cancelled", "let go"."""
+    """A job that runs; `version` is what its ending names. `ended_by` says why it was stopped: "timeout", "cancelled", "let go".
 
-    __slots__ = ("deadline", "ended_by", "host", "job", "task", "timeout_ms", "version")
+    `begun`: its task has had its first turn. One that is cancelled before that never has one, and tells no ending.
+    """
+
+    __slots__ = ("begun", "deadline", "ended_by", "host", "job", "task", "timeout_ms", "version")
 
     def __init__(self, host: Any, job: Job, timeout_ms: int) -> None:
         self.host = host
@@ -34,6 +37,7 @@ class Run:
         self.version = job.version
         self.timeout_ms = timeout_ms
         self.ended_by = ""
+        self.begun = False
         self.task: asyncio.Task[None]
         self.deadline: asyncio.TimerHandle | None = None
 
@@ -77,11 +81,13 @@ class JobRuns:
         """Stop it, as far as it can be stopped: a thread goes on to its end, and what comes of it is not looked at."""
         if not run.ended_by:
             run.ended_by = reason
-            run.task.cancel()
+            if run.begun:
+                run.task.cancel()
 
     async def _run(self, run: Run) -> None:
+        run.begun = True
         try:
-            ending = await self._execute(run)
+            ending = self._stopped(run) if run.ended_by else await self._execute(run)
         except asyncio.CancelledError:
             ending = self._stopped(run)
         except (SystemExit, KeyboardInterrupt, GeneratorExit):

@@ -41,7 +41,7 @@ class JobChecker:
     def __init__(self, scenario: JobScenario) -> None:
         self.scenario = scenario
         self.seen: Counter[str] = Counter()
-        self.repeats = 0
+        self.repeats = self.published = self.executions = 0
         self._doing: dict[tuple[int, int], Doing] = {}
         self._not_before: dict[tuple[str, int], int] = {}
         self._ever: Counter[tuple[str, int]] = Counter()
@@ -70,8 +70,7 @@ class JobChecker:
             elif isinstance(fact, Happened):
                 self._on_happened(fact)
         found += endings.check(self.scenario, history, facts, self.seen)
-        self.seen["published"] += len(history.requests)
-        self.seen["execution"] += len(history.began)
+        self.published, self.executions = len(history.requests), len(history.began)
         self.seen["claim"] += len(history.lives)
         return found
 

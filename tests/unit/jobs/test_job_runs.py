@@ -1,0 +1,42 @@
+"""Executions of jobs, without a worker around them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import structlog
+
+from pipeline.core.jobs.job import Job, Kind
+from pipeline.model.job_policies import JobPolicy
+from pipeline.model.job_types import JobType
+from pipeline.model.jobs import JobEnding, JobRequest
+from pipeline.model.outcome import Cancelled
+from pipeline.worker.jobs.running import JobRuns, Run
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+def test_one_that_is_stopped_ends_also_before_its_first_turn(turns: int) -> None:
+    began: list[None] = []
+    ended: list[tuple[Run, JobEnding]] = []
+
+    async def handler(_given: object) -> None:
+        began.append(None)
+        await asyncio.sleep(3_600)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        declared = JobType("j", handler, alone=True)
+        runs = JobRuns({"j": declared}, loop, lambda run, ending: ended.append((run, ending)), structlog.get_logger())
+        runs.start(None, Job(Kind("j", JobPolicy()), JobRequest("1", "j", b"null"), 0, 0))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        (run,) = runs.running
+        runs.interrupt(run, "cancelled")
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert ended == [(run, Cancelled())]
+        assert not runs.running
+
+    asyncio.run(main())
+    assert len(began) == (turns > 0)
