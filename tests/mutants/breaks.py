@@ -19,6 +19,7 @@ RECORDS = "tests/conformance/test_records.py"
 LIVES, BOARD = "tests/property/test_board_lives.py", "tests/unit/test_core_jobs_board.py"
 SCAN, JOBS = "tests/unit/test_core_store_scan.py", "tests/unit/jobs/test_jobs_on_workers.py"
 WRITER = "tests/unit/jobs/test_store_writer.py"
+ASKED = "tests/unit/jobs/test_jobs_from_handlers.py"
 SHARING = "tests/unit/test_core_jobs_sharing.py"
 CHOICE, CRON = "tests/unit/test_core_jobs_choice.py", "tests/unit/test_jobs_cron.py"
 
@@ -271,6 +272,12 @@ BREAKS = (
     Break("jobs-writes-pass-what-failed", "worker.jobs.writing", "            if self._unsent:\n                self._unsent.append(item)\n            else:\n                self._send(item, now_ms)", "            self._send(item, now_ms)", WRITER),
     Break("jobs-writes-done-out-of-order", "worker.jobs.writing", "while items and items[0].acknowledged:\n            done.append(items.popleft().what)", "for item in [each for each in items if each.acknowledged]:\n            items.remove(item)\n            done.append(item.what)", WRITER),
     Break("jobs-writes-resent-too-early", "worker.jobs.writing", "self._under_way or now_ms < self._again_ms", "now_ms < self._again_ms", WRITER),
+    Break("jobs-asked-for-are-not-waited-for", "worker.jobs.hosting", "            self._hand_ons.start(run, ending, self._engine.clock.now_ms)\n", "            self._hand_ons.start(run, ending, self._engine.clock.now_ms)\n            host.endings.append((run.job, run.version, ending))\n", ASKED),
+    Break("jobs-asked-for-by-those-that-failed", "worker.jobs.hosting", "run.asked and isinstance(ending, Completed)", "run.asked", ASKED),
+    Break("jobs-asked-for-under-new-names", "model.outbox", "f\"{parent}#{number}\"", "f\"{parent}#{number}#{id(object())}#{__import__('os').urandom(8)}\"", ASKED),
+    Break("jobs-asked-for-at-once", "model.outbox", "outbox is None or outbox.cluster != cluster", "True or outbox is None", ASKED),
+    Break("jobs-asked-for-too-late-get-lost", "worker.jobs.context", "        if self.ended:\n            return None\n", "", ASKED),
+    Break("jobs-asked-for-are-sent-once", "worker.jobs.handing_on", "        self._again.append((now_ms + RESEND_MS", "        _ = ((now_ms + RESEND_MS", ASKED),
     Break("strangers-stay-while-the-owner-works", "worker.jobs.strangers", "            write_again(host.board, keys)\n", "", JOBS),
     Break("strangers-before-the-first-entry-unseen", "worker.jobs.writing", "self.seen = end", "self.seen = 1 << 60", JOBS),
     Break("strangers-behind-the-last-entry-unseen", "worker.jobs.strangers", "elif host in known and now_ms - at_ms >= LOOK_MS:", "elif False:", JOBS),
