@@ -272,6 +272,7 @@ BREAKS = (
     Break("jobs-writes-pass-what-failed", "worker.jobs.writing", "            if self._unsent:\n                self._unsent.append(item)\n            else:\n                self._send(item, now_ms)", "            self._send(item, now_ms)", WRITER),
     Break("jobs-writes-done-out-of-order", "worker.jobs.writing", "while items and items[0].acknowledged:\n            done.append(items.popleft().what)", "for item in [each for each in items if each.acknowledged]:\n            items.remove(item)\n            done.append(item.what)", WRITER),
     Break("jobs-writes-resent-too-early", "worker.jobs.writing", "self._under_way or now_ms < self._again_ms", "now_ms < self._again_ms", WRITER),
+    Break("jobs-let-go-are-stalls", "worker.jobs.hosting", "return unit in self._given_up or not self.holds(unit)", "return True", JOBS),
     Break("jobs-asked-for-are-not-waited-for", "worker.jobs.hosting", "            self._hand_ons.start(run, ending, self._engine.clock.now_ms)\n", "            self._hand_ons.start(run, ending, self._engine.clock.now_ms)\n            host.endings.append((run.job, run.version, ending))\n", ASKED),
     Break("jobs-asked-for-by-those-that-failed", "worker.jobs.hosting", "run.asked and isinstance(ending, Completed)", "run.asked", ASKED),
     Break("jobs-asked-for-under-new-names", "model.outbox", "f\"{parent}#{number}\"", "f\"{parent}#{number}#{id(object())}#{__import__('os').urandom(8)}\"", ASKED),

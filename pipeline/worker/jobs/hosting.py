@@ -79,6 +79,8 @@ class JobExecutor:
         self._sharing = Sharing()
         self._left_over: Counter[str] = Counter()
         self._looking_up: asyncio.Task[None] | None = None
+        self._given_up: set[Unit] = set()
+        engine.concluded, engine.give_up = self._concluded, self._give_up
 
     # -- the step
 
@@ -114,6 +116,7 @@ class JobExecutor:
     def _drop(self, host: Host) -> None:
         """It belongs to someone else. What still runs takes places until it has ended."""
         del self._hosts[host.unit]
+        self._given_up.discard(host.unit)
         host.dropped = True
         self._hand_ons.forget(host)
         self._left_over.update(run.job.kind.name for run in self._runs.running if run.host is host)
@@ -269,6 +272,15 @@ class JobExecutor:
         return bool(host.endings or len(host.writer) or self._hand_ons.holds(host)) or any(
             run.host is host for run in self._runs.running
         )
+
+    def _concluded(self, unit: Unit) -> bool:
+        """At the drain's deadline what runs is stopped. That it was let go has to be written, or it would count as a stall."""
+        return unit in self._given_up or not self.holds(unit)
+
+    def _give_up(self, _reason: str) -> None:
+        """What does not let itself be stopped is a stall."""
+        self._given_up.update(unit for unit in self._hosts if unit.draining)
+        self._engine.wake()
 
     def cancel(self, unit: Unit) -> None:
         host = self._hosts.get(unit)
