@@ -21,6 +21,7 @@ from pipeline.model.errors import BufferFull, InvalidJob, PublishError
 from pipeline.model.job_policies import JobOptions
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import CancelJob, JobCommand
+from pipeline.model.outbox import Outbox, current
 
 ACKNOWLEDGED_S = 30.0
 FULL_S = 0.01
@@ -70,19 +71,46 @@ class JobClient:
 
     async def enqueue(self, job: str, given: Sequence[object], options: JobOptions) -> list[JobHandle]:
         """A handle for each input, in order, when all are acknowledged. Raises InvalidJob and ConfigurationError before anything is
-        written, PublishError for what was not (some may be there all the same)."""
+        written, PublishError for what was not (some may be there all the same).
+
+        From inside a handler they go out with its outputs, and this waits for nothing.
+        """
+        ids = self._own_ids(job, len(given))
         asker, queue = await self._ready(job)
-        records = self._records(asker, queue, given, options, self._parts.now_ms)
+        records = self._records(asker, queue, given, options, ids)
+        if (outbox := self._outbox(queue)) is not None:
+            return self._hand_on(outbox, asker, queue, records)
         handles = [self._handle(queue, asker.type, job_id) for job_id, _, _ in records]
         await self._write(queue.place.inbox, [(key, value) for _, key, value in records])
         return handles
 
+    def _own_ids(self, job: str, count: int) -> list[str] | None:
+        """Inside a handler ids are the same on every attempt."""
+        outbox = current(self._parts.cluster.address, self._found(job)[1].inbox)
+        return None if outbox is None else outbox.ids(count)
+
+    def _outbox(self, queue: _Queue) -> Outbox | None:
+        return current(self._parts.cluster.address, queue.place.inbox)
+
+    def _hand_on(
+        self, outbox: Outbox, asker: Asker, queue: _Queue, records: list[tuple[str, bytes, bytes]]
+    ) -> list[JobHandle]:
+        topic = queue.place.inbox.removeprefix(outbox.prefix)
+        for _, key, value in records:
+            outbox.put(topic, key, value)
+        sent = lambda: self._outbox(queue) is not outbox  # noqa: E731
+        return [self._handle(queue, asker.type, job_id, sent=sent) for job_id, _, _ in records]
+
     def enqueue_sync(self, job: str, given: Sequence[object], options: JobOptions) -> list[JobHandle]:
         """The same for a caller without asyncio; it waits. (Not on a cluster in memory: nothing would happen meanwhile.)"""
+        ids = self._own_ids(job, len(given))
         declared, place = self._found(job)
         queue = self._queue(place)
         self._prepare(queue)
-        records = self._records(self._asker(queue, declared), queue, given, options, self._parts.now_ms)
+        asker = self._asker(queue, declared)
+        records = self._records(asker, queue, given, options, ids)
+        if (outbox := self._outbox(queue)) is not None:
+            return self._hand_on(outbox, asker, queue, records)
         handles = [self._handle(queue, declared, job_id) for job_id, _, _ in records]
         heard = threading.Event()
         answers = Answers(len(records), heard.set)
@@ -94,12 +122,13 @@ class JobClient:
             _check(place.inbox, answers)
         return handles
 
-    @staticmethod
     def _records(
-        asker: Asker, queue: _Queue, given: Sequence[object], options: JobOptions, now_ms: Callable[[], int]
+        self, asker: Asker, queue: _Queue, given: Sequence[object], options: JobOptions, ids: Sequence[str] | None
     ) -> list[tuple[str, bytes, bytes]]:
         """Id, key and value of each."""
-        requests = [asker.request(each, options, now_ms()) for each in given]
+        now_ms = self._parts.now_ms
+        own: Sequence[str | None] = [None] * len(given) if ids is None else ids
+        requests = [asker.request(each, options, now_ms(), own_id) for each, own_id in zip(given, own, strict=True)]
         return [(request.id, request.record_key, queue.inbox.request(request)) for request in requests]
 
     async def cancel(self, job: str, job_id: str, key: str | None, reason: str) -> None:
@@ -164,12 +193,14 @@ class JobClient:
             await self._off_loop(lambda: self._prepare(queue))
         return self._asker(queue, declared), queue
 
-    def _handle(self, queue: _Queue, declared: JobType, job_id: str, asked: bool = True) -> JobHandle:
+    def _handle(
+        self, queue: _Queue, declared: JobType, job_id: str, asked: bool = True, sent: Callable[[], bool] | None = None
+    ) -> JobHandle:
         reach = queue.reaches.get(declared.name)
         if reach is None:
             reach = Reach(queue.follower, declared, self._off_loop, self._parts.now_ms)
             queue.reaches[declared.name] = reach
-        return JobHandle(reach, job_id, asked)
+        return JobHandle(reach, job_id, asked, sent)
 
     def _off_loop(self, work: Callable[[], Any]) -> Awaitable[Any]:
         return asyncio.get_running_loop().run_in_executor(None, work)

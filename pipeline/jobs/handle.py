@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from pipeline.jobs.following import Answer, Followed, Follower
 from pipeline.model.durations import parse_duration_ms
-from pipeline.model.errors import JobMissing, JobUnsuccessful, ResultTimeout
+from pipeline.model.errors import InvalidJob, JobMissing, JobUnsuccessful, ResultTimeout
 from pipeline.model.job_ids import absent
 from pipeline.model.job_states import SUCCEEDED, TERMINAL, JobState
 from pipeline.model.job_types import JobType
@@ -47,11 +47,13 @@ class Reach:
 class JobHandle:
     """Follows one job. `id` is that of the request; where another of its dedup id came first, the result is that one's.
 
-    One that was not made by `enqueue` is looked for in the store first, where a short job stands when it has its ending.
+    One that was not made by `enqueue` is looked for in the store first, where a short job stands when it has its ending. `sent` says
+    of one that a handler asked for whether that handler has ended: before that nobody is asked.
     """
 
-    def __init__(self, reach: Reach, job_id: str, asked: bool = False) -> None:
+    def __init__(self, reach: Reach, job_id: str, asked: bool = False, sent: Callable[[], bool] | None = None) -> None:
         self._reach = reach
+        self._sent = sent
         self._seen_from_the_start = asked
         self._followed: Followed = reach.follower.watch(job_id)
         self._first: Followed | None = None
@@ -87,6 +89,11 @@ class JobHandle:
         return entry.of if isinstance(entry, JobDuplicate) else None
 
     async def _begin(self) -> None:
+        if self._sent is not None and not self._sent():
+            raise InvalidJob(
+                f"job {self.id} goes out when the handler that asks for it has succeeded: it has no state and no result before, "
+                "so let that handler end, and ask in another job"
+            )
         follower = self._reach.follower
         if not follower.begun:
             await self._reach.off_loop(follower.begin)

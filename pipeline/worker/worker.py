@@ -224,6 +224,7 @@ class Worker:
             decoder(subscription, source, codec),
             log,
             batch_decoder(subscription, source, codec),
+            cluster.address,
         )
         opening = Opening()
         clock = self._time.keep(Clock(getattr(cluster, "clock", wall_clock_ms)))

@@ -19,6 +19,7 @@ RECORDS = "tests/conformance/test_records.py"
 LIVES, BOARD = "tests/property/test_board_lives.py", "tests/unit/test_core_jobs_board.py"
 SCAN, JOBS = "tests/unit/test_core_store_scan.py", "tests/unit/jobs/test_jobs_on_workers.py"
 WRITER = "tests/unit/jobs/test_store_writer.py"
+ASKED = "tests/unit/jobs/test_jobs_from_handlers.py"
 SHARING = "tests/unit/test_core_jobs_sharing.py"
 CHOICE, CRON = "tests/unit/test_core_jobs_choice.py", "tests/unit/test_jobs_cron.py"
 
@@ -292,6 +293,13 @@ BREAKS = (
     Break("fleet-jobs-cancels-not-minded", "core.jobs.commands", "        board.cancel(job, reason, now_ms)\n", "        pass\n"),
     Break("fleet-jobs-old-ones-of-a-lane-last", "core.jobs.lanes", "credit[lane.index] + weights[lane.index])", "-lane.index)"),
     Break("jobs-writes-resent-too-early", "worker.jobs.writing", "self._under_way or now_ms < self._again_ms", "now_ms < self._again_ms", WRITER),
+    Break("jobs-let-go-are-stalls", "worker.jobs.hosting", "return unit in self._given_up or not self.holds(unit)", "return True", JOBS),
+    Break("jobs-asked-for-are-not-waited-for", "worker.jobs.hosting", "            self._hand_ons.start(run, ending, self._engine.clock.now_ms)\n", "            self._hand_ons.start(run, ending, self._engine.clock.now_ms)\n            host.endings.append((run.job, run.version, ending))\n", ASKED),
+    Break("jobs-asked-for-by-those-that-failed", "worker.jobs.hosting", "run.asked and isinstance(ending, Completed)", "run.asked", ASKED),
+    Break("jobs-asked-for-under-new-names", "model.outbox", "f\"{parent}#{number}\"", "f\"{parent}#{number}#{id(object())}#{__import__('os').urandom(8)}\"", ASKED),
+    Break("jobs-asked-for-at-once", "model.outbox", "outbox is None or outbox.cluster != cluster", "True or outbox is None", ASKED),
+    Break("jobs-asked-for-too-late-get-lost", "worker.jobs.context", "        if self.ended:\n            return None\n", "", ASKED),
+    Break("jobs-asked-for-are-sent-once", "worker.jobs.handing_on", "        self._again.append((now_ms + RESEND_MS", "        _ = ((now_ms + RESEND_MS", ASKED),
     Break("strangers-stay-while-the-owner-works", "worker.jobs.strangers", "            write_again(host.board, keys)\n", "", JOBS),
     Break("strangers-before-the-first-entry-unseen", "worker.jobs.writing", "self.seen = end", "self.seen = 1 << 60", JOBS),
     Break("strangers-behind-the-last-entry-unseen", "worker.jobs.strangers", "elif host in known and now_ms - at_ms >= LOOK_MS:", "elif False:", JOBS),

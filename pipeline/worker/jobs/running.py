@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -14,10 +16,12 @@ from pydantic_core import PydanticSerializationError
 from pipeline.core.jobs.job import Job
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import Completed, JobEnding
+from pipeline.model.outbox import UNDER_WAY
 from pipeline.model.outcome import Cancelled, Failure, FailureKind, Warn
 from pipeline.model.validation import first_fault
 from pipeline.worker.execution import failure_of, timed_out
-from pipeline.worker.jobs.context import JobContext
+from pipeline.worker.jobs.context import Home, JobContext
+from pipeline.worker.sending import OutRecord
 
 THREADS_MAX = 64
 BAD_INPUT, BAD_RESULT = "BadInput", "BadResult"
@@ -26,10 +30,11 @@ BAD_INPUT, BAD_RESULT = "BadInput", "BadResult"
 class Run:
     """A job that runs; `version` is what its ending names. `ended_by` says why it was stopped: "timeout", "cancelled", "let go".
 
-    `begun`: its task has had its first turn. One that is cancelled before that never has one, and tells no ending.
+    `begun`: its task has had its first turn. One that is cancelled before that never has one, and tells no ending. `asked`: records of
+    jobs that it asked for.
     """
 
-    __slots__ = ("begun", "deadline", "ended_by", "host", "job", "task", "timeout_ms", "version")
+    __slots__ = ("asked", "begun", "deadline", "ended_by", "host", "job", "task", "timeout_ms", "version")
 
     def __init__(self, host: Any, job: Job, timeout_ms: int) -> None:
         self.host = host
@@ -38,6 +43,7 @@ class Run:
         self.timeout_ms = timeout_ms
         self.ended_by = ""
         self.begun = False
+        self.asked: list[OutRecord] = []
         self.task: asyncio.Task[None]
         self.deadline: asyncio.TimerHandle | None = None
 
@@ -62,7 +68,9 @@ class JobRuns:
         loop: asyncio.AbstractEventLoop,
         ended: Callable[[Run, JobEnding], None],
         log: Any,
+        home: Home,
     ) -> None:
+        self._home = home
         self._calls = {name: _Calls(declared) for name, declared in types.items()}
         self._loop = loop
         self._ended = ended
@@ -105,19 +113,28 @@ class JobRuns:
         request = run.job.request
         assert request is not None
         calls = self._calls[request.type]
-        context = JobContext(run.job, run.timeout_ms, self._log)
+        context = JobContext(run.job, run.timeout_ms, self._log, self._home)
+        UNDER_WAY.set(context)
         try:
-            given = calls.read(request.payload)
+            return await self._handle(run, calls, context, request.payload)
+        finally:
+            context.ended = True
+            run.asked = context.asked
+
+    async def _handle(self, run: Run, calls: _Calls, context: JobContext, payload: bytes) -> JobEnding:
+        try:
+            given = calls.read(payload)
         except ValidationError as error:
             where, what = first_fault(error)
-            text = f"the input does not fit what {request.type} takes: {where or 'the input'}: {what}"
+            text = f"the input does not fit what {calls.type.name} takes: {where or 'the input'}: {what}"
             return Failure(FailureKind.TERMINAL, BAD_INPUT, "ValidationError", text)
         arguments = (given,) if calls.type.alone else (given, context)
         try:
             if calls.type.is_async:
                 returned = await calls.type.handler(*arguments)  # type: ignore[misc]
             else:
-                returned = await self._loop.run_in_executor(self._pool(), lambda: calls.type.handler(*arguments))
+                call = partial(copy_context().run, calls.type.handler, *arguments)
+                returned = await self._loop.run_in_executor(self._pool(), call)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -128,7 +145,7 @@ class JobRuns:
         try:
             return Completed(None if returned is None else calls.dump(returned))
         except PydanticSerializationError as error:
-            text = f"{request.type} returned {type(returned).__name__}, which has no JSON form: {error}"
+            text = f"{calls.type.name} returned {type(returned).__name__}, which has no JSON form: {error}"
             return Failure(FailureKind.TERMINAL, BAD_RESULT, type(returned).__name__, text)
 
     def _stopped(self, run: Run) -> JobEnding:

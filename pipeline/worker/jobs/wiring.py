@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.topology import Layout
 from pipeline.worker.engine import Engine
 from pipeline.worker.jobs.boards import Opening
+from pipeline.worker.jobs.context import Home
 from pipeline.worker.jobs.hosting import JobExecutor, JobParts
 from pipeline.worker.jobs.strangers import reading
 
@@ -29,5 +30,6 @@ def executor_of(
         StoreCodec(app.codec, state),
         lambda schema_id: app.codec.fetch(state, schema_id),
         reading(app.cluster, state, f"{app.name}.jobs"),
+        Home(app.cluster.address, app.settings.prefix, app.enqueue),
     )
     return JobExecutor(engine, parts, opening, loop)
