@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable, Mapping
 from weakref import WeakValueDictionary
 
-from pipeline.core.store_scan import epoch_of
 from pipeline.inspect.scan import read_to_end
 from pipeline.model.cluster import Cluster, Message, PartitionReader, TopicPartition
 from pipeline.model.errors import CodecError, PipelineError, SchemaUnavailable
+from pipeline.model.headers import epoch_of
 from pipeline.model.jobs import JobDuplicate, JobEntry, JobRecord
 from pipeline.model.store_keys import JOB, PREFIXES, job_key, parts_of
 

@@ -106,9 +106,7 @@ class JobHandle:
             self._seen_from_the_start = True
 
     async def _look_up(self, job_id: str) -> tuple[Answer, int] | None:
-        found: tuple[Answer, int] | None = await self._reach.off_loop(
-            lambda: self._reach.follower.look_up(job_id)
-        )
+        found: tuple[Answer, int] | None = await self._reach.off_loop(lambda: self._reach.follower.look_up(job_id))
         return found
 
     async def _ending(self) -> JobRecord:

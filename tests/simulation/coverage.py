@@ -54,15 +54,57 @@ REQUIRED = (
 
 JOBS_REQUIRED = (
     # done to the fleet
-    *("kill", "stop", "freeze", "thaw", "expel", "start", "away", "deny", "shut", "gap", "jump", "stall", "pause", "redrive"),
+    *(
+        "kill",
+        "stop",
+        "freeze",
+        "thaw",
+        "expel",
+        "start",
+        "away",
+        "deny",
+        "shut",
+        "gap",
+        "jump",
+        "stall",
+        "pause",
+        "redrive",
+    ),
     "killed while it restored",
     # broker faults
-    *("send_failure", "ack_lost", "ack_twice", "commit_partition_failure", "commit_lost", "commit_late", "lost_as_revoked"),
+    *(
+        "send_failure",
+        "ack_lost",
+        "ack_twice",
+        "commit_partition_failure",
+        "commit_lost",
+        "commit_late",
+        "lost_as_revoked",
+    ),
     # executions
-    *("job ok", "job warned", "job failed", "job rejected", "job cancelled", "timed out", "attempt repeated", "another round"),
+    *(
+        "job ok",
+        "job warned",
+        "job failed",
+        "job rejected",
+        "job cancelled",
+        "timed out",
+        "attempt repeated",
+        "another round",
+    ),
     # jobs
     *("state: COMPLETED", "state: COMPLETED_WITH_WARNING", "state: DEAD_LETTER", "state: FAILED", "state: CANCELLED"),
-    *("duplicate", "tick", "forgotten", "expired", "stalled", "careful", "a stranger's entry", "refused", "result waited for"),
+    *(
+        "duplicate",
+        "tick",
+        "forgotten",
+        "expired",
+        "stalled",
+        "careful",
+        "a stranger's entry",
+        "refused",
+        "result waited for",
+    ),
     "a clock of its own",
     # what workers said
     *("log: board restored", "log: partition lost", "log: drain deadline reached: cancelling what still runs"),

@@ -29,7 +29,9 @@ def lines(world: World) -> list[str]:
     ]
     for record in scenario.records:
         steps = ", ".join(record.steps)
-        found.append(f"  r{record.number}: key {record.key!r} at {record.at_ms} ms, {steps}, takes {record.takes_ms} ms")
+        found.append(
+            f"  r{record.number}: key {record.key!r} at {record.at_ms} ms, {steps}, takes {record.takes_ms} ms"
+        )
     if isinstance(scenario, JobScenario):
         found += [f"  r{asked.number}: {jobs.shown(asked)}" for asked in scenario.asked]
     for event in scenario.events:

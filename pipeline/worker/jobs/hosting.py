@@ -270,9 +270,8 @@ class JobExecutor:
         host = self._hosts.get(unit)
         if host is None:
             return False
-        return bool(host.endings or len(host.writer) or self._hand_ons.holds(host)) or any(
-            run.host is host for run in self._runs.running
-        )
+        runs = any(run.host is host for run in self._runs.running)
+        return runs or bool(host.endings or len(host.writer) or self._hand_ons.holds(host))
 
     def _concluded(self, unit: Unit) -> bool:
         """At the drain's deadline what runs is stopped. That it was let go has to be written, or it would count as a stall."""

@@ -155,7 +155,12 @@ def _ticks(found: History, asked: dict[int, Asked]) -> None:
     for partition, entries in found.entries.items():
         for index, entry in entries:
             believed = entry.offset in found.believed[partition]
-            if entry.what == "JobRecord" and believed and entry.name not in found.requests and entry.fields["request"]["schedule"]:
+            if (
+                entry.what == "JobRecord"
+                and believed
+                and entry.name not in found.requests
+                and entry.fields["request"]["schedule"]
+            ):
                 fields = entry.fields["request"]
                 number = int(fields["payload"])
                 found.requests[entry.name] = Request(

@@ -12,6 +12,7 @@ from pipeline.model.job_policies import JobPolicy
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import JobEnding, JobRequest
 from pipeline.model.outcome import Cancelled
+from pipeline.worker.jobs.context import Home
 from pipeline.worker.jobs.running import JobRuns, Run
 
 
@@ -24,10 +25,16 @@ def test_one_that_is_stopped_ends_also_before_its_first_turn(turns: int) -> None
         began.append(None)
         await asyncio.sleep(3_600)
 
+    async def never(*_: object) -> None:
+        raise AssertionError("it asks for nothing")
+
     async def main() -> None:
         loop = asyncio.get_running_loop()
         declared = JobType("j", handler, alone=True)
-        runs = JobRuns({"j": declared}, loop, lambda run, ending: ended.append((run, ending)), structlog.get_logger())
+        home = Home("memory://", "", never)
+        runs = JobRuns(
+            {"j": declared}, loop, lambda run, ending: ended.append((run, ending)), structlog.get_logger(), home
+        )
         runs.start(None, Job(Kind("j", JobPolicy()), JobRequest("1", "j", b"null"), 0, 0))
         for _ in range(turns):
             await asyncio.sleep(0)
