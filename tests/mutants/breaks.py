@@ -234,11 +234,11 @@ BREAKS = (
     Break("jobs-pass-what-came-due-before", "core.jobs.board", "        self.call_before(request.key, now_ms)\n", "", BOARD),
     Break("jobs-run-now-passes-its-key", "core.jobs.commands", "    job.number, board.number = board.number, board.number + 1", "    pass", BOARD),
     # jobs: once
-    Break("jobs-windows-die-with-their-owner", "core.jobs.restoring", "board.dedup.keep(window)", "pass", LIVES),
+    Break("jobs-windows-die-with-their-owner", "core.jobs.restoring", "            board.dedup.keep(window)\n\n    def _released", "            pass\n\n    def _released", BOARD),
     Break("jobs-windows-not-written", "core.jobs.ledger", "                self._window(job, request.type, request.dedup_id)", "                pass", LIVES),
     Break("jobs-windows-reach-back", "core.jobs.dedup", "not window.from_ms <= request.created_ms < window.until_ms:", "not request.created_ms < window.until_ms:", LIVES),
     Break("jobs-windows-end-late", "core.jobs.dedup", "<= request.created_ms < window.until_ms", "<= request.created_ms <= window.until_ms", BOARD),
-    Break("jobs-windows-kept-after-a-failure", "core.jobs.restoring", "if lost and board", "if False and board", BOARD),
+    Break("jobs-windows-kept-after-a-failure", "core.jobs.restoring", "        if self._released(window):\n", "        if False:\n", BOARD),
     Break("jobs-ticks-under-new-names", "core.jobs.scheduling", "tick_id(ticking.schedule.name, tick_ms), tick_ms", "tick_id(ticking.schedule.name, tick_ms) + str(now_ms), tick_ms", LIVES),
     Break("jobs-ticks-not-written", "core.jobs.scheduling", "board.ledger.at_once(board.accept(ticking.request(job_id, at_ms), -1, now_ms))", "board.accept(ticking.request(job_id, at_ms), -1, now_ms)", LIVES),
     Break("jobs-ticks-lost-over-night", "core.jobs.ticks", "and self.schedule.misfire is not Misfire.ALL", "", LIVES),

@@ -76,7 +76,8 @@ def _now(board: Board, job: Job, offset: int, now_ms: int) -> bool:
 
 
 def another_round(board: Board, old: Job, offset: int, now_ms: int) -> bool:
-    """Of a job that was given up. `offset`: what it has come to. A new job of the same id, in a higher version; what was left over of the old one says nothing any more."""
+    """Of a job that was given up, which has come to `offset`. A new job of the same id, in a higher version; what was left over of the
+    old one says nothing any more."""
     board.call_before(old.key, now_ms)
     board.ledger.open(old)
     request = replace(cast(JobRequest, old.request), due_ms=0, expires_ms=0)

@@ -38,7 +38,8 @@ class Place:
 
 
 class _Item:
-    """`alone`: it is not sent while anything is under way. `sent`: the number of its last sending, 0 once that was answered: an answer that comes again says nothing."""
+    """`alone`: it is not sent while anything is under way. `sent`: the number of its last sending, 0 once that was answered: an answer
+    that comes again says nothing."""
 
     __slots__ = ("acknowledged", "alone", "sent", "what")
 

@@ -189,9 +189,9 @@ class JobChecker:
             return  # what came due when is told by the clock, also to the next owner
         for other_request in self.history.requests.values():
             before = other_request.partition == request.partition and 0 <= other_request.offset < request.offset
-            if before and other_request.key == request.key and self._plain(other_request):
-                if not self._released(other_request.id, index, fact.at_ms, doing):
-                    yield f"J6: #{fact.number}: {request.id} began before {other_request.id}, which stands before it in the inbox"
+            same = before and other_request.key == request.key and self._plain(other_request)
+            if same and not self._released(other_request.id, index, fact.at_ms, doing):
+                yield f"J6: #{fact.number}: {request.id} began before {other_request.id}, which stands before it in the inbox"
 
     def _plain(self, request: Request) -> bool:
         """Nothing but its place in the inbox decides when it is its turn."""
