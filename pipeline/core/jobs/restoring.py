@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from pipeline.core.jobs import retention
 from pipeline.core.jobs.board import QUEUED, RUNNING, SCHEDULED, Board
+from pipeline.core.jobs.dedup import Name, window_of
 from pipeline.core.jobs.entries import Entry, Letter
 from pipeline.core.jobs.job import Job, restored
 from pipeline.model.job_states import SUCCEEDED, TERMINAL, JobState
@@ -36,16 +37,19 @@ class Restoring:
         board = self._board
         finished: list[tuple[int, Job | JobDuplicate]] = []
         due: list[tuple[bool, int, int, Job]] = []
-        windows: list[DedupWindow] = []
+        windows: dict[Name, DedupWindow] = {}
+        begun: list[DedupWindow] = []
         for key, value in self._entries.items():
             entry: JobEntry = board.ledger.packing.unpack(key, value)
             if isinstance(entry, JobRecord):
                 self._job(entry, value, now_ms, finished, due)
+                if entry.request.dedup_id is not None:
+                    begun.append(window_of(entry.request, entry.request.dedup_id))
             elif isinstance(entry, JobDuplicate):
                 board.jobs[entry.id] = entry
                 finished.append((entry.at_ms, entry))
             elif isinstance(entry, DedupWindow):
-                windows.append(entry)
+                windows[entry.type, entry.dedup_id] = entry
             else:
                 board.schedules.keep_or_hold(entry)
         self._entries = {}
@@ -55,8 +59,10 @@ class Restoring:
             retention.finished(
                 board.kind(job.type if isinstance(job, JobDuplicate) else job.kind.name), job, at_ms, good
             )
-        for window in windows:
+        for window in windows.values():
             self._window(window)
+        for window in begun:
+            self._begun(window, windows.get((window.type, window.dedup_id)))
         due.sort(key=lambda each: each[:3])
         for _, _, _, job in due:
             self._due(job, now_ms)
@@ -106,9 +112,22 @@ class Restoring:
     def _window(self, window: DedupWindow) -> None:
         """One whose job ended so that it is released, and the tombstone is missing, is released now."""
         board = self._board
-        job = board.jobs.get(window.job_id)
-        lost = isinstance(job, Job) and job.state in TERMINAL and job.state not in SUCCEEDED
-        if lost and board.kind(window.type).policy.release_on_failure:
+        if self._released(window):
             board.ledger.effects.append(Entry(dedup_key(window.type, window.dedup_id), None))
         else:
             board.dedup.keep(window)
+
+    def _released(self, window: DedupWindow) -> bool:
+        job = self._board.jobs.get(window.job_id)
+        failed = isinstance(job, Job) and job.state in TERMINAL and job.state not in SUCCEEDED
+        return failed and self._board.kind(window.type).policy.release_on_failure
+
+    def _begun(self, window: DedupWindow, written: DedupWindow | None) -> None:
+        """A job without the window that it began: writing that failed, and its owner died before it could again."""
+        board = self._board
+        known = board.dedup.windows.get((window.type, window.dedup_id), written)
+        older = known is not None and known.from_ms >= window.from_ms
+        if not older and window.until_ms > board.read_ms and not self._released(window):
+            board.dedup.keep(window)
+            key = dedup_key(window.type, window.dedup_id)
+            board.ledger.effects.append(Entry(key, board.ledger.packing.pack(window)))

@@ -11,7 +11,7 @@ from pipeline.core.jobs.job import Job
 from pipeline.core.unit import Unit
 from pipeline.model.errors import CodecError, SchemaUnavailable
 from pipeline.model.job_states import GIVEN_UP
-from pipeline.model.jobs import JobCommand, JobRequest, RetryJob
+from pipeline.model.jobs import JobCommand, JobRequest
 from pipeline.worker.engine import Engine
 from pipeline.worker.execution import failure_of
 from pipeline.worker.jobs.host import Host
@@ -71,10 +71,7 @@ class Admission:
         if not isinstance(known, Job):
             return request
         if known.state in GIVEN_UP:
-            number = host.number(delivery)
-            commands.apply(host.board, RetryJob(known.id), known.offset + 1, self._engine.clock.now_ms)
-            effects = host.board.effects()
-            # The last one settles an offset that is not its own.
-            host.board.ledger.effects = [*effects[:-1], Settle(number)]
+            commands.another_round(host.board, known, known.offset, self._engine.clock.now_ms)
+            host.board.ledger.effects.append(Settle(host.number(delivery)))
             return None
         return request

@@ -1,4 +1,4 @@
-"""The facts of a history of jobs, put in order for whoever checks them: requests, commands, owners' lives, entries and who believes them."""
+"""The facts of a history of jobs, in order for whoever checks them: requests, commands, owners' lives, entries, who believes them."""
 
 from __future__ import annotations
 

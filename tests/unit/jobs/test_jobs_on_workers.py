@@ -336,6 +336,33 @@ def test_a_dead_letter_that_is_redriven_is_one_more_round_of_its_job(forgotten: 
     play(app, story)
 
 
+def test_a_job_that_was_redriven_can_be_cancelled_at_once() -> None:
+    app, ran = application(), list[int]()
+
+    @app.job("step", attempts=1)
+    async def step(_given: None) -> None:
+        ran.append(1)
+        if len(ran) == 1:
+            raise RuntimeError("down")
+        await asyncio.sleep(3_600)
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        handle = await app.enqueue(step)
+        await until(lambda: len(world.read(DEAD)) == 1)
+        (letter,) = world.read(DEAD)
+        headers = DeliveryHeaders(0, 0, 0, INBOX, letter.partition(), 0, 1, "default", replay_id="r")
+        lane = "jobs.default.default.replay"
+        producer = world.cluster.producer("desk")
+        producer.send(lane, letter.key(), letter.value(), encode([], headers), letter.partition())
+        await until(lambda: len(ran) == 2)
+        await app.cancel(step, handle.id)
+        await asyncio.sleep(2)
+        assert (await handle.status()).state is JobState.CANCELLED
+
+    play(app, story)
+
+
 def test_another_process_reads_a_result_by_the_jobs_id() -> None:
     app, reader = application(), application("reader")
     for each in (app, reader):
