@@ -351,19 +351,32 @@ def test_f7_a_supervised_worker_that_is_killed_is_started_again_and_goes_on(scen
     async def story() -> None:
         async with scene.caller(spec) as app:
             log = (scene.folder / "run.log").open("ab")
-            command = [sys.executable, "-c", "from pipeline.cli.main import run; run()", "run", spec["app"]]
+            command = [
+                sys.executable,
+                "-c",
+                "from pipeline.cli.main import run; run()",
+                "run",
+                spec["app"],
+                "--processes",
+                "2",
+            ]
             run = subprocess.Popen(
                 command, cwd=ROOT, env={**os.environ, "HARNESS_SPEC": json.dumps(spec)}, stdout=log, stderr=log
             )
             try:
-                handles = [await app.enqueue("obey", {"name": f"{n}", "sleep": 0.3}) for n in range(60)]
+                handles = [await app.enqueue("obey", {"name": f"{n}", "sleep": 1}) for n in range(200)]
                 await scene.soon("it works", lambda: scene.jobs.told("done"), 40)
                 killed = scene.jobs.told("done")[0].pid
                 assert killed != run.pid
                 os.kill(killed, signal.SIGKILL)
                 names = [(await handle.result("60s"))["name"] for handle in handles]
-                assert names == [f"{n}" for n in range(60)]
-                assert len({each.pid for each in scene.jobs.told("done")}) == 2
+                assert names == [f"{n}" for n in range(200)]
+
+                async def a_third_has_work() -> None:
+                    while len({each.pid for each in scene.jobs.told("done")}) < 3:
+                        await (await app.enqueue("obey", {})).result("30s")
+
+                await asyncio.wait_for(a_third_has_work(), 40)
                 run.terminate()
                 assert run.wait(30) == 0
             finally:
