@@ -80,7 +80,7 @@ class JobClient:
         records = self._records(asker, queue, given, options, ids)
         if (outbox := self._outbox(queue)) is not None:
             return self._hand_on(outbox, asker, queue, records)
-        handles = [self._handle(queue, asker.type, job_id) for job_id, _, _ in records]
+        handles = [self._handle(queue, asker.type, job_id, key) for job_id, key, _ in records]
         await self._write(queue.place.inbox, [(key, value) for _, key, value in records])
         return handles
 
@@ -99,7 +99,7 @@ class JobClient:
         for _, key, value in records:
             outbox.put(topic, key, value)
         sent = lambda: self._outbox(queue) is not outbox  # noqa: E731
-        return [self._handle(queue, asker.type, job_id, sent=sent) for job_id, _, _ in records]
+        return [self._handle(queue, asker.type, job_id, key, sent) for job_id, key, _ in records]
 
     def enqueue_sync(self, job: str, given: Sequence[object], options: JobOptions) -> list[JobHandle]:
         """The same for a caller without asyncio; it waits. (Not on a cluster in memory: nothing would happen meanwhile.)"""
@@ -111,7 +111,7 @@ class JobClient:
         records = self._records(asker, queue, given, options, ids)
         if (outbox := self._outbox(queue)) is not None:
             return self._hand_on(outbox, asker, queue, records)
-        handles = [self._handle(queue, declared, job_id) for job_id, _, _ in records]
+        handles = [self._handle(queue, declared, job_id, key) for job_id, key, _ in records]
         heard = threading.Event()
         answers = Answers(len(records), heard.set)
         for _, key, value in records:
@@ -144,7 +144,7 @@ class JobClient:
         declared, place = self._found(job)
         queue = self._queue(place)
         self._prepare(queue)
-        return self._handle(queue, declared, job_id, asked=False)
+        return self._handle(queue, declared, job_id)
 
     # -- parts
 
@@ -173,11 +173,12 @@ class JobClient:
         return queue
 
     def _prepare(self, queue: _Queue) -> None:
-        """Look up contracts, and where the store stands. May wait."""
+        """Look up contracts, and where the store stands. May wait, the first time."""
         if queue.prepared:
+            queue.follower.refresh(self._parts.now_ms())
             return
         prepare_queue(self._parts.codec, queue.place.inbox, queue.place.state)
-        queue.follower.begin()
+        queue.follower.begin(self._parts.now_ms())
         queue.prepared = True
 
     def _asker(self, queue: _Queue, declared: JobType) -> Asker:
@@ -191,16 +192,22 @@ class JobClient:
         queue = self._queue(place)
         if not queue.prepared:
             await self._off_loop(lambda: self._prepare(queue))
+        queue.follower.refresh(self._parts.now_ms())
         return self._asker(queue, declared), queue
 
     def _handle(
-        self, queue: _Queue, declared: JobType, job_id: str, asked: bool = True, sent: Callable[[], bool] | None = None
+        self,
+        queue: _Queue,
+        declared: JobType,
+        job_id: str,
+        record_key: bytes | None = None,
+        sent: Callable[[], bool] | None = None,
     ) -> JobHandle:
         reach = queue.reaches.get(declared.name)
         if reach is None:
             reach = Reach(queue.follower, declared, self._off_loop, self._parts.now_ms)
             queue.reaches[declared.name] = reach
-        return JobHandle(reach, job_id, asked, sent)
+        return JobHandle(reach, job_id, record_key, sent)
 
     def _off_loop(self, work: Callable[[], Any]) -> Awaitable[Any]:
         return asyncio.get_running_loop().run_in_executor(None, work)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pipeline.jobs.following import Answer, Followed, Follower
+from pipeline.jobs.following import NOWHERE, Answer, Followed, Follower, Found
 from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import InvalidJob, JobMissing, JobUnsuccessful, ResultTimeout
 from pipeline.model.job_ids import absent
@@ -47,14 +47,17 @@ class Reach:
 class JobHandle:
     """Follows one job. `id` is that of the request; where another of its dedup id came first, the result is that one's.
 
-    One that was not made by `enqueue` is looked for in the store first, where a short job stands when it has its ending. `sent` says
-    of one that a handler asked for whether that handler has ended: before that nobody is asked.
+    `record_key`: of its request, which says where its entries are. Without one it is looked for in the store first. `sent` says of
+    one that a handler asked for whether that handler has ended: before that nobody is asked.
     """
 
-    def __init__(self, reach: Reach, job_id: str, asked: bool = False, sent: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self, reach: Reach, job_id: str, record_key: bytes | None = None, sent: Callable[[], bool] | None = None
+    ) -> None:
         self._reach = reach
+        self._record_key = record_key
         self._sent = sent
-        self._seen_from_the_start = asked
+        self._since = reach.follower.since
         self._followed: Followed = reach.follower.watch(job_id)
         self._first: Followed | None = None
 
@@ -94,20 +97,22 @@ class JobHandle:
                 f"job {self.id} goes out when the handler that asks for it has succeeded: it has no state and no result before, "
                 "so let that handler end, and ask in another job"
             )
-        follower = self._reach.follower
-        if not follower.begun:
-            await self._reach.off_loop(follower.begin)
-        follower.follow()
-        if not self._seen_from_the_start and self._followed.entry is None:
-            found = await self._look_up(self.id)
-            if found is None:
-                raise self._missing(self.id)
-            self._followed.tell(*found)
-            self._seen_from_the_start = True
+        follower, followed = self._reach.follower, self._followed
+        if self._record_key is not None:
+            follower.follow(followed, follower.partition_of(self._record_key), self._since)
+        elif followed.entry is None or followed.partition == NOWHERE:
+            await self._find(followed)
 
-    async def _look_up(self, job_id: str) -> tuple[Answer, int] | None:
-        found: tuple[Answer, int] | None = await self._reach.off_loop(lambda: self._reach.follower.look_up(job_id))
-        return found
+    async def _find(self, followed: Followed) -> Answer:
+        """In the store as it is; what comes later is followed."""
+        follower = self._reach.follower
+        known = None if followed.partition == NOWHERE else followed.partition
+        found: Found = await self._reach.off_loop(lambda: follower.look_up(followed.job_id, known))
+        if found.entry is None or found.partition is None:
+            raise self._missing(followed.job_id)
+        follower.follow(followed, found.partition, found.ends)
+        followed.tell(found.entry, found.epoch)
+        return found.entry
 
     async def _ending(self) -> JobRecord:
         entry = await self._followed.wait(_has_ending)
@@ -115,24 +120,20 @@ class JobHandle:
             return entry
         if self._first is None:
             self._first = self._reach.follower.watch(entry.of)
+            self._first.partition = self._followed.partition
             if self._first.entry is None:
-                found = await self._look_up(entry.of)
-                if found is None:
-                    raise self._missing(entry.of)
-                self._first.tell(*found)
+                await self._find(self._first)
         ended = await self._first.wait(_has_ending)
         if isinstance(ended, JobDuplicate):
             raise self._missing(entry.of)
         return ended
 
     async def _record_now(self, followed: Followed) -> JobRecord:
-        found = await self._look_up(followed.job_id)
-        if found is None:
-            raise self._missing(followed.job_id)
-        followed.tell(*found)
-        entry, _ = found
+        entry = await self._find(followed)
         if isinstance(entry, JobDuplicate):
-            return await self._record_now(self._reach.follower.watch(entry.of))
+            first = self._reach.follower.watch(entry.of)
+            first.partition = followed.partition
+            return await self._record_now(first)
         return entry
 
     def _missing(self, job_id: str) -> JobMissing:

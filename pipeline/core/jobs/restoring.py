@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from pipeline.core.jobs import retention
 from pipeline.core.jobs.board import QUEUED, RUNNING, SCHEDULED, Board
 from pipeline.core.jobs.dedup import Name, window_of
 from pipeline.core.jobs.entries import Entry, Letter
 from pipeline.core.jobs.job import Job, restored
+from pipeline.model.errors import CodecError
 from pipeline.model.job_states import SUCCEEDED, TERMINAL, JobState
 from pipeline.model.jobs import DedupWindow, JobDuplicate, JobEntry, JobRecord
 from pipeline.model.store_keys import dedup_key
 
+SLICE = 200
+"""Entries to a step."""
+
 
 class Restoring:
-    """Give it all entries in the order of the store, tombstones included; then `finish` once, before anything is admitted.
+    """Give it all entries in the order of the store, tombstones included; then `finish` once, or all `steps`, before anything is admitted.
 
-    `board.committed` and `board.read_ms` are set by the caller, from what is committed.
+    `kept`: entries by key, where that is known already. `unreadable` is told of those that no queue wrote or a disk spoilt: they stay
+    where they are, and the others are jobs all the same. `board.committed` and `board.read_ms` are set by the caller, from what is
+    committed.
     """
 
-    def __init__(self, board: Board) -> None:
+    def __init__(
+        self,
+        board: Board,
+        kept: dict[bytes, bytes] | None = None,
+        unreadable: Callable[[bytes, CodecError], None] | None = None,
+    ) -> None:
         self._board = board
-        self._entries: dict[bytes, bytes] = {}
+        self._entries: dict[bytes, bytes] = {} if kept is None else kept
+        self._unreadable = unreadable
 
     def entries(self, entries: Iterable[tuple[bytes, bytes | None]]) -> None:
         kept = self._entries
@@ -33,14 +45,26 @@ class Restoring:
                 kept[key] = value
 
     def finish(self, now_ms: int) -> None:
-        """What ran has lost its worker: it runs again, counted as a stall. What came due meanwhile is due, in its order."""
+        """All steps at once."""
+        for _ in self.steps(now_ms):
+            pass
+
+    def steps(self, now_ms: int) -> Iterator[None]:
+        """What ran has lost its worker: it runs again, counted as a stall. What came due meanwhile is due, in its order.
+
+        In slices of some milliseconds, or a million jobs would hold up all that their process does.
+        """
         board = self._board
         finished: list[tuple[int, Job | JobDuplicate]] = []
         due: list[tuple[bool, int, int, Job]] = []
         windows: dict[Name, DedupWindow] = {}
         begun: list[DedupWindow] = []
-        for key, value in self._entries.items():
-            entry: JobEntry = board.ledger.packing.unpack(key, value)
+        for count, (key, value) in enumerate(self._entries.items(), start=1):
+            if not count % SLICE:
+                yield
+            entry = self._read(key, value)
+            if entry is None:
+                continue
             if isinstance(entry, JobRecord):
                 self._job(entry, value, now_ms, finished, due)
                 if entry.request.dedup_id is not None:
@@ -64,8 +88,19 @@ class Restoring:
         for window in begun:
             self._begun(window, windows.get((window.type, window.dedup_id)))
         due.sort(key=lambda each: each[:3])
-        for _, _, _, job in due:
+        for count, (_, _, _, job) in enumerate(due, start=1):
+            if not count % SLICE:
+                yield
             self._due(job, now_ms)
+
+    def _read(self, key: bytes, value: bytes) -> JobEntry | None:
+        try:
+            return self._board.ledger.packing.unpack(key, value)
+        except CodecError as error:
+            if self._unreadable is None:
+                raise
+            self._unreadable(key, error)
+            return None
 
     def _job(
         self,
