@@ -18,6 +18,8 @@ from tests.simulation.jobs.scenario import LANES, JobScenario
 
 LATE_MS = 300
 """By so much a worker may take the cluster's time for earlier than it is."""
+HEARD_MS, NEVER_MS = 60_000, 1 << 60
+"""By then whoever owns a partition has read what stands in its inbox."""
 LANE_BOUND = 2 * sum(LANES) + len(LANES)
 """So many others begin at most between two of a lane in which something waits."""
 
@@ -106,6 +108,9 @@ class JobChecker:
         if again:
             self.seen["another round"] += 1
             return
+        cancelled_ms = self.history.cancelled_ms.get(fact.job_id, NEVER_MS)
+        if fact.at_ms > cancelled_ms + HEARD_MS:
+            yield f"J1: #{fact.number}: {fact.job_id} began {fact.at_ms - cancelled_ms} ms after its cancel was in the inbox"
         before = doing.life.durable.get(fact.job_id)
         if before is not None and before.state in TERMINAL:
             yield f"J1: #{fact.number}: {fact.job_id} began, and was {before.state} when its owner came"
