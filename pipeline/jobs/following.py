@@ -128,7 +128,11 @@ class Follower:
     Along the log of a store epochs only grow: an entry with a lower one was written late, by a worker that was taken for dead, and
     says nothing. `since` says where the store stood not long ago: what is asked for from now on is written behind it. `fetch` asks
     the registry for the schema of an entry; it may wait.
+
+    A short job is in the store when it has its ending, another one within two commit intervals: less than `settling_ms`.
     """
+
+    settling_ms = 5_000
 
     def __init__(
         self,

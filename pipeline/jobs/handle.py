@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 
-from pipeline.jobs.following import NOWHERE, Answer, Followed, Follower, Found
+from pipeline.jobs.following import NOWHERE, Answer, Ends, Followed, Found
 from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import InvalidJob, JobMissing, JobUnsuccessful, ResultTimeout
-from pipeline.model.job_ids import absent
+from pipeline.model.job_ids import absent, made_ms
 from pipeline.model.job_states import SUCCEEDED, TERMINAL, JobState
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import JobDuplicate, JobRecord
+
+LOOK_AGAIN_S = 0.1
+"""And twice as long each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +37,29 @@ class JobStatus:
     reason: str | None = None
 
 
+class Following(Protocol):
+    """What a handle follows: `following.Follower`, or a queue in memory. `look_up` may wait.
+
+    `settling_ms`: so long may a job that was asked for not be found yet.
+    """
+
+    settling_ms: int
+    since: Ends
+
+    def watch(self, job_id: str) -> Followed: ...
+
+    def partition_of(self, record_key: bytes) -> int: ...
+
+    def follow(self, followed: Followed, partition: int, since: Ends) -> None: ...
+
+    def look_up(self, job_id: str, partition: int | None = None) -> Found: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Reach:
     """How a handle gets to its queue. `off_loop` runs what may wait; `now_ms` is the cluster's time."""
 
-    follower: Follower
+    follower: Following
     type: JobType | None
     off_loop: Callable[[Callable[[], Any]], Awaitable[Any]]
     now_ms: Callable[[], int]
@@ -60,6 +81,7 @@ class JobHandle:
         self._since = reach.follower.since
         self._followed: Followed = reach.follower.watch(job_id)
         self._first: Followed | None = None
+        self._absent = False
 
     @property
     def id(self) -> str:
@@ -70,18 +92,20 @@ class JobHandle:
 
     async def status(self) -> JobStatus:
         """As it stands in the store. A job that was only just asked for may not be there yet: `JobMissing`."""
-        await self._begin()
+        await self._begin(wait=False)
         record = await self._record_now(self._followed)
         return _status(record)
 
     async def result(self, timeout: str | float | None = None) -> Any:
         """What its handler returned, when it has. Raises JobUnsuccessful, JobMissing, ResultTimeout."""
-        await self._begin()
         seconds = None if timeout is None else parse_duration_ms(timeout, "timeout") / 1000
         try:
             async with asyncio.timeout(seconds):
+                await self._begin()
                 record = await self._ending()
         except TimeoutError:
+            if self._absent:
+                raise self._missing(self.id) from None
             raise ResultTimeout(f"job {self.id} had no ending within {timeout}: it goes on, ask again") from None
         return self._result(record)
 
@@ -91,7 +115,7 @@ class JobHandle:
         entry = await self._followed.wait(lambda _entry: True)
         return entry.of if isinstance(entry, JobDuplicate) else None
 
-    async def _begin(self) -> None:
+    async def _begin(self, wait: bool = True) -> None:
         if self._sent is not None and not self._sent():
             raise InvalidJob(
                 f"job {self.id} goes out when the handler that asks for it has succeeded: it has no state and no result before, "
@@ -101,7 +125,23 @@ class JobHandle:
         if self._record_key is not None:
             follower.follow(followed, follower.partition_of(self._record_key), self._since)
         elif followed.entry is None or followed.partition == NOWHERE:
-            await self._find(followed)
+            await (self._find_soon(followed) if wait else self._find(followed))
+
+    async def _find_soon(self, followed: Followed) -> None:
+        """It may have been asked for a moment ago, and is not unknown for not being in the store yet."""
+        clock, pause_s = asyncio.get_running_loop().time, LOOK_AGAIN_S
+        until_s = clock() + self._reach.follower.settling_ms / 1000
+        while True:
+            try:
+                await self._find(followed)
+                self._absent = False
+                return
+            except JobMissing as missing:
+                self._absent = True
+                if missing.expired or made_ms(self.id) is None or clock() >= until_s:
+                    raise
+            await asyncio.sleep(min(pause_s, max(0.0, until_s - clock())))
+            pause_s *= 2
 
     async def _find(self, followed: Followed) -> Answer:
         """In the store as it is; what comes later is followed."""

@@ -18,6 +18,8 @@
     |- PublishError            a record could not be published
     |  `- BufferFull           the bounded buffer is full and its policy is to say so
     |- InvalidJob              a job that can't be asked for: unknown type, wrong or too large an input, a secret
+    |- ContractMissing         a task names an execution contract that its worker does not have
+    |- AgentMissing            a task names an agent that its worker does not have, or none where one is needed
     |- JobMissing              no job of this id: unknown, or expired
     |- JobUnsuccessful         a job ended without a result
     |- ResultTimeout           a job had no ending in time
@@ -112,6 +114,14 @@ class BrokerStartError(PipelineError):
 
 class InvalidJob(PipelineError):
     """What was asked for can't be a job: an unknown type, an input that does not fit it, one that is too large or holds a secret."""
+
+
+class ContractMissing(PipelineError):
+    """A task names an execution contract that its worker does not have: a dead letter, until some worker has it."""
+
+
+class AgentMissing(PipelineError):
+    """A task names an agent that its worker does not have, or none where its contract needs one."""
 
 
 class JobMissing(PipelineError):
