@@ -325,7 +325,9 @@ def test_f7_a_worker_that_stops_in_order_repeats_nothing_and_keeps_the_order_of_
                     )
                     one.popen.terminate()
                 if n == 400:
-                    assert one.stop() == 0
+                    assert await asyncio.to_thread(one.popen.wait, 60) == 0, (
+                        "a second signal would meet a process on its way out"
+                    )
                     third = scene.start(spec)
             assert third is not None
             for handle in handles:
