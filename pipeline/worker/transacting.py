@@ -186,7 +186,8 @@ class Transactions:
                 self.doubt(error)
             else:
                 self._failed = self._failed or error
-        self._repeats = REPEATS_MAX  # it may be ours again by then, with another owner's or our own new work on it
+        if self.state is State.COMMITTING:
+            self._repeats = REPEATS_MAX  # it may be ours again by then, with another owner's or our own new work on it
 
     def stop(self) -> None:
         self._stopped = True

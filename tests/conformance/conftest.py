@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from pipeline import Pipeline, Settings
+from pipeline.background import KafkaQueue
+from pipeline.topology import Defaults
 from tests.conformance.sides import KafkaSide, MemorySide, Side
 
 
@@ -31,3 +34,10 @@ def grouped(request: pytest.FixtureRequest) -> Iterator[Side]:
     made = _side(request, request.param)
     yield made
     made.close()
+
+
+def kafka_queue(request: pytest.FixtureRequest, kind: str, name: str) -> Callable[[], KafkaQueue]:
+    """Makes queues of background jobs that share their topics: on a memory cluster ("kafka-in-memory") or on the real one ("kafka")."""
+    broker = request.getfixturevalue("kafka") if kind == "kafka" else f"memory://{uuid.uuid4().hex}"
+    settings = Settings(broker=broker, prefix=f"{uuid.uuid4().hex[:8]}.", session_timeout_s=6.0)
+    return lambda: KafkaQueue(Pipeline(name, settings=settings), create=Defaults(partitions=2))

@@ -17,6 +17,7 @@ from pipeline.model.errors import BufferFull, ConfigurationError, InvalidJob, Jo
 from pipeline.model.job_policies import JobOptions, RetentionPolicy
 from pipeline.testing import QUEUE_CHECKS, QueueCheck, check_queue
 from pipeline.topology import Defaults, apply
+from tests.conformance.conftest import kafka_queue
 
 Make = Callable[[], BackgroundQueue]
 
@@ -31,9 +32,7 @@ def make(request: pytest.FixtureRequest) -> Make:
     """In memory; on jobs over the memory cluster; on jobs over Kafka."""
     if request.param == "memory":
         return MemoryQueue
-    broker = f"memory://{uuid.uuid4().hex}" if request.param != "kafka" else request.getfixturevalue("kafka")
-    settings = Settings(broker=broker, prefix=f"{uuid.uuid4().hex[:8]}.", session_timeout_s=6.0)
-    return lambda: KafkaQueue(Pipeline("a5", settings=settings), create=Defaults(partitions=2))
+    return kafka_queue(request, request.param, "a5")
 
 
 def topic() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import structlog
 from pydantic import BaseModel
 
-from pipeline import Pipeline, Retry, Settings
+from pipeline import Retry
 from pipeline.background import (
     JOB_DISPATCH_CONTRACT,
     RUNNER_CHAT_CONTRACT,
@@ -20,7 +19,6 @@ from pipeline.background import (
     ExecutionContract,
     ExecutionContractContext,
     JobOptions,
-    KafkaQueue,
     MemoryQueue,
     ResultQueue,
     TaskItem,
@@ -29,7 +27,7 @@ from pipeline.background import (
 )
 from pipeline.model.errors import ConfigurationError, InvalidJob, JobMissing, JobUnsuccessful
 from pipeline.model.job_policies import Fixed
-from pipeline.topology import Defaults
+from tests.conformance.conftest import kafka_queue
 
 Make = Callable[[], ResultQueue]
 
@@ -45,9 +43,7 @@ def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "memory":
         shared = MemoryQueue()
         return lambda: shared
-    broker = request.getfixturevalue("kafka") if request.param == "kafka" else f"memory://{uuid.uuid4().hex}"
-    settings = Settings(broker=broker, prefix=f"{uuid.uuid4().hex[:8]}.", session_timeout_s=6.0)
-    return lambda: KafkaQueue(Pipeline("b3", settings=settings), create=Defaults(partitions=2))
+    return kafka_queue(request, request.param, "b3")
 
 
 class Doubles(ExecutionContract):

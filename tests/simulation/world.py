@@ -59,6 +59,20 @@ class World:
 Disturb = Callable[["World", Fleet], Awaitable[None]]
 
 
+def cluster_of(world: World, loop: VirtualClockLoop, ahead_ms: Callable[[], int]) -> MemoryCluster:
+    """The history's cluster, of which the world keeps the facts. `ahead_ms`: how far its clock is ahead of the loop's."""
+    scenario = world.scenario
+    cluster = MemoryCluster(
+        f"sim-{scenario.seed}",
+        clock=lambda: loop.clock() + ahead_ms(),
+        scheduler=loop.call_later_ms,
+        seed=scenario.seed,
+        faults=faults_of(scenario, world.seen),
+    )
+    world.facts = Facts(cluster.clock)
+    return cluster
+
+
 def simulate(scenario: Scenario, disturb: Disturb | None = None) -> World:
     """Run it to its end; `problems` says what does not hold. `disturb`: what happens instead of the scenario's events."""
     world = World(scenario)
@@ -66,14 +80,7 @@ def simulate(scenario: Scenario, disturb: Disturb | None = None) -> World:
 
     async def main(loop: VirtualClockLoop) -> None:
         ahead = SimpleNamespace(clock_ahead_ms=0)
-        cluster = MemoryCluster(
-            f"sim-{scenario.seed}",
-            clock=lambda: loop.clock() + ahead.clock_ahead_ms,
-            scheduler=loop.call_later_ms,
-            seed=scenario.seed,
-            faults=faults_of(scenario, world.seen),
-        )
-        world.facts = Facts(cluster.clock)
+        cluster = cluster_of(world, loop, lambda: ahead.clock_ahead_ms)
         fleet = ahead = Fleet(scenario, cluster, loop, world.facts)
         with _known(cluster), recorded(cluster, GROUP, world.facts), _counted(world.seen), _timed(loop):
             try:

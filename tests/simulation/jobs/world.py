@@ -11,17 +11,15 @@ from itertools import count
 from types import SimpleNamespace
 from unittest.mock import patch
 
-from pipeline.memory.cluster import MemoryCluster
 from pipeline.memory.faults import Faults
 from pipeline.memory.loop import START_MS, VirtualClockLoop, run
 from pipeline.model.errors import JobMissing
-from tests.simulation.facts import Fact, Facts, Landed, Stored, recorded, told
-from tests.simulation.fleet import faults_of
+from tests.simulation.facts import Fact, Landed, Stored, recorded, told
 from tests.simulation.jobs.checker import JobChecker
 from tests.simulation.jobs.fleet import JobFleet, codec
 from tests.simulation.jobs.reading import Entry, described, read_entry
 from tests.simulation.jobs.scenario import INBOX, LONG_MS, QUEUE, STORE, Asked, JobScenario
-from tests.simulation.world import World, _counted, _known
+from tests.simulation.world import World, _counted, _known, cluster_of
 
 PATIENCE_S = 90.0
 QUIET_S = 1.5
@@ -87,14 +85,7 @@ def simulate_jobs(scenario: JobScenario) -> World:
 
     async def main(loop: VirtualClockLoop) -> None:
         ahead = SimpleNamespace(clock_ahead_ms=0)
-        cluster = MemoryCluster(
-            f"sim-{scenario.seed}",
-            clock=lambda: loop.clock() + ahead.clock_ahead_ms,
-            scheduler=loop.call_later_ms,
-            seed=scenario.seed,
-            faults=faults_of(scenario, world.seen),
-        )
-        world.facts = Facts(cluster.clock)
+        cluster = cluster_of(world, loop, lambda: ahead.clock_ahead_ms)
         with _known(cluster), recorded(cluster, QUEUE, world.facts), _counted(world.seen), _bounded():
             fleet = ahead = JobFleet(scenario, cluster, loop, world.facts)
             try:
