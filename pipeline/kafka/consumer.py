@@ -19,7 +19,7 @@ from confluent_kafka import Message as Fetched
 from confluent_kafka import TopicPartition as Assigned
 
 from pipeline.kafka.commits import Committer
-from pipeline.kafka.errors import cluster_error, fatal_error, fault_kind, is_fatal, raised
+from pipeline.kafka.errors import cluster_error, fatal_error, fault_kind, fetch_fault, is_fatal, raised
 from pipeline.kafka.settings import lane_settings
 from pipeline.model.cluster import (
     CommitCallback,
@@ -238,7 +238,7 @@ class KafkaConsumer:
                 self._client_error(error)
             elif message.topic() is not None and error.code() != KafkaError._MAX_POLL_EXCEEDED:
                 if self._listener is not None:
-                    self._listener.fault(_fault(message, error))
+                    self._listener.fault(fetch_fault(message, error))
             elif error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED and self._listener is not None:
                 denied = cluster_error(error, f"joining group {self._settings['group.id']}")
                 self._listener.fault(FetchFault(TopicPartition(self._topic, -1), -1, fault_kind(error), str(denied)))
@@ -380,11 +380,3 @@ def _plain(partitions: Sequence[Assigned]) -> list[TopicPartition]:
 
 def _names(partitions: Collection[TopicPartition]) -> str:
     return ", ".join(f"{topic}[{partition}]" for topic, partition in partitions)
-
-
-def _fault(message: Fetched, error: KafkaError) -> FetchFault:
-    """What concerns a topic as a whole comes with an invalid offset, and with any partition: we say -1 for both."""
-    offset, partition = message.offset(), message.partition()
-    if offset is None or partition is None or offset < 0:
-        offset = partition = -1
-    return FetchFault(TopicPartition(message.topic() or "", partition), offset, fault_kind(error), error.str())

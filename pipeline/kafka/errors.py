@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Message as Fetched
 
+from pipeline.model.cluster import FetchFault, TopicPartition
 from pipeline.model.errors import (
     ClusterError,
     ClusterUnavailable,
@@ -145,3 +147,16 @@ def fatal_error(error: KafkaError, who: str) -> ClusterError:
 def fault_kind(error: KafkaError) -> str:
     """The `FetchFault.kind` of a message's error, "other" where it has none of its own."""
     return _FAULT_KINDS.get(error.code(), "other")
+
+
+def fetch_fault(message: Fetched, error: KafkaError) -> FetchFault:
+    """The error of a message as data. One without a right is said as a sentence that names the topic: it may be the
+    only thing that a worker ever says of it.
+
+    What concerns a topic as a whole comes with an invalid offset, and with any partition: we say -1 for both.
+    """
+    topic, offset, partition = message.topic() or "", message.offset(), message.partition()
+    if offset is None or partition is None or offset < 0:
+        offset = partition = -1
+    text = str(cluster_error(error, f"reading {topic}")) if error.code() in _DENIED else error.str()
+    return FetchFault(TopicPartition(topic, partition), offset, fault_kind(error), text)

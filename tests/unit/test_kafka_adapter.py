@@ -11,14 +11,14 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as Named
 
 from pipeline.kafka import consumer as consuming
 from pipeline.kafka import producer as producing
 from pipeline.kafka.admin import KafkaAdmin
 from pipeline.kafka.cluster import connect
-from pipeline.kafka.errors import cluster_error, fatal_error, fault_kind
+from pipeline.kafka.errors import cluster_error, fatal_error, fault_kind, fetch_fault
 from pipeline.kafka.producer import KafkaProducer
 from pipeline.kafka.settings import (
     admin_settings,
@@ -122,6 +122,11 @@ def test_fetch_faults_and_fatal_errors() -> None:
     assert fault_kind(KafkaError(KafkaError._BAD_COMPRESSION)) == "bad_batch"
     assert fault_kind(KafkaError(KafkaError._AUTO_OFFSET_RESET)) == "out_of_range"
     assert fault_kind(KafkaError(KafkaError._TRANSPORT)) == "other"
+    denied = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED, "Fetch from broker 1 failed: Broker: Topic denied")
+    fault = fetch_fault(Message(topic="t", partition=2, offset=5, error=denied), denied)
+    assert (fault.partition, fault.offset, fault.kind) == (("t", 2), 5, "not_authorized")
+    assert "reading t is not authorized: Fetch from broker 1 failed" in fault.text
+    assert "grant the ACL" in fault.text
     replaced = KafkaError(KafkaError._FATAL, "Static consumer fenced by other consumer with same group.instance.id")
     assert isinstance(fatal_error(replaced, "the consumer"), FencedError)
 
