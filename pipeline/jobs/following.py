@@ -29,9 +29,9 @@ class Followed:
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     def tell(self, entry: JobRecord | JobDuplicate) -> None:
-        """Entries of other owners can come late: a lower version says nothing."""
+        """Entries of other owners can come late, and those of a write that failed stand twice: what is older says nothing."""
         known = self.entry
-        if isinstance(known, JobRecord) and isinstance(entry, JobRecord) and entry.version < known.version:
+        if isinstance(known, JobRecord) and isinstance(entry, JobRecord) and _is_older(entry, known):
             return
         self.entry = entry
         for loop, event in tuple(self._waiters):
@@ -49,6 +49,13 @@ class Followed:
             return self.entry
         finally:
             self._waiters.remove(waiter)
+
+
+def _is_older(entry: JobRecord, known: JobRecord) -> bool:
+    if entry.version != known.version:
+        return entry.version < known.version
+    told, before = entry.outcome.progress, known.outcome.progress
+    return before is not None and (told is None or told.at_ms < before.at_ms)
 
 
 class Follower:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from pipeline.model.errors import JobMissing, JobUnsuccessful, ResultTimeout
 from pipeline.model.job_ids import absent
 from pipeline.model.job_states import SUCCEEDED, TERMINAL, JobState
 from pipeline.model.job_types import JobType
-from pipeline.model.jobs import JobDuplicate, JobRecord
+from pipeline.model.jobs import JobDuplicate, JobProgress, JobRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,11 @@ class JobStatus:
     error: str = ""
     warning: str | None = None
     reason: str | None = None
+    progress: JobProgress | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,24 @@ class JobHandle:
             raise ResultTimeout(f"job {self.id} had no ending within {timeout}: it goes on, ask again") from None
         return self._result(record)
 
+    async def updates(self) -> AsyncIterator[JobStatus]:
+        """How it stands, each time when that has changed, ending with its ending. For a follower that is slow, the newest counts.
+
+        What is written of a job is told: progress at most every 500 ms, and of a short job nothing but its ending. Raises JobMissing.
+        """
+        await self._begin()
+        followed, last = self._followed, None
+        while True:
+            seen = last
+            entry = await followed.wait(lambda entry: entry is not seen)  # noqa: B023
+            if isinstance(entry, JobDuplicate):
+                followed = await self._first_of(entry)
+                continue
+            last = entry
+            yield _status(entry)
+            if entry.state in TERMINAL:
+                return
+
     async def duplicate_of(self) -> str | None:
         """The id of the job that came first, when this request was the same as another; waits until the queue has looked at it."""
         await self._begin()
@@ -108,17 +131,24 @@ class JobHandle:
         entry = await self._followed.wait(_has_ending)
         if isinstance(entry, JobRecord):
             return entry
-        if self._first is None:
-            self._first = self._reach.follower.watch(entry.of)
-            if self._first.entry is None:
-                found = await self._look_up(entry.of)
-                if found is None:
-                    raise self._missing(entry.of)
-                self._first.tell(found)
-        ended = await self._first.wait(_has_ending)
+        ended = await (await self._first_of(entry)).wait(_has_ending)
         if isinstance(ended, JobDuplicate):
             raise self._missing(entry.of)
         return ended
+
+    async def _first_of(self, duplicate: JobDuplicate) -> Followed:
+        """The job that came first."""
+        if self._first is None:
+            first = self._reach.follower.watch(duplicate.of)
+            if first.entry is None:
+                found = await self._look_up(duplicate.of)
+                if found is None:
+                    raise self._missing(duplicate.of)
+                first.tell(found)
+            if isinstance(first.entry, JobDuplicate):
+                raise self._missing(duplicate.of)
+            self._first = first
+        return self._first
 
     async def _record_now(self, followed: Followed) -> JobRecord:
         entry = await self._look_up(followed.job_id)
@@ -172,4 +202,5 @@ def _status(record: JobRecord) -> JobStatus:
         error.message if error is not None else "",
         record.outcome.warning,
         record.outcome.reason,
+        record.outcome.progress,
     )

@@ -68,6 +68,7 @@ class Job:
         "tenant",
         "timer_ms",
         "version",
+        "webhook_due",
         "written",
     )
 
@@ -87,7 +88,8 @@ class Job:
         self.number = number
         self.version = self.attempt = self.stalls = 0
         self.ready_ms = self.next_ms = self.timer_ms = self.started_ms = self.finished_ms = 0
-        self.cancelling = self.letter_due = self.dirty = self.gated = self.laned = self.written = False
+        self.cancelling = self.letter_due = self.webhook_due = False
+        self.dirty = self.gated = self.laned = self.written = False
         self.outcome = NOTHING_YET
         self.state = JobState.QUEUED
 
@@ -119,6 +121,7 @@ class Job:
             self.cancelling,
             self.letter_due,
             self.outcome,
+            self.webhook_due,
         )
 
 
@@ -148,7 +151,7 @@ def restored(kind: Kind, record: JobRecord, value: bytes) -> Job:
 
 _SMALL = (
     *("state", "version", "attempt", "stalls", "ready_ms", "next_ms", "started_ms", "finished_ms"),
-    *("cancelling", "letter_due"),
+    *("cancelling", "letter_due", "webhook_due"),
 )
 
 Finished = Job | JobDuplicate

@@ -17,13 +17,14 @@ from typing import Any
 
 from pipeline.core.jobs.entries import Effect, Entry, Interrupt, Letter, Packing, Settle
 from pipeline.core.jobs.sharing import Sharing
+from pipeline.core.jobs.telling import told
 from pipeline.core.store_scan import StoreScan
 from pipeline.core.unit import Unit
 from pipeline.model.cluster import Headers
 from pipeline.model.errors import SchemaUnavailable
 from pipeline.model.headers import STORE_EPOCH
 from pipeline.model.job_types import JobQueue
-from pipeline.model.jobs import JobEnding
+from pipeline.model.jobs import JobEnding, JobProgress
 from pipeline.model.outcome import Failure
 from pipeline.worker.engine import Engine
 from pipeline.worker.jobs.admitting import Admission
@@ -64,7 +65,7 @@ class JobExecutor:
         self._concurrency = flow.concurrency
         self._sync_s = flow.commit_interval_ms / 1000
         self._boards = Boards(parts.queue, parts.packing, engine.log)
-        self._runs = JobRuns(parts.queue.types, loop, self._run_ended, engine.log)
+        self._runs = JobRuns(parts.queue.types, loop, self._run_ended, self._run_told, engine.clock.read, engine.log)
         self._hosts: dict[Unit, Host] = {}
         self._admission = Admission(engine, parts.inbox, self._hosts)
         self._strangers = Strangers(parts.read, loop, engine.wake, engine.log)
@@ -168,6 +169,11 @@ class JobExecutor:
         elif host.unit.open:
             host.endings.append((run.job, run.version, ending))
         self._engine.wake()
+
+    def _run_told(self, run: Run, progress: JobProgress, write: bool) -> None:
+        host: Host = run.host
+        if host.unit.open and told(host.board, run.job, run.version, progress, write and not _waits(host)):
+            self._engine.wake()
 
     # -- effects
 

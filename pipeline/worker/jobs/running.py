@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,11 +14,13 @@ from pydantic_core import PydanticSerializationError
 
 from pipeline.core.jobs.job import Job
 from pipeline.model.job_types import JobType
-from pipeline.model.jobs import Completed, JobEnding
+from pipeline.model.jobs import Completed, JobEnding, JobProgress
 from pipeline.model.outcome import Cancelled, Failure, FailureKind, Warn
+from pipeline.model.scrubbing import Sensitive
 from pipeline.model.validation import first_fault
 from pipeline.worker.execution import failure_of, timed_out
 from pipeline.worker.jobs.context import JobContext
+from pipeline.worker.jobs.telling import Teller
 
 THREADS_MAX = 64
 BAD_INPUT, BAD_RESULT = "BadInput", "BadResult"
@@ -26,7 +29,7 @@ BAD_INPUT, BAD_RESULT = "BadInput", "BadResult"
 class Run:
     """A job that runs; `version` is what its ending names. `ended_by` says why it was stopped: "timeout", "cancelled", "let go"."""
 
-    __slots__ = ("deadline", "ended_by", "host", "job", "task", "timeout_ms", "version")
+    __slots__ = ("deadline", "ended_by", "host", "job", "task", "teller", "timeout_ms", "version")
 
     def __init__(self, host: Any, job: Job, timeout_ms: int) -> None:
         self.host = host
@@ -35,6 +38,7 @@ class Run:
         self.timeout_ms = timeout_ms
         self.ended_by = ""
         self.task: asyncio.Task[None]
+        self.teller: Teller | None = None
         self.deadline: asyncio.TimerHandle | None = None
 
 
@@ -57,11 +61,15 @@ class JobRuns:
         types: Mapping[str, JobType],
         loop: asyncio.AbstractEventLoop,
         ended: Callable[[Run, JobEnding], None],
+        told: Callable[[Run, JobProgress, bool], None],
+        now_ms: Callable[[], int],
         log: Any,
     ) -> None:
         self._calls = {name: _Calls(declared) for name, declared in types.items()}
         self._loop = loop
         self._ended = ended
+        self._told = told
+        self._now_ms = now_ms
         self._log = log
         self._threads: ThreadPoolExecutor | None = None
         self.running: dict[Run, None] = {}  # a set that keeps its order
@@ -92,21 +100,22 @@ class JobRuns:
             run.deadline.cancel()
         if run.ended_by == "abandoned":
             return
+        if run.teller is not None:
+            run.teller.close()
         del self.running[run]
-        self._ended(run, ending)
+        self._ended(run, _masked(ending) if isinstance(ending, Failure) else ending)
 
     async def _execute(self, run: Run) -> JobEnding:
         request = run.job.request
         assert request is not None
         calls = self._calls[request.type]
-        context = JobContext(run.job, run.timeout_ms, self._log)
         try:
             given = calls.read(request.payload)
         except ValidationError as error:
             where, what = first_fault(error)
             text = f"the input does not fit what {request.type} takes: {where or 'the input'}: {what}"
             return Failure(FailureKind.TERMINAL, BAD_INPUT, "ValidationError", text)
-        arguments = (given,) if calls.type.alone else (given, context)
+        arguments = (given,) if calls.type.alone else (given, self._context(run))
         try:
             if calls.type.is_async:
                 returned = await calls.type.handler(*arguments)  # type: ignore[misc]
@@ -116,7 +125,8 @@ class JobRuns:
             raise
         except Exception as error:
             failure = failure_of(error, run.job.kind.policy.terminal)
-            return replace(failure, log=context.tail.text()) if context.tail is not None else failure
+            tail = run.teller.tail if run.teller is not None else None
+            return replace(failure, log=tail.text()) if tail is not None else failure
         if isinstance(returned, Warn):
             return Completed(None, returned.reason)
         try:
@@ -124,6 +134,10 @@ class JobRuns:
         except PydanticSerializationError as error:
             text = f"{request.type} returned {type(returned).__name__}, which has no JSON form: {error}"
             return Failure(FailureKind.TERMINAL, BAD_RESULT, type(returned).__name__, text)
+
+    def _context(self, run: Run) -> JobContext:
+        run.teller = Teller(self._loop, partial(self._told, run), self._now_ms)
+        return JobContext(run.job, run.timeout_ms, run.teller, self._log)
 
     def _stopped(self, run: Run) -> JobEnding:
         if run.ended_by == "timeout":
@@ -140,9 +154,17 @@ class JobRuns:
     def abandon(self) -> None:
         for run in self.running:
             run.ended_by = "abandoned"
+            if run.teller is not None:
+                run.teller.abandon()
             if run.deadline is not None:
                 run.deadline.cancel()
             run.task.cancel()
         self.running.clear()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _masked(failure: Failure) -> Failure:
+    """It is kept in the topics, and shown: nothing in it may look like a secret."""
+    message, stack, log = Sensitive().scrub_all(failure.message, failure.stack, failure.log)
+    return replace(failure, message=message, stack=stack, log=log, scrubbed=True)
