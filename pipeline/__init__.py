@@ -21,8 +21,10 @@ if TYPE_CHECKING:
         InvalidJob,
         JobMissing,
         JobUnsuccessful,
+        PayloadTooLarge,
         PipelineError,
         ResultTimeout,
+        SecretInPayload,
     )
     from pipeline.model.events import (
         Approval,
@@ -53,7 +55,8 @@ _WHERE = {
     "pipeline.app": "Pipeline",
     "pipeline.emit.hooks.queueing": "queue_hook",
     "pipeline.model.alerts": "DeadLetterAlert FloodAlert",
-    "pipeline.model.errors": "ConfigurationError InvalidJob JobMissing JobUnsuccessful PipelineError ResultTimeout",
+    "pipeline.model.errors": "ConfigurationError InvalidJob JobMissing JobUnsuccessful PayloadTooLarge "
+    "PipelineError ResultTimeout SecretInPayload",
     "pipeline.model.events": _EVENTS,
     "pipeline.model.job_policies": "Exponential Fixed QueuePolicy RetentionPolicy",
     "pipeline.model.outcome": "Emit Reject Retry Warn",
@@ -86,6 +89,7 @@ __all__ = [
     "Memory",
     "Message",
     "ModelCall",
+    "PayloadTooLarge",
     "Pipeline",
     "PipelineError",
     "QueuePolicy",
@@ -100,6 +104,7 @@ __all__ = [
     "RunEvent",
     "RunFailed",
     "RunStarted",
+    "SecretInPayload",
     "Settings",
     "Step",
     "ToolCall",

@@ -22,6 +22,7 @@ class Settings(BaseSettings):
     `state_dir`: where tools keep what they can build again, such as the index of dead letters; empty: the user's own place for that.
     `scrub`: what is masked in events before they are published: fields tagged "pii", "secret" (both
     with a comma), and always what looks like a secret; "off": nothing.
+    `permissions`: what jobs may do that run in this process, names with a comma between: "tickets:read", "tickets:*", or "*" for all.
     `alert_webhook`: URL that hears of dead letters; `alert_secret` signs what it is sent.
     `client`: further librdkafka properties as JSON, such as `{"security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512"}`.
     """
@@ -50,6 +51,7 @@ class Settings(BaseSettings):
     state_dir: str = ""
     ce_source: str = ""
     scrub: str = Field(default="", pattern=r"^\s*(off|((pii|secret)(\s*,\s*(pii|secret))?)?)\s*$")
+    permissions: str = ""
     alert_webhook: SecretStr = SecretStr("")
     alert_secret: SecretStr = SecretStr("")
     log_format: Literal["auto", "json", "console"] = "auto"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from pipeline.model.errors import InvalidJob
+from pipeline.model.errors import InvalidJob, PayloadTooLarge, SecretInPayload
 from pipeline.model.job_ids import RANDOM_BYTES, job_id
 from pipeline.model.job_policies import JobOptions, request_of
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import JobRequest
-from pipeline.model.secret_shapes import mask_secrets
+from pipeline.model.secret_shapes import mask_secrets, secret_field
 from pipeline.model.validation import first_fault
 
 PAYLOAD_BYTES_MAX = 900_000
@@ -47,18 +48,24 @@ class Asker:
         except PydanticSerializationError as error:
             raise InvalidJob(f"the input of job {name!r} has no JSON form: {error}") from None
         if len(payload) > PAYLOAD_BYTES_MAX:
-            raise InvalidJob(
+            text = (
                 f"the input of job {name!r} has {len(payload)} bytes, more than {PAYLOAD_BYTES_MAX}: "
                 "store it elsewhere and give the job a reference to it"
             )
-        if _holds_secret(payload):
-            raise InvalidJob(
-                f"the input of job {name!r} looks as if it holds a secret, which would be kept in the topics: "
-                "give the job a reference to it, such as the name of an environment variable"
-            )
+            raise PayloadTooLarge(text, len(payload), PAYLOAD_BYTES_MAX)
+        if self.type.policy.secrets == "refuse":
+            self._check_secrets(payload)
         return payload
 
-
-def _holds_secret(payload: bytes) -> bool:
-    text = payload.decode("utf-8", "replace")
-    return mask_secrets(text) != text
+    def _check_secrets(self, payload: bytes) -> None:
+        """What would be kept in the topics, and shown to whoever may look at them."""
+        text = payload.decode("utf-8", "replace")
+        if mask_secrets(text) == text:
+            return
+        field = secret_field(json.loads(payload)) or ""
+        where = f" in {field}" if field else ""
+        raise SecretInPayload(
+            f"the input of job {self.type.name!r} looks as if it held a secret{where}, which would be kept in the topics: give the job "
+            'a reference to it, such as the name of an environment variable, or declare it with secrets="allow" if it is none',
+            field,
+        )

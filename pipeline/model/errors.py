@@ -17,7 +17,9 @@
     |  `- IncompatibleSchema   a schema change would break readers
     |- PublishError            a record could not be published
     |  `- BufferFull           the bounded buffer is full and its policy is to say so
-    |- InvalidJob              a job that can't be asked for: unknown type, wrong or too large an input, a secret
+    |- InvalidJob              a job that can't be asked for: an unknown type, an input that does not fit it
+    |  |- PayloadTooLarge      its input has more bytes than a job may have
+    |  `- SecretInPayload      its input looks as if it held a secret
     |- JobMissing              no job of this id: unknown, or expired
     |- JobUnsuccessful         a job ended without a result
     |- ResultTimeout           a job had no ending in time
@@ -112,6 +114,23 @@ class BrokerStartError(PipelineError):
 
 class InvalidJob(PipelineError):
     """What was asked for can't be a job: an unknown type, an input that does not fit it, one that is too large or holds a secret."""
+
+
+class PayloadTooLarge(InvalidJob):
+    """The input has `size` bytes, more than the `most` that a job may have."""
+
+    def __init__(self, message: str, size: int, most: int) -> None:
+        super().__init__(message)
+        self.size = size
+        self.most = most
+
+
+class SecretInPayload(InvalidJob):
+    """The field `field` of the input (a path such as `items[2].token`) looks as if it held a secret. The message never has the value."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class JobMissing(PipelineError):

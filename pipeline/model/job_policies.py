@@ -6,11 +6,13 @@ Everything is checked where it is said, in one sentence that names the field.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
 from pipeline.model.cron import Cron
 from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.jobs import JobRequest, Schedule
+from pipeline.model.permissions import check_permissions
 from pipeline.model.policies import Backoff
 
 DAY_MS = 86_400_000
@@ -47,7 +49,8 @@ class JobPolicy:
     `concurrency`: running at once in one process (0: no limit of its own). `cost`: what one of them counts in a tenant's share.
     `max_stalled_count`: so often may its worker die with it before it is given up. `dedup_window_ms`: where a request has an id and
     names no window; `release_on_failure`: the window ends when its first job ends other than completed. `terminal`: exception
-    types that are not retried. `dead_letter`: whether given-up jobs are written to the dead letters.
+    types that are not retried. `dead_letter`: whether given-up jobs are written to the dead letters. `permissions`: what a worker must
+    have been granted to run one; `secrets`: whether an input that looks as if it held a secret is refused.
     """
 
     attempts: int = 5
@@ -64,6 +67,7 @@ class JobPolicy:
     release_on_failure: bool = False
     terminal: tuple[type[BaseException], ...] = ()
     permissions: frozenset[str] = frozenset()
+    secrets: Literal["refuse", "allow"] = "refuse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +226,9 @@ def check_job(policy: JobPolicy) -> JobPolicy:
     _between("cost", policy.cost, 1, 1_000)
     _between("max_stalled_count", policy.max_stalled_count, 0, 1_000)
     _between("dedup_window_ms", policy.dedup_window_ms, 1, 365 * DAY_MS)
+    check_permissions(policy.permissions)
+    if policy.secrets not in ("refuse", "allow"):
+        raise ConfigurationError(f'secrets={policy.secrets!r:.80} must be "refuse" or "allow"')
     _between("retention.completed", policy.retention.completed, 0, 10_000_000)
     _between("retention.failed", policy.retention.failed, 0, 10_000_000)
     _between("retention.age_ms", policy.retention.age_ms, 0, 36_500 * DAY_MS)

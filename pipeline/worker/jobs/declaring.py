@@ -25,6 +25,7 @@ from pipeline.model.job_policies import (
 )
 from pipeline.model.job_types import JobQueue, JobType
 from pipeline.model.outcome import Warn
+from pipeline.model.permissions import check_permissions
 from pipeline.model.policies import Backoff, FlowPolicy, HandlerKind, RetryPolicy, Subscription, check_flow
 from pipeline.model.topics import check_topic
 from pipeline.worker.declaring import is_async
@@ -53,13 +54,14 @@ class JobDeclaration:
     release_on_failure: bool | None = None
     terminal: tuple[type[BaseException], ...] | None = None
     permissions: typing.Iterable[str] | None = None
+    secrets: typing.Literal["refuse", "allow"] | None = None
 
     def policy(self) -> JobPolicy:
         """Raises ConfigurationError naming the argument, before there is a handler."""
         check_text("name", self.name)
         plain = (
             *("attempts", "backoff", "jitter", "concurrency", "priority", "cost", "max_stalled_count", "dead_letter"),
-            *("retention", "release_on_failure", "terminal"),
+            *("retention", "release_on_failure", "terminal", "secrets"),
         )
         given: dict[str, Any] = {name: value for name in plain if (value := getattr(self, name)) is not None}
         if self.timeout is not None:
@@ -67,7 +69,7 @@ class JobDeclaration:
         if self.dedup_window is not None:
             given["dedup_window_ms"] = parse_duration_ms(self.dedup_window, "dedup_window")
         if self.permissions is not None:
-            given["permissions"] = frozenset(self.permissions)
+            given["permissions"] = check_permissions(self.permissions)
         return check_job(JobPolicy(**given))
 
     def type(self, handler: Callable[..., Any]) -> JobType:

@@ -26,12 +26,13 @@ from pipeline.model.headers import STORE_EPOCH
 from pipeline.model.job_types import JobQueue
 from pipeline.model.jobs import JobEnding, JobProgress
 from pipeline.model.outcome import Failure
+from pipeline.model.permissions import Permissions
 from pipeline.worker.engine import Engine
 from pipeline.worker.jobs.admitting import Admission
 from pipeline.worker.jobs.boards import Boards, Opening
 from pipeline.worker.jobs.host import Host
 from pipeline.worker.jobs.letters import letter_of
-from pipeline.worker.jobs.running import JobRuns, Run
+from pipeline.worker.jobs.running import JobRuns, Run, Shell
 from pipeline.worker.jobs.strangers import Read, Strangers
 from pipeline.worker.jobs.writing import Place, StoreWriter, Written
 
@@ -51,6 +52,7 @@ class JobParts:
     packing: Packing
     fetch_schema: Callable[[int], None]
     read: Read
+    permissions: Permissions
 
 
 class JobExecutor:
@@ -65,7 +67,7 @@ class JobExecutor:
         self._concurrency = flow.concurrency
         self._sync_s = flow.commit_interval_ms / 1000
         self._boards = Boards(parts.queue, parts.packing, engine.log)
-        self._runs = JobRuns(parts.queue.types, loop, self._run_ended, self._run_told, engine.clock.read, engine.log)
+        self._runs = JobRuns(parts.queue.types, self._shell(engine), parts.permissions)
         self._hosts: dict[Unit, Host] = {}
         self._admission = Admission(engine, parts.inbox, self._hosts)
         self._strangers = Strangers(parts.read, loop, engine.wake, engine.log)
@@ -75,6 +77,9 @@ class JobExecutor:
         self._sharing = Sharing()
         self._left_over: Counter[str] = Counter()
         self._looking_up: asyncio.Task[None] | None = None
+
+    def _shell(self, engine: Engine) -> Shell:
+        return Shell(self._loop, self._run_ended, self._run_told, engine.clock.read, engine.log)
 
     # -- the step
 

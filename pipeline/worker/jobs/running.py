@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,11 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from pipeline.core.jobs.job import Job
+from pipeline.model.headers import ErrorInfo, clip_error
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import Completed, JobEnding, JobProgress
 from pipeline.model.outcome import Cancelled, Failure, FailureKind, Warn
+from pipeline.model.permissions import Permissions
 from pipeline.model.scrubbing import Sensitive
 from pipeline.model.validation import first_fault
 from pipeline.worker.execution import failure_of, timed_out
@@ -23,7 +25,7 @@ from pipeline.worker.jobs.context import JobContext
 from pipeline.worker.jobs.telling import Teller
 
 THREADS_MAX = 64
-BAD_INPUT, BAD_RESULT = "BadInput", "BadResult"
+BAD_INPUT, BAD_RESULT, NOT_PERMITTED = "BadInput", "BadResult", "PermissionMissing"
 
 
 class Run:
@@ -53,24 +55,26 @@ class _Calls:
         self.dump: Callable[[Any], bytes] = TypeAdapter[Any](declared.gives).dump_json
 
 
-class JobRuns:
-    """Runs what it is given in tasks of the loop; `def` handlers in threads. `ended` hears of every ending, in the loop's thread."""
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """Where jobs run. `ended` hears of every ending, `told` of what handlers say (and whether it is to be written now), both in the loop's
+    thread."""
 
-    def __init__(
-        self,
-        types: Mapping[str, JobType],
-        loop: asyncio.AbstractEventLoop,
-        ended: Callable[[Run, JobEnding], None],
-        told: Callable[[Run, JobProgress, bool], None],
-        now_ms: Callable[[], int],
-        log: Any,
-    ) -> None:
+    loop: asyncio.AbstractEventLoop
+    ended: Callable[[Run, JobEnding], None]
+    told: Callable[[Run, JobProgress, bool], None]
+    now_ms: Callable[[], int]
+    log: Any
+
+
+class JobRuns:
+    """Runs what it is given in tasks of the loop; `def` handlers in threads."""
+
+    def __init__(self, types: Mapping[str, JobType], shell: Shell, permissions: Permissions) -> None:
         self._calls = {name: _Calls(declared) for name, declared in types.items()}
-        self._loop = loop
-        self._ended = ended
-        self._told = told
-        self._now_ms = now_ms
-        self._log = log
+        self._shell = shell
+        self._loop = shell.loop
+        self._permissions = permissions
         self._threads: ThreadPoolExecutor | None = None
         self.running: dict[Run, None] = {}  # a set that keeps its order
 
@@ -103,11 +107,14 @@ class JobRuns:
         if run.teller is not None:
             run.teller.close()
         del self.running[run]
-        self._ended(run, _masked(ending) if isinstance(ending, Failure) else ending)
+        self._shell.ended(run, _masked(ending) if isinstance(ending, Failure) else ending)
 
     async def _execute(self, run: Run) -> JobEnding:
         request = run.job.request
         assert request is not None
+        missing = self._permissions.missing(run.job.kind.policy.permissions)
+        if missing:
+            return _not_permitted(request.type, missing)
         calls = self._calls[request.type]
         try:
             given = calls.read(request.payload)
@@ -136,8 +143,9 @@ class JobRuns:
             return Failure(FailureKind.TERMINAL, BAD_RESULT, type(returned).__name__, text)
 
     def _context(self, run: Run) -> JobContext:
-        run.teller = Teller(self._loop, partial(self._told, run), self._now_ms)
-        return JobContext(run.job, run.timeout_ms, run.teller, self._log)
+        shell = self._shell
+        run.teller = Teller(shell.loop, partial(shell.told, run), shell.now_ms)
+        return JobContext(run.job, run.timeout_ms, run.teller, shell.log)
 
     def _stopped(self, run: Run) -> JobEnding:
         if run.ended_by == "timeout":
@@ -164,7 +172,24 @@ class JobRuns:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
 
+def _not_permitted(type_name: str, missing: list[str]) -> Failure:
+    text = (
+        f"{type_name} needs the permission {', '.join(missing)}, which this worker is not granted: add it to PIPELINE_PERMISSIONS "
+        "of the workers that may, then retry the job"
+    )
+    return Failure(FailureKind.TERMINAL, NOT_PERMITTED, NOT_PERMITTED, text)
+
+
 def _masked(failure: Failure) -> Failure:
-    """It is kept in the topics, and shown: nothing in it may look like a secret."""
+    """It is kept in the topics, and shown: nothing in it may look like a secret, and all of it must fit into an entry."""
     message, stack, log = Sensitive().scrub_all(failure.message, failure.stack, failure.log)
-    return replace(failure, message=message, stack=stack, log=log, scrubbed=True)
+    told = clip_error(ErrorInfo(failure.error_class, failure.error_type, message, stack))
+    return replace(
+        failure,
+        error_class=told.error_class,
+        error_type=told.error_type,
+        message=told.message,
+        stack=told.stack,
+        log=log,
+        scrubbed=True,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from pipeline.model.permissions import Permissions
 from pipeline.topology import Layout
 from pipeline.worker.engine import Engine
 from pipeline.worker.jobs.boards import Opening
@@ -29,5 +30,13 @@ def executor_of(
         StoreCodec(app.codec, state),
         lambda schema_id: app.codec.fetch(state, schema_id),
         reading(app.cluster, state, f"{app.name}.jobs"),
+        Permissions.of(app.settings.permissions),
     )
+    for declared in queue.types.values():
+        missing = parts.permissions.missing(declared.policy.permissions)
+        if missing:
+            engine.log.warning(
+                "jobs of this type become dead letters: this worker lacks permissions (PIPELINE_PERMISSIONS)",
+                type=declared.name, missing=missing,
+            )  # fmt: skip
     return JobExecutor(engine, parts, opening, loop)
