@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.emit.recorder import Recorder
     from pipeline.jobs.client import JobClient
     from pipeline.jobs.handle import JobHandle
+    from pipeline.model.blobs import Blobs, BlobStore
     from pipeline.model.job_policies import QueuePolicy
     from pipeline.model.job_types import JobType
     from pipeline.worker.worker import Worker
@@ -48,10 +49,18 @@ _memory_logs: dict[str, MemorySchemaLog] = {}
 class Pipeline:
     """An application: its name, its subscriptions and its clients. Nothing connects before it is used.
 
-    `name` is the client id that brokers see. Settings come from the environment unless given.
+    `name` is the client id that brokers see. Settings come from the environment unless given. `blobs`: a store of your own for large
+    inputs and results of jobs.
     """
 
-    def __init__(self, name: str, *, settings: Settings | None = None, broker: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        settings: Settings | None = None,
+        broker: str | None = None,
+        blobs: BlobStore | None = None,
+    ) -> None:
         loaded = settings or Settings.load()
         self.name = name
         self.settings = loaded if broker is None else loaded.model_copy(update={"broker": broker})
@@ -60,6 +69,7 @@ class Pipeline:
         self._worker: Worker | None = None
         self._queues = Queues()
         self._client: JobClient | None = None
+        self._blob_store = blobs
 
     @classmethod
     def from_settings(cls, name: str = "pipeline") -> Pipeline:
@@ -239,6 +249,18 @@ class Pipeline:
         return connect(self.settings.broker, client_settings=self.settings.client_settings())
 
     @cached_property
+    def blobs(self) -> Blobs | None:
+        """Where large inputs and results of jobs lie: the store that was given, else that of `PIPELINE_BLOBS`; None: nowhere."""
+        from pipeline.blobs import open_store
+        from pipeline.model.blobs import BlobPolicy, Blobs
+
+        settings, store = self.settings, self._blob_store
+        if store is None and settings.blobs:
+            store = open_store(settings.blobs)
+        policy = BlobPolicy(settings.blob_inline_bytes, settings.blob_bytes_max)
+        return None if store is None else Blobs(store, policy)
+
+    @cached_property
     def codec(self) -> AvroCodec:
         """The Avro codec over the registry of the settings."""
         from pipeline.codec import AvroCodec
@@ -267,6 +289,7 @@ class Pipeline:
             lambda: self._queues.names,
             getattr(cluster, "clock", wall_clock_ms),
             self.settings.broker.startswith("memory://"),
+            self.blobs,
         )
         return JobClient(parts)
 

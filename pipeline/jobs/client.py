@@ -16,11 +16,12 @@ from pipeline.jobs.acknowledging import Answers
 from pipeline.jobs.asking import Asker
 from pipeline.jobs.following import Follower
 from pipeline.jobs.handle import JobHandle, Reach
+from pipeline.model.blobs import Blobs
 from pipeline.model.cluster import Cluster, RecordProducer
 from pipeline.model.errors import BufferFull, InvalidJob, PublishError
 from pipeline.model.job_policies import JobOptions
 from pipeline.model.job_types import JobType
-from pipeline.model.jobs import CancelJob, JobCommand
+from pipeline.model.jobs import CancelJob, JobCommand, JobRequest
 
 ACKNOWLEDGED_S = 30.0
 FULL_S = 0.01
@@ -55,6 +56,7 @@ class ClientParts:
     names: Callable[[], Sequence[str]]
     now_ms: Callable[[], int]
     in_memory: bool
+    blobs: Blobs | None = None
 
 
 class JobClient:
@@ -72,9 +74,12 @@ class JobClient:
         """A handle for each input, in order, when all are acknowledged. Raises InvalidJob and ConfigurationError before anything is
         written, PublishError for what was not (some may be there all the same)."""
         asker, queue = await self._ready(job)
-        records = self._records(asker, queue, given, options, self._parts.now_ms)
-        handles = [self._handle(queue, asker.type, job_id) for job_id, _, _ in records]
-        await self._write(queue.place.inbox, [(key, value) for _, key, value in records])
+        requests = self._requests(asker, given, options)
+        if any(map(asker.is_large, requests)):
+            requests = await self._off_loop(lambda: list(map(asker.stored, requests)))
+        records = self._records(queue, requests)
+        handles = [self._handle(queue, asker.type, request.id) for request in requests]
+        await self._write(queue.place.inbox, records)
         return handles
 
     def enqueue_sync(self, job: str, given: Sequence[object], options: JobOptions) -> list[JobHandle]:
@@ -82,11 +87,13 @@ class JobClient:
         declared, place = self._found(job)
         queue = self._queue(place)
         self._prepare(queue)
-        records = self._records(self._asker(queue, declared), queue, given, options, self._parts.now_ms)
-        handles = [self._handle(queue, declared, job_id) for job_id, _, _ in records]
+        asker = self._asker(queue, declared)
+        requests = list(map(asker.stored, self._requests(asker, given, options)))
+        records = self._records(queue, requests)
+        handles = [self._handle(queue, declared, request.id) for request in requests]
         heard = threading.Event()
         answers = Answers(len(records), heard.set)
-        for _, key, value in records:
+        for key, value in records:
             while not self._sent(place.inbox, key, value, answers):
                 time.sleep(FULL_S)
         if not self._parts.in_memory and records:
@@ -94,13 +101,14 @@ class JobClient:
             _check(place.inbox, answers)
         return handles
 
+    def _requests(self, asker: Asker, given: Sequence[object], options: JobOptions) -> list[JobRequest]:
+        now_ms = self._parts.now_ms
+        return [asker.request(each, options, now_ms()) for each in given]
+
     @staticmethod
-    def _records(
-        asker: Asker, queue: _Queue, given: Sequence[object], options: JobOptions, now_ms: Callable[[], int]
-    ) -> list[tuple[str, bytes, bytes]]:
-        """Id, key and value of each."""
-        requests = [asker.request(each, options, now_ms()) for each in given]
-        return [(request.id, request.record_key, queue.inbox.request(request)) for request in requests]
+    def _records(queue: _Queue, requests: Sequence[JobRequest]) -> list[tuple[bytes, bytes]]:
+        """Key and value of each."""
+        return [(request.record_key, queue.inbox.request(request)) for request in requests]
 
     async def cancel(self, job: str, job_id: str, key: str | None, reason: str) -> None:
         """See `Pipeline.cancel`."""
@@ -154,7 +162,7 @@ class JobClient:
     def _asker(self, queue: _Queue, declared: JobType) -> Asker:
         asker = queue.askers.get(declared.name)
         if asker is None:
-            asker = queue.askers[declared.name] = Asker(declared)
+            asker = queue.askers[declared.name] = Asker(declared, queue.place.inbox, self._parts.blobs)
         return asker
 
     async def _ready(self, job: str) -> tuple[Asker, _Queue]:
@@ -167,7 +175,7 @@ class JobClient:
     def _handle(self, queue: _Queue, declared: JobType, job_id: str, asked: bool = True) -> JobHandle:
         reach = queue.reaches.get(declared.name)
         if reach is None:
-            reach = Reach(queue.follower, declared, self._off_loop, self._parts.now_ms)
+            reach = Reach(queue.follower, declared, self._off_loop, self._parts.now_ms, self._parts.blobs)
             queue.reaches[declared.name] = reach
         return JobHandle(reach, job_id, asked)
 

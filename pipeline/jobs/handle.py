@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pipeline.jobs.following import Followed, Follower
+from pipeline.model.blobs import Blobs
 from pipeline.model.durations import parse_duration_ms
-from pipeline.model.errors import JobMissing, JobUnsuccessful, ResultTimeout
+from pipeline.model.errors import BlobError, JobMissing, JobUnsuccessful, ResultTimeout
 from pipeline.model.job_ids import absent
 from pipeline.model.job_states import SUCCEEDED, TERMINAL, JobState
 from pipeline.model.job_types import JobType
@@ -20,7 +21,10 @@ from pipeline.model.jobs import JobDuplicate, JobProgress, JobRecord
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """A job as its queue has it now. `attempt` counts executions; times are milliseconds since the epoch, 0 for none."""
+    """A job as its queue has it now. `attempt` counts executions; times are milliseconds since the epoch, 0 for none.
+
+    `input_ref`, `result_ref`: blobs in which they lie where they are large, and who deletes them (see `model.blobs`).
+    """
 
     id: str
     state: JobState
@@ -33,6 +37,8 @@ class JobStatus:
     warning: str | None = None
     reason: str | None = None
     progress: JobProgress | None = None
+    input_ref: str | None = None
+    result_ref: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -47,6 +53,7 @@ class Reach:
     type: JobType | None
     off_loop: Callable[[Callable[[], Any]], Awaitable[Any]]
     now_ms: Callable[[], int]
+    blobs: Blobs | None = None
 
 
 class JobHandle:
@@ -75,7 +82,7 @@ class JobHandle:
         return _status(record)
 
     async def result(self, timeout: str | float | None = None) -> Any:
-        """What its handler returned, when it has. Raises JobUnsuccessful, JobMissing, ResultTimeout."""
+        """What its handler returned, when it has. Raises JobUnsuccessful, JobMissing, ResultTimeout, BlobError."""
         await self._begin()
         seconds = None if timeout is None else parse_duration_ms(timeout, "timeout") / 1000
         try:
@@ -83,7 +90,7 @@ class JobHandle:
                 record = await self._ending()
         except TimeoutError:
             raise ResultTimeout(f"job {self.id} had no ending within {timeout}: it goes on, ask again") from None
-        return self._result(record)
+        return await self._result(record)
 
     async def updates(self) -> AsyncIterator[JobStatus]:
         """How it stands, each time when that has changed, ending with its ending. For a follower that is slow, the newest counts.
@@ -159,6 +166,15 @@ class JobHandle:
             return await self._record_now(self._reach.follower.watch(entry.of))
         return entry
 
+    async def _stored(self, ref: str) -> bytes:
+        blobs = self._reach.blobs
+        if blobs is None:
+            raise BlobError(
+                f"the result of job {self.id} lies in a blob store: set PIPELINE_BLOBS to the one its workers have"
+            )
+        found: bytes = await self._reach.off_loop(lambda: blobs.get(ref))
+        return found
+
     def _missing(self, job_id: str) -> JobMissing:
         kept_ms = self._reach.type.policy.retention.age_ms if self._reach.type is not None else 0
         expired = absent(job_id, self._reach.now_ms(), kept_ms) == "expired"
@@ -166,13 +182,14 @@ class JobHandle:
             return JobMissing(f"job {job_id} is expired: finished jobs are not kept for so long", expired=True)
         return JobMissing(f"job {job_id} is not known: it is not in the store of its queue")
 
-    def _result(self, record: JobRecord) -> Any:
+    async def _result(self, record: JobRecord) -> Any:
         outcome = record.outcome
         if record.state in SUCCEEDED:
-            if outcome.result is None:
+            result = outcome.result if outcome.result_ref is None else await self._stored(outcome.result_ref)
+            if result is None:
                 return None
             gives = self._reach.type.gives if self._reach.type is not None else Any
-            return TypeAdapter[Any](gives).validate_json(outcome.result)
+            return TypeAdapter[Any](gives).validate_json(result)
         job_id, state = record.request.id, record.state.value
         if record.state is JobState.CANCELLED:
             raise JobUnsuccessful(f"job {job_id} was cancelled: {outcome.reason or 'no reason given'}", state)
@@ -203,4 +220,6 @@ def _status(record: JobRecord) -> JobStatus:
         record.outcome.warning,
         record.outcome.reason,
         record.outcome.progress,
+        record.request.payload_ref,
+        record.outcome.result_ref,
     )

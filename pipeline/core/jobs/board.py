@@ -22,7 +22,8 @@ from dataclasses import replace
 
 from pipeline.core.jobs import retention
 from pipeline.core.jobs.dedup import Dedup
-from pipeline.core.jobs.entries import Effect, Entry, Packing, Settle
+from pipeline.core.jobs.entries import DropBlobs, Effect, Entry, Packing, Settle
+from pipeline.core.jobs.forgetting import forget
 from pipeline.core.jobs.job import Finished, Job, Kind
 from pipeline.core.jobs.keys import KeyOrder
 from pipeline.core.jobs.lanes import Lanes
@@ -30,6 +31,7 @@ from pipeline.core.jobs.ledger import Ledger
 from pipeline.core.jobs.retrying import STALLED, UNKNOWN_TYPE, retry_at_ms, terminal, with_attempt
 from pipeline.core.jobs.scheduling import Schedules
 from pipeline.core.jobs.timers import Timers
+from pipeline.model.blobs import is_queues
 from pipeline.model.job_policies import JobPolicy, QueuePolicy
 from pipeline.model.job_states import SUCCEEDED, TIMED, JobState
 from pipeline.model.jobs import NOTHING_YET, Completed, JobDuplicate, JobEnding, JobOutcome, JobRequest
@@ -136,6 +138,8 @@ class Board:
         answer = JobDuplicate(request.id, request.type, first, now_ms, offset)
         self.jobs[request.id] = answer
         self.ledger.effects.append(Entry(job_key(request.id), self.ledger.packing.pack(answer), offset))
+        if request.payload_ref is not None and is_queues(request.payload_ref):
+            self.ledger.effects.append(DropBlobs((request.payload_ref,)))
         retention.finished(self.kind(request.type), answer, now_ms, good=True)
         return True
 
@@ -146,11 +150,7 @@ class Board:
         self.call(now_ms)
         for window in self.dedup.over(self.read_ms):
             self.ledger.effects.append(Entry(dedup_key(window.type, window.dedup_id), None))
-        for kind in self.kinds.values():
-            for job in retention.forgotten(kind, now_ms, self.committed):
-                if self.jobs.get(job.id) is job:
-                    del self.jobs[job.id]
-                    self.ledger.effects.append(Entry(job_key(job.id), None))
+        forget(self, now_ms)
 
     def next_ms(self) -> int | None:
         return min((at for at in (self.timers.next_ms(), self.schedules.next_ms()) if at is not None), default=None)
@@ -294,6 +294,7 @@ class Board:
             or job.outcome is not NOTHING_YET
         ):
             told = job.outcome
+            job.blobs = job.blobs or ending.result_ref is not None
             job.outcome = JobOutcome(None, told.history, warning, None, ending.result, ending.result_ref, told.progress)
         self.finish(job, COMPLETED if warning is None else JobState.COMPLETED_WITH_WARNING, now_ms)
 

@@ -55,13 +55,14 @@ class JobDeclaration:
     terminal: tuple[type[BaseException], ...] | None = None
     permissions: typing.Iterable[str] | None = None
     secrets: typing.Literal["refuse", "allow"] | None = None
+    blobs: typing.Literal["delete", "keep"] | None = None
 
     def policy(self) -> JobPolicy:
         """Raises ConfigurationError naming the argument, before there is a handler."""
         check_text("name", self.name)
         plain = (
             *("attempts", "backoff", "jitter", "concurrency", "priority", "cost", "max_stalled_count", "dead_letter"),
-            *("retention", "release_on_failure", "terminal", "secrets"),
+            *("retention", "release_on_failure", "terminal", "secrets", "blobs"),
         )
         given: dict[str, Any] = {name: value for name in plain if (value := getattr(self, name)) is not None}
         if self.timeout is not None:

@@ -15,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.core.jobs.entries import Effect, Entry, Interrupt, Letter, Packing, Settle
+from pipeline.core.jobs.entries import DropBlobs, Effect, Entry, Interrupt, Letter, Packing, Settle
 from pipeline.core.jobs.sharing import Sharing
 from pipeline.core.jobs.telling import told
 from pipeline.core.store_scan import StoreScan
 from pipeline.core.unit import Unit
+from pipeline.model.blobs import Blobs
 from pipeline.model.cluster import Headers
 from pipeline.model.errors import SchemaUnavailable
 from pipeline.model.headers import STORE_EPOCH
@@ -29,6 +30,7 @@ from pipeline.model.outcome import Failure
 from pipeline.model.permissions import Permissions
 from pipeline.worker.engine import Engine
 from pipeline.worker.jobs.admitting import Admission
+from pipeline.worker.jobs.blobs import PayloadBlobs, drop
 from pipeline.worker.jobs.boards import Boards, Opening
 from pipeline.worker.jobs.host import Host
 from pipeline.worker.jobs.letters import letter_of
@@ -53,6 +55,7 @@ class JobParts:
     fetch_schema: Callable[[int], None]
     read: Read
     permissions: Permissions
+    blobs: Blobs | None = None
 
 
 class JobExecutor:
@@ -67,7 +70,12 @@ class JobExecutor:
         self._concurrency = flow.concurrency
         self._sync_s = flow.commit_interval_ms / 1000
         self._boards = Boards(parts.queue, parts.packing, engine.log)
-        self._runs = JobRuns(parts.queue.types, self._shell(engine), parts.permissions)
+        self._runs = JobRuns(
+            parts.queue.types,
+            self._shell(engine),
+            parts.permissions,
+            PayloadBlobs(engine.parts.topics.source, parts.blobs),
+        )
         self._hosts: dict[Unit, Host] = {}
         self._admission = Admission(engine, parts.inbox, self._hosts)
         self._strangers = Strangers(parts.read, loop, engine.wake, engine.log)
@@ -214,6 +222,9 @@ class JobExecutor:
                 self._settle(host, done.settles)
         elif isinstance(done, Settle):
             self._settle(host, done.offset)
+        elif isinstance(done, DropBlobs):
+            if self._parts.blobs is not None:
+                self._loop.run_in_executor(None, drop, self._parts.blobs, done.refs, self._engine.log)
         elif isinstance(done, Letter):
             error = done.record.outcome.error
             self._engine.stats.dead_lettered(error.error_class if error is not None else "")

@@ -21,6 +21,7 @@ from pipeline.model.permissions import Permissions
 from pipeline.model.scrubbing import Sensitive
 from pipeline.model.validation import first_fault
 from pipeline.worker.execution import failure_of, timed_out
+from pipeline.worker.jobs.blobs import PayloadBlobs
 from pipeline.worker.jobs.context import JobContext
 from pipeline.worker.jobs.telling import Teller
 
@@ -70,11 +71,14 @@ class Shell:
 class JobRuns:
     """Runs what it is given in tasks of the loop; `def` handlers in threads."""
 
-    def __init__(self, types: Mapping[str, JobType], shell: Shell, permissions: Permissions) -> None:
+    def __init__(
+        self, types: Mapping[str, JobType], shell: Shell, permissions: Permissions, blobs: PayloadBlobs
+    ) -> None:
         self._calls = {name: _Calls(declared) for name, declared in types.items()}
         self._shell = shell
         self._loop = shell.loop
         self._permissions = permissions
+        self._blobs = blobs
         self._threads: ThreadPoolExecutor | None = None
         self.running: dict[Run, None] = {}  # a set that keeps its order
 
@@ -116,8 +120,14 @@ class JobRuns:
         if missing:
             return _not_permitted(request.type, missing)
         calls = self._calls[request.type]
+        payload = request.payload
+        if request.payload_ref is not None:
+            found = await self._blobs.input(request.payload_ref)
+            if isinstance(found, Failure):
+                return found
+            payload = found
         try:
-            given = calls.read(request.payload)
+            given = calls.read(payload)
         except ValidationError as error:
             where, what = first_fault(error)
             text = f"the input does not fit what {request.type} takes: {where or 'the input'}: {what}"
@@ -136,11 +146,14 @@ class JobRuns:
             return replace(failure, log=tail.text()) if tail is not None else failure
         if isinstance(returned, Warn):
             return Completed(None, returned.reason)
+        if returned is None:
+            return Completed()
         try:
-            return Completed(None if returned is None else calls.dump(returned))
+            result = calls.dump(returned)
         except PydanticSerializationError as error:
             text = f"{request.type} returned {type(returned).__name__}, which has no JSON form: {error}"
             return Failure(FailureKind.TERMINAL, BAD_RESULT, type(returned).__name__, text)
+        return await self._blobs.completed(run.job, result)
 
     def _context(self, run: Run) -> JobContext:
         shell = self._shell

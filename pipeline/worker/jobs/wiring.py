@@ -31,6 +31,7 @@ def executor_of(
         lambda schema_id: app.codec.fetch(state, schema_id),
         reading(app.cluster, state, f"{app.name}.jobs"),
         Permissions.of(app.settings.permissions),
+        app.blobs,
     )
     for declared in queue.types.values():
         missing = parts.permissions.missing(declared.policy.permissions)

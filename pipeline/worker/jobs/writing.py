@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from pipeline.core.jobs.entries import Entry, Letter, Settle
+from pipeline.core.jobs.entries import DropBlobs, Entry, Letter, Settle
 from pipeline.model.cluster import Headers
 from pipeline.model.errors import BufferFull, ClusterError
 from pipeline.model.store_keys import job_key
 from pipeline.worker.sending import RESEND_MS, Outlet
 
-Written = Entry | Letter | Settle
+Written = Entry | Letter | Settle | DropBlobs
 JOBS = job_key("")
 
 
@@ -41,8 +41,12 @@ class _Item:
 
     def __init__(self, what: Written) -> None:
         self.what = what
+<<<<<<< HEAD
         self.acknowledged = isinstance(what, Settle)
         self.sent = 0
+=======
+        self.acknowledged = isinstance(what, Settle | DropBlobs)
+>>>>>>> 674496f (B9: large inputs and results of jobs lie in a blob store and go with the job)
 
 
 class StoreWriter:
@@ -153,7 +157,7 @@ class StoreWriter:
             return max(self._again_ms, now_ms + 1)
         self._again_ms = None
         self._unsent.clear()
-        waiting = [item for item in self._items if not isinstance(item.what, Settle)]
+        waiting = [item for item in self._items if not isinstance(item.what, Settle | DropBlobs)]
         first = next((at for at, item in enumerate(waiting) if not item.acknowledged), len(waiting))
         again = waiting[first:]
         _newest(again)
