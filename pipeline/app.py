@@ -185,11 +185,18 @@ class Pipeline:
 
         return declare
 
+    def webhook(self, name: str, url: str, *, secret: str = "") -> None:
+        """Declare where endings of jobs that were enqueued with `webhook=name` are posted, signed with the secret.
+
+        Only the name is in the topics; both who enqueues and who works declare it. Raises `ConfigurationError`.
+        """
+        self._queues.webhooks.declare(name, url, secret)
+
     async def enqueue(self, job: str | Callable[..., Any], given: object = None, **options: Any) -> JobHandle:
         """Ask for a job by its name or its handler; returns when the brokers have acknowledged it.
 
         Options: delay, run_at, key, priority, tenant, dedup_id, dedup_window, attempts, backoff, timeout, expires, workflow_id,
-        tags. Raises InvalidJob for the input, `ConfigurationError` for an option, PublishError.
+        tags, webhook. Raises InvalidJob for the input, `ConfigurationError` for an option, PublishError.
         """
         return (await self.jobs.enqueue(self._job_name(job), [given], options_of(options)))[0]
 
@@ -290,6 +297,7 @@ class Pipeline:
             getattr(cluster, "clock", wall_clock_ms),
             self.settings.broker.startswith("memory://"),
             self.blobs,
+            lambda: self._queues.webhooks.names,
         )
         return JobClient(parts)
 

@@ -18,7 +18,7 @@ from pipeline.jobs.following import Follower
 from pipeline.jobs.handle import JobHandle, Reach
 from pipeline.model.blobs import Blobs
 from pipeline.model.cluster import Cluster, RecordProducer
-from pipeline.model.errors import BufferFull, InvalidJob, PublishError
+from pipeline.model.errors import BufferFull, ConfigurationError, InvalidJob, PublishError
 from pipeline.model.job_policies import JobOptions
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import CancelJob, JobCommand, JobRequest
@@ -57,6 +57,7 @@ class ClientParts:
     now_ms: Callable[[], int]
     in_memory: bool
     blobs: Blobs | None = None
+    webhooks: Callable[[], Sequence[str]] = tuple
 
 
 class JobClient:
@@ -103,6 +104,11 @@ class JobClient:
 
     def _requests(self, asker: Asker, given: Sequence[object], options: JobOptions) -> list[JobRequest]:
         now_ms = self._parts.now_ms
+        if options.webhook is not None and options.webhook not in self._parts.webhooks():
+            known = ", ".join(sorted(self._parts.webhooks())) or "none"
+            raise ConfigurationError(
+                f"webhook={options.webhook!r:.80} is not declared by this application: use app.webhook; declared: {known}"
+            )
         return [asker.request(each, options, now_ms()) for each in given]
 
     @staticmethod

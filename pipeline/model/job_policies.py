@@ -109,6 +109,7 @@ class JobOptions:
     """What one request may ask for, as people write it: durations as "5m" or seconds, `run_at` as milliseconds since the epoch.
 
     None: as the type's policy says. `expires`: not started within this time after it was asked for (or after `run_at`), never.
+    `webhook`: the name of one that the application declared, which hears of the job's ending.
     """
 
     delay: Duration | None = None
@@ -123,6 +124,7 @@ class JobOptions:
     tenant: str = ""
     workflow_id: str | None = None
     expires: Duration | None = None
+    webhook: str | None = None
     tags: tuple[str, ...] = ()
 
 
@@ -136,7 +138,7 @@ def request_of(
         expires_ms = (due_ms or now_ms) + _positive("expires", options.expires)
     if options.attempts is not None:
         _between("attempts", options.attempts, 1, ATTEMPTS_MAX)
-    for name in ("dedup_id", "key", "workflow_id"):
+    for name in ("dedup_id", "key", "workflow_id", "webhook"):
         if getattr(options, name) is not None:
             check_text(name, getattr(options, name))
     if options.tenant:
@@ -158,6 +160,7 @@ def request_of(
         dedup_id=options.dedup_id,
         dedup_window_ms=_window_ms(options, policy),
         tags=_tags(options.tags),
+        webhook=options.webhook,
     )
 
 

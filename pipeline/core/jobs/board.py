@@ -22,6 +22,7 @@ from dataclasses import replace
 
 from pipeline.core.jobs import retention
 from pipeline.core.jobs.dedup import Dedup
+from pipeline.core.jobs.delivering import deliver
 from pipeline.core.jobs.entries import DropBlobs, Effect, Entry, Packing, Settle
 from pipeline.core.jobs.forgetting import forget
 from pipeline.core.jobs.job import Finished, Job, Kind
@@ -368,7 +369,10 @@ class Board:
                 self.lane(following)
         request = job.request
         assert request is not None
+        job.webhook_due = request.webhook is not None
         self.ledger.write(job)
+        if job.webhook_due:
+            deliver(self, job, now_ms)
         good = state in SUCCEEDED
         if request.dedup_id is not None and not good and job.kind.policy.release_on_failure:
             self.release(request, job)

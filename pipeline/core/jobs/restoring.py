@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from pipeline.core.jobs import retention
 from pipeline.core.jobs.board import QUEUED, RUNNING, SCHEDULED, Board
+from pipeline.core.jobs.delivering import deliver
 from pipeline.core.jobs.entries import Entry, Letter
 from pipeline.core.jobs.job import Job, restored
 from pipeline.model.job_states import SUCCEEDED, TERMINAL, JobState
@@ -60,6 +61,9 @@ class Restoring:
         due.sort(key=lambda each: each[:3])
         for _, _, _, job in due:
             self._due(job, now_ms)
+        for _, job in finished:
+            if isinstance(job, Job) and job.webhook_due:
+                deliver(board, job, now_ms)
 
     def _job(
         self,

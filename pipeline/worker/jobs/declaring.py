@@ -24,11 +24,13 @@ from pipeline.model.job_policies import (
     check_text,
 )
 from pipeline.model.job_types import JobQueue, JobType
+from pipeline.model.job_webhooks import check_type_name
 from pipeline.model.outcome import Warn
 from pipeline.model.permissions import check_permissions
 from pipeline.model.policies import Backoff, FlowPolicy, HandlerKind, RetryPolicy, Subscription, check_flow
 from pipeline.model.topics import check_topic
 from pipeline.worker.declaring import is_async
+from pipeline.worker.jobs.webhooks import Webhooks
 
 DEFAULT_QUEUE = "default"
 RUNNING_AT_ONCE = 100
@@ -59,7 +61,7 @@ class JobDeclaration:
 
     def policy(self) -> JobPolicy:
         """Raises ConfigurationError naming the argument, before there is a handler."""
-        check_text("name", self.name)
+        check_type_name(check_text("name", self.name))
         plain = (
             *("attempts", "backoff", "jitter", "concurrency", "priority", "cost", "max_stalled_count", "dead_letter"),
             *("retention", "release_on_failure", "terminal", "secrets", "blobs"),
@@ -146,6 +148,7 @@ class Queues:
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
         self._queue_of: dict[str, str] = {}
+        self.webhooks = Webhooks()
 
     def configure(
         self, name: str, policy: QueuePolicy | None, flow: FlowPolicy | None, concurrency: int | None
@@ -186,11 +189,13 @@ class Queues:
         return tuple(self._queue_of)
 
     def subscriptions(self) -> tuple[Subscription, ...]:
-        return tuple(_subscription(name, made) for name, made in self._queues.items())
+        own = self.webhooks.types()
+        return tuple(_subscription(name, made, own) for name, made in self._queues.items())
 
 
-def _subscription(name: str, made: _Queue) -> Subscription:
-    queue = JobQueue(name, made.types, made.policy)
+def _subscription(name: str, made: _Queue, own: typing.Mapping[str, JobType]) -> Subscription:
+    """`own`: types that each queue has beside its declared ones."""
+    queue = JobQueue(name, {**made.types, **own}, made.policy)
     return Subscription(
         topic=queue.topic,
         group=name,
