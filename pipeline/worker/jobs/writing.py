@@ -41,12 +41,8 @@ class _Item:
 
     def __init__(self, what: Written) -> None:
         self.what = what
-<<<<<<< HEAD
-        self.acknowledged = isinstance(what, Settle)
-        self.sent = 0
-=======
         self.acknowledged = isinstance(what, Settle | DropBlobs)
->>>>>>> 674496f (B9: large inputs and results of jobs lie in a blob store and go with the job)
+        self.sent = 0
 
 
 class StoreWriter:
