@@ -41,7 +41,9 @@ if TYPE_CHECKING:
         ToolResult,
         UnknownEvent,
     )
+    from pipeline.model.job_batches import Batch, ItemResult
     from pipeline.model.job_policies import Exponential, Fixed, QueuePolicy, RetentionPolicy
+    from pipeline.model.job_resources import Resources
     from pipeline.model.outcome import Emit, Reject, Retry, Warn
     from pipeline.model.policies import Backoff, BatchPolicy, FlowPolicy, IsolationPolicy
     from pipeline.settings import Settings
@@ -61,6 +63,8 @@ _WHERE = {
     "pipeline.model.job_policies": "Exponential Fixed QueuePolicy RetentionPolicy",
     "pipeline.model.outcome": "Emit Reject Retry Warn",
     "pipeline.model.policies": "Backoff BatchPolicy FlowPolicy IsolationPolicy",
+    "pipeline.model.job_batches": "Batch ItemResult",
+    "pipeline.model.job_resources": "Resources",
     "pipeline.settings": "Settings",
     "pipeline.worker.context": "Context",
     "pipeline.worker.declaring": "Retries",
@@ -72,6 +76,7 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 __all__ = [
     "Approval",
     "Backoff",
+    "Batch",
     "BatchPolicy",
     "ConfigurationError",
     "Context",
@@ -83,6 +88,7 @@ __all__ = [
     "FlowPolicy",
     "InvalidJob",
     "IsolationPolicy",
+    "ItemResult",
     "JobContext",
     "JobMissing",
     "JobUnsuccessful",
@@ -94,6 +100,7 @@ __all__ = [
     "PipelineError",
     "QueuePolicy",
     "Reject",
+    "Resources",
     "ResultTimeout",
     "RetentionPolicy",
     "Retries",

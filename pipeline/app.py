@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -226,6 +226,11 @@ class Pipeline:
         if self._client is None:
             self._client = self._job_client()
         return self._client
+
+    @property
+    def job_types(self) -> Mapping[str, JobType]:
+        """Every declared type of job by its name, with its policy."""
+        return self._queues.types
 
     def _job_name(self, job: str | Callable[..., Any]) -> str:
         return job if isinstance(job, str) else self._queues.name_of(job)

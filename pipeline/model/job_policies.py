@@ -11,9 +11,10 @@ from typing import Literal
 from pipeline.model.cron import Cron
 from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.job_resources import NOT_STATED, JobResources, check_resources
 from pipeline.model.jobs import JobRequest, Schedule
 from pipeline.model.permissions import check_permissions
-from pipeline.model.policies import Backoff
+from pipeline.model.policies import Backoff, BatchPolicy, ExecutorKind
 
 DAY_MS = 86_400_000
 INLINE_BYTES_MAX = 900_000
@@ -54,6 +55,8 @@ class JobPolicy:
     types that are not retried. `dead_letter`: whether given-up jobs are written to the dead letters. `permissions`: what a worker must
     have been granted to run one; `secrets`: whether an input that looks as if it held a secret is refused.
     `blobs`: whether large inputs and results are deleted when the job is forgotten, or kept for whoever runs the store to delete.
+    `batch`: the handler gets so many jobs in one call. `executor="process"`: each job runs in a child process, which its deadline kills and
+    where `resources` hold; elsewhere they are only stated.
     """
 
     attempts: int = 5
@@ -72,6 +75,9 @@ class JobPolicy:
     permissions: frozenset[str] = frozenset()
     secrets: Literal["refuse", "allow"] = "refuse"
     blobs: Literal["delete", "keep"] = "delete"
+    batch: BatchPolicy | None = None
+    executor: ExecutorKind = "auto"
+    resources: JobResources = NOT_STATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,12 +242,32 @@ def check_job(policy: JobPolicy) -> JobPolicy:
     check_permissions(policy.permissions)
     if policy.secrets not in ("refuse", "allow"):
         raise ConfigurationError(f'secrets={policy.secrets!r:.80} must be "refuse" or "allow"')
+    check_resources(policy.resources)
+    if policy.executor not in ("auto", "process"):
+        raise ConfigurationError(f'executor={policy.executor!r:.80} must be "auto" or "process"')
+    if policy.batch is not None and policy.executor == "process":
+        raise ConfigurationError('batch and executor="process" exclude each other: a process runs one job at a time')
+    if policy.batch is not None:
+        _check_batch(policy.batch, policy.concurrency)
     if policy.blobs not in ("delete", "keep"):
         raise ConfigurationError(f'blobs={policy.blobs!r:.80} must be "delete" or "keep"')
     _between("retention.completed", policy.retention.completed, 0, 10_000_000)
     _between("retention.failed", policy.retention.failed, 0, 10_000_000)
     _between("retention.age_ms", policy.retention.age_ms, 0, 36_500 * DAY_MS)
     return policy
+
+
+def _check_batch(batch: BatchPolicy, concurrency: int) -> None:
+    _between("batch.size", batch.size, 1, 10_000)
+    _between("batch.wait_ms", batch.wait_ms, 0, 60_000)
+    if batch.whole:
+        raise ConfigurationError(
+            "batch with whole=True is for subscriptions: each job of a batch has an ending of its own"
+        )
+    if 0 < concurrency < batch.size:
+        raise ConfigurationError(
+            f"concurrency={concurrency} is less than batch.size={batch.size}, so no batch would ever be full: raise it or leave it out"
+        )
 
 
 def check_queue(policy: QueuePolicy) -> QueuePolicy:

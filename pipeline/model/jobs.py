@@ -171,7 +171,14 @@ class Completed:
     result_ref: str | None = None
 
 
-JobEnding = Completed | Failure | Cancelled
+@dataclass(frozen=True, slots=True)
+class Stalled:
+    """The process that ran it ended, or hung and was killed; `how` in words."""
+
+    how: str
+
+
+JobEnding = Completed | Failure | Cancelled | Stalled
 """How an execution ended; `Cancelled`: the handler was stopped, because its job was cancelled or its worker let go of it."""
 
 

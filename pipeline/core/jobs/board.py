@@ -35,7 +35,7 @@ from pipeline.core.jobs.timers import Timers
 from pipeline.model.blobs import is_queues
 from pipeline.model.job_policies import JobPolicy, QueuePolicy
 from pipeline.model.job_states import SUCCEEDED, TIMED, JobState
-from pipeline.model.jobs import NOTHING_YET, Completed, JobDuplicate, JobEnding, JobOutcome, JobRequest
+from pipeline.model.jobs import NOTHING_YET, Completed, JobDuplicate, JobEnding, JobOutcome, JobRequest, Stalled
 from pipeline.model.outcome import Cancelled, Failure
 from pipeline.model.store_keys import dedup_key, job_key
 
@@ -61,6 +61,7 @@ class Board:
         self.ledger = Ledger(packing, self.keys, self.dedup)
         self.timers: Timers[Job] = Timers()
         self.schedules = Schedules(self)
+        self.lost: list[tuple[str, str, int]] = []  # id, type and stalls of each job that stalled; taken by the owner
         self.careful = False
         self.read_ms = 0
         self.committed = 0
@@ -283,6 +284,8 @@ class Board:
                 self.finish(job, CANCELLED, now_ms)
             elif isinstance(ending, Cancelled):
                 self._again(job)
+            elif isinstance(ending, Stalled):
+                self.run_again(job, now_ms)
             else:
                 self._failed(job, ending, now_ms)
 
@@ -308,6 +311,7 @@ class Board:
     def run_again(self, job: Job, now_ms: int) -> None:
         """What was running is lost without an ending: that execution counts as a stall, not as an attempt."""
         job.stalls += 1
+        self.lost.append((job.id, job.kind.name, job.stalls))
         if job.cancelling:
             self.finish(job, CANCELLED, now_ms)
         elif job.stalls > job.kind.policy.max_stalled_count:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.core.jobs.job import Job
 from pipeline.model.jobs import JobProgress, JobRequest
-from pipeline.worker.jobs.telling import JobLog, Teller
+from pipeline.worker.jobs.telling import JobLog, Said
 
 
 class JobContext:
@@ -24,7 +24,7 @@ class JobContext:
         "stalls",
     )
 
-    def __init__(self, job: Job, timeout_ms: int, teller: Teller, logger: Any) -> None:
+    def __init__(self, job: Job, timeout_ms: int, teller: Said, logger: Any) -> None:
         assert job.request is not None
         self._request: JobRequest = job.request
         self._attempts = job.attempts

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.core.jobs.entries import DropBlobs, Effect, Entry, Interrupt, Letter, Packing, Settle
@@ -34,8 +34,11 @@ from pipeline.worker.jobs.blobs import PayloadBlobs, drop
 from pipeline.worker.jobs.boards import Boards, Opening
 from pipeline.worker.jobs.host import Host
 from pipeline.worker.jobs.letters import letter_of
-from pipeline.worker.jobs.running import JobRuns, Run, Shell
+from pipeline.worker.jobs.processes import JobProcesses
+from pipeline.worker.jobs.running import JobRuns, Shell
+from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.strangers import Read, Strangers
+from pipeline.worker.jobs.values import Values
 from pipeline.worker.jobs.writing import Place, StoreWriter, Written
 
 UNWRITTEN_MAX = 20_000
@@ -56,6 +59,7 @@ class JobParts:
     read: Read
     permissions: Permissions
     blobs: Blobs | None = None
+    processes: Mapping[str, JobProcesses] = field(default_factory=dict)
 
 
 class JobExecutor:
@@ -70,12 +74,7 @@ class JobExecutor:
         self._concurrency = flow.concurrency
         self._sync_s = flow.commit_interval_ms / 1000
         self._boards = Boards(parts.queue, parts.packing, engine.log)
-        self._runs = JobRuns(
-            parts.queue.types,
-            self._shell(engine),
-            parts.permissions,
-            PayloadBlobs(engine.parts.topics.source, parts.blobs),
-        )
+        self._runs = JobRuns(parts.queue.types, self._shell(engine), self._values(engine), parts.processes)
         self._hosts: dict[Unit, Host] = {}
         self._admission = Admission(engine, parts.inbox, self._hosts)
         self._strangers = Strangers(parts.read, loop, engine.wake, engine.log)
@@ -85,6 +84,10 @@ class JobExecutor:
         self._sharing = Sharing()
         self._left_over: Counter[str] = Counter()
         self._looking_up: asyncio.Task[None] | None = None
+
+    def _values(self, engine: Engine) -> Values:
+        parts = self._parts
+        return Values(parts.queue.types, parts.permissions, PayloadBlobs(engine.parts.topics.source, parts.blobs))
 
     def _shell(self, engine: Engine) -> Shell:
         return Shell(self._loop, self._run_ended, self._run_told, engine.clock.read, engine.log)
@@ -111,6 +114,7 @@ class JobExecutor:
             if host.endings:
                 endings, host.endings = host.endings, []
                 host.board.ended(endings, now_ms)
+                self._stalled(host)
             at_ms = host.board.next_ms()
             if at_ms is not None and at_ms <= now_ms:
                 host.board.due(now_ms)
@@ -157,6 +161,7 @@ class JobExecutor:
         self._engine.log.info(
             "board restored", partition=unit.partition, entries=count, careful=board.careful, strangers=strangers
         )
+        self._stalled(host)
         self._perform(host, now_ms)
 
     # -- jobs
@@ -182,6 +187,13 @@ class JobExecutor:
         elif host.unit.open:
             host.endings.append((run.job, run.version, ending))
         self._engine.wake()
+
+    def _stalled(self, host: Host) -> None:
+        """Jobs whose worker or process ended with them; they run again, or were given up."""
+        lost, host.board.lost = host.board.lost, []
+        self._engine.stats.stalled_jobs += len(lost)
+        for job_id, type_name, stalls in lost:
+            self._engine.log.warning("job stalled", job=job_id, type=type_name, stalls=stalls)
 
     def _run_told(self, run: Run, progress: JobProgress, write: bool) -> None:
         host: Host = run.host
@@ -293,7 +305,7 @@ class JobExecutor:
         self._runs.abandon()
 
     async def stop(self) -> None:
-        tasks = [run.task for run in self._runs.running]
+        tasks = self._runs.tasks()
         self.abandon()
         if tasks:
             await asyncio.wait(tasks, timeout=5.0)

@@ -1,59 +1,29 @@
-"""One execution of a job: its input decoded, its handler called, what came of it as an ending."""
+"""Executions of jobs: handlers called alone or in batches, and what came of each as an ending."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError
-
 from pipeline.core.jobs.job import Job
-from pipeline.model.headers import ErrorInfo, clip_error
 from pipeline.model.job_types import JobType
-from pipeline.model.jobs import Completed, JobEnding, JobProgress
-from pipeline.model.outcome import Cancelled, Failure, FailureKind, Warn
-from pipeline.model.permissions import Permissions
-from pipeline.model.scrubbing import Sensitive
-from pipeline.model.validation import first_fault
+from pipeline.model.jobs import JobEnding, JobProgress, Stalled
+from pipeline.model.outcome import Cancelled, Failure
+from pipeline.worker.child import failure_in
+from pipeline.worker.children import Death
 from pipeline.worker.execution import failure_of, timed_out
-from pipeline.worker.jobs.blobs import PayloadBlobs
+from pipeline.worker.jobs.batching import Batches
 from pipeline.worker.jobs.context import JobContext
+from pipeline.worker.jobs.processes import JobProcesses
+from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.telling import Teller
+from pipeline.worker.jobs.values import Values, kept
 
 THREADS_MAX = 64
-BAD_INPUT, BAD_RESULT, NOT_PERMITTED = "BadInput", "BadResult", "PermissionMissing"
-
-
-class Run:
-    """A job that runs; `version` is what its ending names. `ended_by` says why it was stopped: "timeout", "cancelled", "let go"."""
-
-    __slots__ = ("deadline", "ended_by", "host", "job", "task", "teller", "timeout_ms", "version")
-
-    def __init__(self, host: Any, job: Job, timeout_ms: int) -> None:
-        self.host = host
-        self.job = job
-        self.version = job.version
-        self.timeout_ms = timeout_ms
-        self.ended_by = ""
-        self.task: asyncio.Task[None]
-        self.teller: Teller | None = None
-        self.deadline: asyncio.TimerHandle | None = None
-
-
-class _Calls:
-    """How handlers of one type are called."""
-
-    __slots__ = ("dump", "read", "type")
-
-    def __init__(self, declared: JobType) -> None:
-        self.type = declared
-        self.read: Callable[[bytes], Any] = TypeAdapter[Any](declared.takes).validate_json
-        self.dump: Callable[[Any], bytes] = TypeAdapter[Any](declared.gives).dump_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +42,18 @@ class JobRuns:
     """Runs what it is given in tasks of the loop; `def` handlers in threads."""
 
     def __init__(
-        self, types: Mapping[str, JobType], shell: Shell, permissions: Permissions, blobs: PayloadBlobs
+        self, types: Mapping[str, JobType], shell: Shell, values: Values, processes: Mapping[str, JobProcesses]
     ) -> None:
-        self._calls = {name: _Calls(declared) for name, declared in types.items()}
+        self._types = types
         self._shell = shell
         self._loop = shell.loop
-        self._permissions = permissions
-        self._blobs = blobs
+        self._values = values
+        self._processes = processes
+        self._batches = {
+            name: Batches(declared, self, shell.loop, values)
+            for name, declared in types.items()
+            if declared.policy.batch is not None
+        }
         self._threads: ThreadPoolExecutor | None = None
         self.running: dict[Run, None] = {}  # a set that keeps its order
 
@@ -86,81 +61,103 @@ class JobRuns:
         assert job.request is not None
         run = Run(host, job, job.request.timeout_ms or job.kind.policy.timeout_ms)
         self.running[run] = None
-        run.deadline = self._loop.call_later(run.timeout_ms / 1000, self.interrupt, run, "timeout")
+        batches = self._batches.get(job.request.type)
+        if batches is not None:
+            batches.add(run)
+            return
+        if job.request.type not in self._processes:  # there the deadline is the process's, from when it has begun
+            self.watch(run)
         run.task = self._loop.create_task(self._run(run))
+
+    def watch(self, run: Run) -> None:
+        """Its time begins."""
+        run.deadline = self._loop.call_later(run.timeout_ms / 1000, self.interrupt, run, "timeout")
 
     def interrupt(self, run: Run, reason: str) -> None:
         """Stop it, as far as it can be stopped: a thread goes on to its end, and what comes of it is not looked at."""
-        if not run.ended_by:
-            run.ended_by = reason
+        if run.ended_by or run not in self.running:
+            return
+        run.ended_by = reason
+        if run.job.kind.name in self._batches:
+            self.finish(run, self.stopped(run))
+            self._batches[run.job.kind.name].left(run)
+        elif run.task is not None:
             run.task.cancel()
 
     async def _run(self, run: Run) -> None:
         try:
             ending = await self._execute(run)
         except asyncio.CancelledError:
-            ending = self._stopped(run)
+            ending = self.stopped(run)
         except (SystemExit, KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
             ending = failure_of(error, run.job.kind.policy.terminal)
+        self.finish(run, ending)
+
+    def finish(self, run: Run, ending: JobEnding) -> None:
+        """It has its ending; another one changes nothing."""
         if run.deadline is not None:
             run.deadline.cancel()
-        if run.ended_by == "abandoned":
+        if run.ended_by == "abandoned" or run not in self.running:
             return
         if run.teller is not None:
             run.teller.close()
         del self.running[run]
-        self._shell.ended(run, _masked(ending) if isinstance(ending, Failure) else ending)
+        self._shell.ended(run, kept(ending) if isinstance(ending, Failure) else ending)
 
     async def _execute(self, run: Run) -> JobEnding:
-        request = run.job.request
-        assert request is not None
-        missing = self._permissions.missing(run.job.kind.policy.permissions)
-        if missing:
-            return _not_permitted(request.type, missing)
-        calls = self._calls[request.type]
-        payload = request.payload
-        if request.payload_ref is not None:
-            found = await self._blobs.input(request.payload_ref)
-            if isinstance(found, Failure):
-                return found
-            payload = found
+        processes = self._processes.get(run.job.kind.name)
+        if processes is not None:
+            return await self._in_process(run, processes)
+        given = await self._values.given(run.job)
+        if isinstance(given, Failure):
+            return given
+        declared = self._types[run.job.kind.name]
+        arguments = (given.value,) if declared.alone else (given.value, self.context(run))
         try:
-            given = calls.read(payload)
-        except ValidationError as error:
-            where, what = first_fault(error)
-            text = f"the input does not fit what {request.type} takes: {where or 'the input'}: {what}"
-            return Failure(FailureKind.TERMINAL, BAD_INPUT, "ValidationError", text)
-        arguments = (given,) if calls.type.alone else (given, self._context(run))
-        try:
-            if calls.type.is_async:
-                returned = await calls.type.handler(*arguments)  # type: ignore[misc]
-            else:
-                returned = await self._loop.run_in_executor(self._pool(), lambda: calls.type.handler(*arguments))
+            returned = await self.call(declared, arguments)
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            failure = failure_of(error, run.job.kind.policy.terminal)
-            tail = run.teller.tail if run.teller is not None else None
-            return replace(failure, log=tail.text()) if tail is not None else failure
-        if isinstance(returned, Warn):
-            return Completed(None, returned.reason)
-        if returned is None:
-            return Completed()
-        try:
-            result = calls.dump(returned)
-        except PydanticSerializationError as error:
-            text = f"{request.type} returned {type(returned).__name__}, which has no JSON form: {error}"
-            return Failure(FailureKind.TERMINAL, BAD_RESULT, type(returned).__name__, text)
-        return await self._blobs.completed(run.job, result)
+            return self.failed(run, error)
+        return await self._values.completed(run.job, returned)
 
-    def _context(self, run: Run) -> JobContext:
+    async def _in_process(self, run: Run, processes: JobProcesses) -> JobEnding:
+        """A process that ended with the job is a stall, as if the whole worker had."""
+        payload = await self._values.payload(run.job)
+        if isinstance(payload, Failure):
+            return payload
+        shell = self._shell
+        run.teller = Teller(shell.loop, partial(shell.told, run), shell.now_ms)
+        how = await processes.call(run, payload, run.teller.relay)
+        if isinstance(how, Failure):
+            return how
+        if isinstance(how, Death):
+            return replace(timed_out(run.timeout_ms), stack=how.stack) if how.late else Stalled(how.how)
+        if how.head["kind"] == "failed":
+            return failure_in(how.head)
+        return await self._values.encoded(run.job, how.blobs[0], how.head["warning"])
+
+    def call(self, declared: JobType, arguments: tuple[object, ...]) -> Awaitable[object]:
+        if declared.is_async:
+            called: Awaitable[object] = declared.handler(*arguments)  # type: ignore[assignment]
+            return called
+        return self._loop.run_in_executor(self._pool(), lambda: declared.handler(*arguments))
+
+    def context(self, run: Run) -> JobContext:
         shell = self._shell
         run.teller = Teller(shell.loop, partial(shell.told, run), shell.now_ms)
         return JobContext(run.job, run.timeout_ms, run.teller, shell.log)
 
-    def _stopped(self, run: Run) -> JobEnding:
+    @staticmethod
+    def failed(run: Run, error: Exception) -> Failure:
+        failure = failure_of(error, run.job.kind.policy.terminal)
+        tail = run.teller.tail if run.teller is not None else None
+        return replace(failure, log=tail.text()) if tail is not None else failure
+
+    @staticmethod
+    def stopped(run: Run) -> JobEnding:
         if run.ended_by == "timeout":
             return timed_out(run.timeout_ms)
         if run.ended_by:
@@ -172,6 +169,10 @@ class JobRuns:
             self._threads = ThreadPoolExecutor(THREADS_MAX, "pipeline-jobs")
         return self._threads
 
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """What is under way."""
+        return {run.task for run in self.running if run.task is not None}
+
     def abandon(self) -> None:
         for run in self.running:
             run.ended_by = "abandoned"
@@ -179,30 +180,12 @@ class JobRuns:
                 run.teller.abandon()
             if run.deadline is not None:
                 run.deadline.cancel()
-            run.task.cancel()
+        for task in self.tasks():
+            task.cancel()
+        for batches in self._batches.values():
+            batches.abandon()
+        for processes in self._processes.values():
+            processes.abandon()
         self.running.clear()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _not_permitted(type_name: str, missing: list[str]) -> Failure:
-    text = (
-        f"{type_name} needs the permission {', '.join(missing)}, which this worker is not granted: add it to PIPELINE_PERMISSIONS "
-        "of the workers that may, then retry the job"
-    )
-    return Failure(FailureKind.TERMINAL, NOT_PERMITTED, NOT_PERMITTED, text)
-
-
-def _masked(failure: Failure) -> Failure:
-    """It is kept in the topics, and shown: nothing in it may look like a secret, and all of it must fit into an entry."""
-    message, stack, log = Sensitive().scrub_all(failure.message, failure.stack, failure.log)
-    told = clip_error(ErrorInfo(failure.error_class, failure.error_type, message, stack))
-    return replace(
-        failure,
-        error_class=told.error_class,
-        error_type=told.error_type,
-        message=told.message,
-        stack=told.stack,
-        log=log,
-        scrubbed=True,
-    )

@@ -32,7 +32,7 @@ class JobLog(TailLogger):
 class _TellingTail(LogTail):
     __slots__ = ("_teller",)
 
-    def __init__(self, teller: Teller) -> None:
+    def __init__(self, teller: Said) -> None:
         super().__init__()
         self._teller = teller
 
@@ -41,20 +41,18 @@ class _TellingTail(LogTail):
         self._teller.said()
 
 
-class Teller:
-    """Of one execution. Handlers may call from any thread; `hear` is called in the loop's."""
+class Said:
+    """What a handler said so far; `said` is called with each word of it."""
 
-    __slots__ = ("_called", "_closed", "_hear", "_last_s", "_loop", "_now_ms", "_progress", "_timer", "tail")
+    __slots__ = ("_progress", "tail")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, hear: Hear, now_ms: Callable[[], int]) -> None:
-        self._loop = loop
-        self._hear = hear
-        self._now_ms = now_ms
+    def __init__(self) -> None:
         self._progress: JobProgress | None = None
-        self._last_s = -TELL_EVERY_S
-        self._timer: asyncio.TimerHandle | None = None
-        self._called = self._closed = False
         self.tail: LogTail | None = None
+
+    def said(self) -> None:
+        """There is something new. From any thread."""
+        raise NotImplementedError
 
     def logged(self) -> LogTail:
         """Lines that are added to it are told."""
@@ -70,8 +68,33 @@ class Teller:
         self._progress = JobProgress(processed, total, str(note)[:NOTE_CHARS])
         self.said()
 
+    def now(self, at_ms: int) -> JobProgress:
+        """All of it, without what looks like a secret."""
+        found = self._progress or JobProgress()
+        log = self.tail.text() if self.tail is not None else found.log
+        return replace(found, note=mask_secrets(found.note), log=mask_secrets(log), at_ms=at_ms)
+
+
+class Teller(Said):
+    """Of one execution. Handlers may call from any thread; `hear` is called in the loop's."""
+
+    __slots__ = ("_called", "_closed", "_hear", "_last_s", "_loop", "_now_ms", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, hear: Hear, now_ms: Callable[[], int]) -> None:
+        super().__init__()
+        self._loop = loop
+        self._hear = hear
+        self._now_ms = now_ms
+        self._last_s = -TELL_EVERY_S
+        self._timer: asyncio.TimerHandle | None = None
+        self._called = self._closed = False
+
+    def relay(self, progress: JobProgress) -> None:
+        """What it said in a child process."""
+        self._progress = progress
+        self.said()
+
     def said(self) -> None:
-        """There is something new. From any thread."""
         if not self._called and not self._closed:
             self._called = True
             with contextlib.suppress(RuntimeError):  # a thread that was left behind when the worker ended
@@ -90,12 +113,7 @@ class Teller:
         self._timer = None
         self._called = False  # before it is read: what is said from here on is told another time
         self._last_s = self._loop.time()
-        self._hear(self._now(), True)
-
-    def _now(self) -> JobProgress:
-        said = self._progress or JobProgress()
-        log = self.tail.text() if self.tail is not None else ""
-        return replace(said, note=mask_secrets(said.note), log=mask_secrets(log), at_ms=self._now_ms())
+        self._hear(self.now(self._now_ms()), True)
 
     def close(self) -> None:
         """The execution has ended: what was not told goes with the ending, and nothing after it."""
@@ -105,7 +123,7 @@ class Teller:
         if self._timer is not None:
             self._timer.cancel()
         if self._called:
-            self._hear(self._now(), False)
+            self._hear(self.now(self._now_ms()), False)
 
     def abandon(self) -> None:
         """Nobody hears of anything any more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.model.permissions import Permissions
@@ -10,6 +11,7 @@ from pipeline.topology import Layout
 from pipeline.worker.engine import Engine
 from pipeline.worker.jobs.boards import Opening
 from pipeline.worker.jobs.hosting import JobExecutor, JobParts
+from pipeline.worker.jobs.processes import JobProcesses, with_places
 from pipeline.worker.jobs.strangers import reading
 
 if TYPE_CHECKING:
@@ -18,12 +20,27 @@ if TYPE_CHECKING:
 
 
 def executor_of(
-    app: Pipeline, queue: JobQueue, place: Layout, engine: Engine, opening: Opening, loop: asyncio.AbstractEventLoop
+    app: Pipeline,
+    queue: JobQueue,
+    place: Layout,
+    engine: Engine,
+    opening: Opening,
+    loop: asyncio.AbstractEventLoop,
+    target: str | None,
 ) -> JobExecutor:
+    """`target`: how child processes find the application; None: handlers run in threads instead."""
     from pipeline.codec.jobs import InboxCodec, StoreCodec
 
     state = place.topics.state
     assert state is not None
+    processes: dict[str, JobProcesses] = {}
+    if target is not None:
+        queue = replace(queue, types=with_places(queue.types))
+        processes = {
+            name: JobProcesses(declared, target, queue.name, loop, engine.log)
+            for name, declared in queue.types.items()
+            if declared.policy.executor == "process"
+        }
     parts = JobParts(
         queue,
         InboxCodec(app.codec, place.topics.source),
@@ -32,6 +49,7 @@ def executor_of(
         reading(app.cluster, state, f"{app.name}.jobs"),
         Permissions.of(app.settings.permissions),
         app.blobs,
+        processes,
     )
     for declared in queue.types.values():
         missing = parts.permissions.missing(declared.policy.permissions)
