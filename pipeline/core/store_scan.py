@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from pipeline.core.progress import Progress
 from pipeline.model.cluster import Headers
-from pipeline.model.headers import STORE_EPOCH
+from pipeline.model.headers import epoch_of
 from pipeline.model.store_keys import PREFIXES
 
 STORE = "state"
@@ -48,7 +48,7 @@ class StoreScan:
         self.at = offset + 1
         if key is None or not key.startswith(PREFIXES) or not _is_text(key):
             return  # no queue wrote it
-        epoch = _epoch_of(headers)
+        epoch = epoch_of(headers)
         if epoch < self.epoch or (offset >= self._owner_fence and epoch < self._owner):
             self.strangers[key] = None
             return
@@ -69,7 +69,7 @@ def strangers_among(records: Iterable[tuple[bytes | None, Headers | None]], epoc
     highest epoch among them."""
     keys, highest = dict[bytes, None](), 0
     for key, headers in records:
-        found = _epoch_of(headers)
+        found = epoch_of(headers)
         if found != epoch and key is not None and key.startswith(PREFIXES) and _is_text(key):
             keys[key] = None
             highest = max(highest, found)
@@ -82,11 +82,3 @@ def _is_text(key: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _epoch_of(headers: Headers | None) -> int:
-    """0 for what no owner wrote."""
-    for name, value in headers or ():
-        if name == STORE_EPOCH and value is not None and value.isdigit() and len(value) < 19:
-            return int(value)
-    return 0

@@ -37,12 +37,11 @@ class Asker:
         self._inbox = inbox
         self._blobs = blobs
 
-    def request(self, given: object, options: JobOptions, now_ms: int) -> JobRequest:
-        """Raises InvalidJob for the input, ConfigurationError for an option."""
+    def request(self, given: object, options: JobOptions, now_ms: int, own_id: str | None = None) -> JobRequest:
+        """`own_id`: a new one, unless given. Raises InvalidJob for the input, ConfigurationError for an option."""
         payload = self._payload(given)
-        return request_of(
-            self.type.name, job_id(now_ms, self._random(RANDOM_BYTES)), payload, options, self.type.policy, now_ms
-        )
+        made = own_id or job_id(now_ms, self._random(RANDOM_BYTES))
+        return request_of(self.type.name, made, payload, options, self.type.policy, now_ms)
 
     def _payload(self, given: object) -> bytes:
         name, adapter = self.type.name, self._adapter

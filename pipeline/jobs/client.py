@@ -22,6 +22,7 @@ from pipeline.model.errors import BufferFull, ConfigurationError, InvalidJob, Pu
 from pipeline.model.job_policies import JobOptions
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import CancelJob, JobCommand, JobRequest
+from pipeline.model.outbox import Outbox, current
 
 ACKNOWLEDGED_S = 30.0
 FULL_S = 0.01
@@ -73,24 +74,55 @@ class JobClient:
 
     async def enqueue(self, job: str, given: Sequence[object], options: JobOptions) -> list[JobHandle]:
         """A handle for each input, in order, when all are acknowledged. Raises InvalidJob and ConfigurationError before anything is
-        written, PublishError for what was not (some may be there all the same)."""
+        written, PublishError for what was not (some may be there all the same).
+
+        From inside a handler they go out with its outputs, and this waits for nothing.
+        """
+        ids = self._own_ids(job, len(given))
         asker, queue = await self._ready(job)
-        requests = self._requests(asker, given, options)
+        requests = self._requests(asker, given, options, ids)
         if any(map(asker.is_large, requests)):
             requests = await self._off_loop(lambda: list(map(asker.stored, requests)))
         records = self._records(queue, requests)
+        if (outbox := self._outbox(queue)) is not None:
+            return self._hand_on(outbox, asker, queue, requests, records)
         handles = [self._handle(queue, asker.type, request.id) for request in requests]
         await self._write(queue.place.inbox, records)
         return handles
 
+    def _own_ids(self, job: str, count: int) -> list[str] | None:
+        """Inside a handler ids are the same on every attempt."""
+        outbox = current(self._parts.cluster.address, self._found(job)[1].inbox)
+        return None if outbox is None else outbox.ids(count)
+
+    def _outbox(self, queue: _Queue) -> Outbox | None:
+        return current(self._parts.cluster.address, queue.place.inbox)
+
+    def _hand_on(
+        self,
+        outbox: Outbox,
+        asker: Asker,
+        queue: _Queue,
+        requests: list[JobRequest],
+        records: list[tuple[bytes, bytes]],
+    ) -> list[JobHandle]:
+        topic = queue.place.inbox.removeprefix(outbox.prefix)
+        for key, value in records:
+            outbox.put(topic, key, value)
+        sent = lambda: self._outbox(queue) is not outbox  # noqa: E731
+        return [self._handle(queue, asker.type, request.id, sent=sent) for request in requests]
+
     def enqueue_sync(self, job: str, given: Sequence[object], options: JobOptions) -> list[JobHandle]:
         """The same for a caller without asyncio; it waits. (Not on a cluster in memory: nothing would happen meanwhile.)"""
+        ids = self._own_ids(job, len(given))
         declared, place = self._found(job)
         queue = self._queue(place)
         self._prepare(queue)
         asker = self._asker(queue, declared)
-        requests = list(map(asker.stored, self._requests(asker, given, options)))
+        requests = list(map(asker.stored, self._requests(asker, given, options, ids)))
         records = self._records(queue, requests)
+        if (outbox := self._outbox(queue)) is not None:
+            return self._hand_on(outbox, asker, queue, requests, records)
         handles = [self._handle(queue, declared, request.id) for request in requests]
         heard = threading.Event()
         answers = Answers(len(records), heard.set)
@@ -102,14 +134,17 @@ class JobClient:
             _check(place.inbox, answers)
         return handles
 
-    def _requests(self, asker: Asker, given: Sequence[object], options: JobOptions) -> list[JobRequest]:
+    def _requests(
+        self, asker: Asker, given: Sequence[object], options: JobOptions, ids: Sequence[str] | None
+    ) -> list[JobRequest]:
         now_ms = self._parts.now_ms
         if options.webhook is not None and options.webhook not in self._parts.webhooks():
             known = ", ".join(sorted(self._parts.webhooks())) or "none"
             raise ConfigurationError(
                 f"webhook={options.webhook!r:.80} is not declared by this application: use app.webhook; declared: {known}"
             )
-        return [asker.request(each, options, now_ms()) for each in given]
+        own: Sequence[str | None] = [None] * len(given) if ids is None else ids
+        return [asker.request(each, options, now_ms(), own_id) for each, own_id in zip(given, own, strict=True)]
 
     @staticmethod
     def _records(queue: _Queue, requests: Sequence[JobRequest]) -> list[tuple[bytes, bytes]]:
@@ -178,12 +213,14 @@ class JobClient:
             await self._off_loop(lambda: self._prepare(queue))
         return self._asker(queue, declared), queue
 
-    def _handle(self, queue: _Queue, declared: JobType, job_id: str, asked: bool = True) -> JobHandle:
+    def _handle(
+        self, queue: _Queue, declared: JobType, job_id: str, asked: bool = True, sent: Callable[[], bool] | None = None
+    ) -> JobHandle:
         reach = queue.reaches.get(declared.name)
         if reach is None:
             reach = Reach(queue.follower, declared, self._off_loop, self._parts.now_ms, self._parts.blobs)
             queue.reaches[declared.name] = reach
-        return JobHandle(reach, job_id, asked)
+        return JobHandle(reach, job_id, asked, sent)
 
     def _off_loop(self, work: Callable[[], Any]) -> Awaitable[Any]:
         return asyncio.get_running_loop().run_in_executor(None, work)

@@ -10,34 +10,41 @@ from weakref import WeakValueDictionary
 from pipeline.inspect.scan import read_to_end
 from pipeline.model.cluster import Cluster, Message, PartitionReader, TopicPartition
 from pipeline.model.errors import CodecError, PipelineError, SchemaUnavailable
+from pipeline.model.headers import epoch_of
 from pipeline.model.jobs import JobDuplicate, JobEntry, JobRecord
-from pipeline.model.store_keys import JOB, job_key, parts_of
+from pipeline.model.store_keys import JOB, PREFIXES, job_key, parts_of
 
 POLL_S = 0.05
 MEMORY_POLL_S = 0.01
 RECORDS = 1_000
 
 
-class Followed:
-    """What is known of a job. `changed` is called with each entry, in the loop of whoever waits."""
+Answer = JobRecord | JobDuplicate
 
-    __slots__ = ("__weakref__", "_waiters", "entry", "job_id")
+
+class Followed:
+    """What is known of a job, and the `epoch` of the owner that said so."""
+
+    __slots__ = ("__weakref__", "_waiters", "entry", "epoch", "job_id")
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
-        self.entry: JobRecord | JobDuplicate | None = None
+        self.entry: Answer | None = None
+        self.epoch = 0
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
-    def tell(self, entry: JobRecord | JobDuplicate) -> None:
-        """Entries of other owners can come late, and those of a write that failed stand twice: what is older says nothing."""
+    def tell(self, entry: Answer, epoch: int) -> None:
+        """Of the same owner what was read later may be older, as what it said when a write failed stands twice; an earlier owner's
+        says nothing."""
         known = self.entry
-        if isinstance(known, JobRecord) and isinstance(entry, JobRecord) and _is_older(entry, known):
+        older = isinstance(known, JobRecord) and isinstance(entry, JobRecord) and _is_older(entry, known)
+        if epoch < self.epoch or (epoch == self.epoch and older):
             return
-        self.entry = entry
+        self.entry, self.epoch = entry, epoch
         for loop, event in tuple(self._waiters):
             loop.call_soon_threadsafe(event.set)
 
-    async def wait(self, until: Callable[[JobRecord | JobDuplicate], bool]) -> JobRecord | JobDuplicate:
+    async def wait(self, until: Callable[[Answer], bool]) -> Answer:
         """The first entry of which this holds."""
         event = asyncio.Event()
         waiter = (asyncio.get_running_loop(), event)
@@ -61,7 +68,8 @@ def _is_older(entry: JobRecord, known: JobRecord) -> bool:
 class Follower:
     """One per queue and application. `begin` says once where the store stands; reading starts with the first `follow`.
 
-    On Kafka a thread reads; on memory the loop does. `fetch` asks the registry for the schema of an entry; it may wait.
+    Along the log of a store epochs only grow: an entry with a lower one was written late, by a worker that was taken for dead, and
+    says nothing. On Kafka a thread reads; on memory the loop does. `fetch` asks the registry for the schema of an entry; it may wait.
     """
 
     def __init__(
@@ -86,6 +94,7 @@ class Follower:
         self._thread: threading.Thread | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
+        self._epochs: dict[int, int] = {}
         self.error: PipelineError | None = None
 
     @property
@@ -142,11 +151,11 @@ class Follower:
             found = self._of(message)
             if found is not None:
                 followed, entry = found
-                followed.tell(entry)
+                followed.tell(entry, self._epochs.get(message.partition() or 0, 0))
 
-    def _of(self, message: Message) -> tuple[Followed, JobRecord | JobDuplicate] | None:
+    def _of(self, message: Message) -> tuple[Followed, Answer] | None:
         key, value = message.key(), message.value()
-        if key is None or value is None:
+        if key is None or not _believed(message, self._epochs) or value is None:
             return None
         kind, job_id = parts_of(key)
         followed = self._watched.get(job_id) if kind == JOB else None
@@ -155,7 +164,7 @@ class Follower:
         entry = self._read_entry(key, value)
         return None if entry is None else (followed, entry)
 
-    def _read_entry(self, key: bytes, value: bytes) -> JobRecord | JobDuplicate | None:
+    def _read_entry(self, key: bytes, value: bytes) -> Answer | None:
         """None for what no queue wrote."""
         try:
             try:
@@ -168,15 +177,18 @@ class Follower:
             return None
         return entry if isinstance(entry, JobRecord | JobDuplicate) else None
 
-    def look_up(self, job_id: str) -> JobRecord | JobDuplicate | None:
-        """What the store holds of it, by reading all of it. May wait. Raises ClusterUnavailable when that takes too long."""
+    def look_up(self, job_id: str) -> tuple[Answer, int] | None:
+        """What the store holds of it, by reading all of it, and its owner's epoch. May wait. Raises ClusterUnavailable when that
+        takes too long."""
         wanted, found = job_key(job_id), None
         places = self._partitions()
         begins, ends = self._admin.beginning_offsets(places), self._admin.end_offsets(places)
+        epochs: dict[int, int] = {}
         for message in read_to_end(self._cluster, begins, ends):
-            if message.key() == wanted:
+            if _believed(message, epochs) and message.key() == wanted:
                 value = message.value()
-                found = None if value is None else self._read_entry(wanted, value)
+                entry = None if value is None else self._read_entry(wanted, value)
+                found = None if entry is None else (entry, epochs[message.partition() or 0])
         return found
 
     def stop(self) -> None:
@@ -187,3 +199,15 @@ class Follower:
             self._thread.join(5.0)
         elif self._reader is not None:
             self._reader.close()
+
+
+def _believed(message: Message, epochs: dict[int, int]) -> bool:
+    """`epochs`: the highest one so far of each partition."""
+    key, partition = message.key(), message.partition() or 0
+    if key is None or not key.startswith(PREFIXES):
+        return False
+    epoch = epoch_of(message.headers())
+    if epoch < epochs.get(partition, 0):
+        return False
+    epochs[partition] = epoch
+    return True

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pipeline.jobs.following import Followed, Follower
+from pipeline.jobs.following import Answer, Followed, Follower
 from pipeline.model.blobs import Blobs
 from pipeline.model.durations import parse_duration_ms
-from pipeline.model.errors import BlobError, JobMissing, JobUnsuccessful, ResultTimeout
+from pipeline.model.errors import BlobError, InvalidJob, JobMissing, JobUnsuccessful, ResultTimeout
 from pipeline.model.job_ids import absent
 from pipeline.model.job_states import SUCCEEDED, TERMINAL, JobState
 from pipeline.model.job_types import JobType
@@ -59,11 +59,13 @@ class Reach:
 class JobHandle:
     """Follows one job. `id` is that of the request; where another of its dedup id came first, the result is that one's.
 
-    One that was not made by `enqueue` is looked for in the store first, where a short job stands when it has its ending.
+    One that was not made by `enqueue` is looked for in the store first, where a short job stands when it has its ending. `sent` says
+    of one that a handler asked for whether that handler has ended: before that nobody is asked.
     """
 
-    def __init__(self, reach: Reach, job_id: str, asked: bool = False) -> None:
+    def __init__(self, reach: Reach, job_id: str, asked: bool = False, sent: Callable[[], bool] | None = None) -> None:
         self._reach = reach
+        self._sent = sent
         self._seen_from_the_start = asked
         self._followed: Followed = reach.follower.watch(job_id)
         self._first: Followed | None = None
@@ -117,21 +119,24 @@ class JobHandle:
         return entry.of if isinstance(entry, JobDuplicate) else None
 
     async def _begin(self) -> None:
+        if self._sent is not None and not self._sent():
+            raise InvalidJob(
+                f"job {self.id} goes out when the handler that asks for it has succeeded: it has no state and no result before, "
+                "so let that handler end, and ask in another job"
+            )
         follower = self._reach.follower
         if not follower.begun:
             await self._reach.off_loop(follower.begin)
         follower.follow()
         if not self._seen_from_the_start and self._followed.entry is None:
-            entry = await self._look_up(self.id)
-            if entry is None:
+            found = await self._look_up(self.id)
+            if found is None:
                 raise self._missing(self.id)
-            self._followed.tell(entry)
+            self._followed.tell(*found)
             self._seen_from_the_start = True
 
-    async def _look_up(self, job_id: str) -> JobRecord | JobDuplicate | None:
-        found: JobRecord | JobDuplicate | None = await self._reach.off_loop(
-            lambda: self._reach.follower.look_up(job_id)
-        )
+    async def _look_up(self, job_id: str) -> tuple[Answer, int] | None:
+        found: tuple[Answer, int] | None = await self._reach.off_loop(lambda: self._reach.follower.look_up(job_id))
         return found
 
     async def _ending(self) -> JobRecord:
@@ -151,17 +156,18 @@ class JobHandle:
                 found = await self._look_up(duplicate.of)
                 if found is None:
                     raise self._missing(duplicate.of)
-                first.tell(found)
+                first.tell(*found)
             if isinstance(first.entry, JobDuplicate):
                 raise self._missing(duplicate.of)
             self._first = first
         return self._first
 
     async def _record_now(self, followed: Followed) -> JobRecord:
-        entry = await self._look_up(followed.job_id)
-        if entry is None:
+        found = await self._look_up(followed.job_id)
+        if found is None:
             raise self._missing(followed.job_id)
-        followed.tell(entry)
+        followed.tell(*found)
+        entry, _ = found
         if isinstance(entry, JobDuplicate):
             return await self._record_now(self._reach.follower.watch(entry.of))
         return entry

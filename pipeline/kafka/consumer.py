@@ -178,7 +178,8 @@ class KafkaConsumer:
             # consume(n, t) would wait the whole time to fill n records; this returns what is there.
             # The group's client first: what its callbacks take away must not come from the lanes' client any more.
             # A quarter is kept for lanes: a busy source must not make retries late.
-            batch = self._consumer.consume(max_records - (max_records // 4 if self._lanes is not None else 0), 0)
+            for_lanes = max_records // 4 if self._lanes is not None else 0
+            batch = self._consumer.consume(max_records - for_lanes, 0)
             if self._lanes is not None and not self._may_have_lost() and len(batch) < max_records:
                 batch += self._lanes.consume(max_records - len(batch), 0)
             if not batch:

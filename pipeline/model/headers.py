@@ -372,3 +372,11 @@ def replay_count_in(name: str, value: bytes | None) -> int:
         except HeaderError:
             return 0
     return int(value) if value and value.isdigit() and len(value) < 10 else 0
+
+
+def epoch_of(headers: Headers | None) -> int:
+    """Of the owner that wrote this record of a store; 0 for what no owner wrote."""
+    for name, value in headers or ():
+        if name == STORE_EPOCH and value is not None and value.isdigit() and len(value) < 19:
+            return int(value)
+    return 0

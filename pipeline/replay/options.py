@@ -35,7 +35,7 @@ class Tally:
 class RunOptions:
     """Topics and `group` are real names; `join`: beside others who run the plan.
 
-    `window`: looked at before each fetch (of at most 500) is sent, so so many records and one fetch more may be without an
+    `window`: looked at before each fetch (of at most 1,000) is sent, so so many records and one fetch more may be without an
     acknowledged result, and are written twice when the process is killed.
     It opens as the run goes on, so that of a small replay few are.
     `stop_after`: end after so many records. `progress` hears of the tally now and then, `alive` is asked: False ends the run.

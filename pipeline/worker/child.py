@@ -21,12 +21,14 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.delivery import SOURCE, Delivery
 from pipeline.model.cluster import Headers
 from pipeline.model.errors import ConfigurationError, PipelineError, SchemaUnavailable
 from pipeline.model.headers import decode as decode_headers
+from pipeline.model.outbox import UNDER_WAY
 from pipeline.model.outcome import Done, Emit, Failure, FailureKind, Reject, Retry
 from pipeline.model.policies import HandlerKind, Subscription
 from pipeline.worker.child_frames import Blobs, FrameBuffer, Head, pack
@@ -99,7 +101,11 @@ class Work:
         self._diagnosis = Diagnosis(self.subscription, self._source, self._codec)
         log = logger(app=app.name, pid=os.getpid(), group=app.group_name(group), topic=self._source)
         self._execution = Execution(
-            self.subscription, self._source, decoder(self.subscription, self._source, self._codec), log
+            self.subscription,
+            self._source,
+            decoder(self.subscription, self._source, self._codec),
+            log,
+            cluster=app.settings.broker,
         )
         self._runner = asyncio.Runner()
 
@@ -110,11 +116,14 @@ class Work:
         began_s = time.perf_counter()
         try:
             event = self._decode(delivery, context)
+            UNDER_WAY.set(None if self.subscription.kind is HandlerKind.BATCH else context)
             returned = None if event is SKIP else self._call(event, context)
         except SchemaUnavailable as error:
             return pack({"kind": "schema", "id": error.schema_id or 0})
         except BaseException as error:  # also SystemExit: nobody would answer for the record
             return self._failed(delivery, failure_of(error, self.subscription.retry.terminal))
+        finally:
+            context.ended = True
         outcome, emitted = concluded(returned, context)
         if isinstance(outcome, Done) and emitted:
             try:
@@ -143,7 +152,11 @@ class Work:
         return self._finished(handler(event, context))
 
     def _finished(self, returned: Any) -> object:
-        return self._runner.run(self._in_time(returned)) if inspect.isawaitable(returned) else returned
+        return (
+            self._runner.run(self._in_time(returned), context=copy_context())
+            if inspect.isawaitable(returned)
+            else returned
+        )
 
     async def _in_time(self, running: Any) -> object:
         async with asyncio.timeout(self.subscription.timeout_ms / 1000):

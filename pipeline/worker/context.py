@@ -9,6 +9,7 @@ from pipeline.core.copies import event_id
 from pipeline.core.delivery import Delivery
 from pipeline.model.cluster import Headers
 from pipeline.model.headers import DeliveryHeaders
+from pipeline.model.outbox import Outbox
 from pipeline.model.outcome import Emit
 from pipeline.worker.log_tail import LogTail, TailLogger
 
@@ -32,15 +33,17 @@ _ACCEPTED = _Accepted()
 class Context:
     """One execution of one record. Positions are those of the *origin*: the same on every attempt and in every lane."""
 
-    __slots__ = ("_delivery", "_execution", "_log", "emitted", "record_name")
+    __slots__ = ("_delivery", "_execution", "_log", "_outbox", "emitted", "ended", "record_name")
 
     _log: TailLogger
-    """Not set before it is used: most records log nothing."""
+    _outbox: Outbox
+    """Not set before they are used: most records log nothing, and ask for nothing."""
 
     def __init__(self, execution: Execution, delivery: Delivery) -> None:
         self._execution = execution
         self._delivery = delivery
         self.emitted: list[Emit] | None = None
+        self.ended = False  # the handler has returned, or failed
         self.record_name = ""
 
     @property
@@ -141,3 +144,19 @@ class Context:
             self.emitted = []
         self.emitted.append(Emit(topic, key, value, headers))
         return _ACCEPTED
+
+    def outbox(self) -> Outbox | None:
+        """See `model.outbox`: jobs that the handler asks for are outputs as any other."""
+        if self.ended:
+            return None
+        try:
+            return self._outbox
+        except AttributeError:
+            execution = self._execution
+            self._outbox = Outbox(
+                execution.cluster, execution.prefix, self.idempotency_key, self.timestamp_ms, self._put
+            )
+            return self._outbox
+
+    def _put(self, topic: str, key: bytes, value: bytes) -> None:
+        self.emit(topic, key, value)

@@ -32,7 +32,8 @@ SKIP = Skip()
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What every execution of one subscription shares. `source` is the source topic's real name.
+    """What every execution of one subscription shares. `source` is the source topic's real name, `cluster` the address of
+    its brokers.
 
     `decode_many` gives (record names, events) of a batch in which nothing is amiss, or raises CodecError: then one by one.
     """
@@ -42,6 +43,12 @@ class Execution:
     decode: Decode
     log: Any
     decode_many: DecodeMany | None = None
+    cluster: str = ""
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the names of topics."""
+        return self.source.removesuffix(self.subscription.topic)
 
 
 def decoder(subscription: Subscription, source: str, codec: Any) -> Decode:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pipeline.core.delivery import Delivery
 from pipeline.core.unit import Unit
 from pipeline.model.errors import SchemaUnavailable
+from pipeline.model.outbox import UNDER_WAY
 from pipeline.model.outcome import Failure
 from pipeline.worker.context import Context
 from pipeline.worker.engine import Engine
@@ -86,6 +87,7 @@ class AsyncRunners:
 
     async def _take_turns(self, runner: _Runner) -> None:
         engine, take = self._engine, self._engine.take
+        UNDER_WAY.set(None)
         clean = contextvars.copy_context()
         turn, worked = 0, False
         self._baton = False
@@ -116,6 +118,7 @@ class AsyncRunners:
                     runner.delivery = delivery = None
                     await asyncio.sleep(0)
             runner.delivery = None
+            UNDER_WAY.set(None)
             if contextvars.copy_context() != clean:
                 # The handler left a context variable behind: the next record must not see it, so this runner ends here.
                 self._retire(runner)
@@ -140,6 +143,7 @@ class AsyncRunners:
             event = execution.decode(delivery, context)
             if event is SKIP:
                 return engine.done(delivery)
+            UNDER_WAY.set(context)
             returned = await handler(event, context)
         except SchemaUnavailable as error:
             engine.await_schema(delivery, error.schema_id or 0)
@@ -155,6 +159,8 @@ class AsyncRunners:
         except BaseException as error:
             failure = failure_of(error, execution.subscription.retry.terminal)
             return engine.complete(delivery, replace(failure, started_ms=began_ms))
+        finally:
+            context.ended = True
         if returned is None and context.emitted is None:
             return engine.done(delivery)
         outcome, emitted = concluded(returned, context)

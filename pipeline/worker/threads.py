@@ -20,6 +20,7 @@ from pipeline.core.batching import gathering_ends, hold_back_behind
 from pipeline.core.delivery import Delivery
 from pipeline.core.unit import Unit
 from pipeline.model.errors import SchemaUnavailable
+from pipeline.model.outbox import UNDER_WAY
 from pipeline.model.outcome import Done, Emit, Failure
 from pipeline.worker.context import Context
 from pipeline.worker.engine import Engine
@@ -230,6 +231,7 @@ class ThreadRunners:
         context = Context(execution, delivery)
         try:
             event = execution.decode(delivery, context)
+            UNDER_WAY.set(context)
             returned = None if event is SKIP else handler(event, context)
         except SchemaUnavailable as error:
             return _Result(delivery, None, schema_id=error.schema_id or 0)
@@ -237,6 +239,8 @@ class ThreadRunners:
             BaseException
         ) as error:  # also SystemExit: it would end the thread, and nobody would answer for the record
             return _Result(delivery, failure_of(error, execution.subscription.retry.terminal))
+        finally:
+            context.ended = True
         if returned is None and context.emitted is None:
             return delivery
         outcome, emitted = concluded(returned, context)

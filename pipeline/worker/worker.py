@@ -225,6 +225,7 @@ class Worker:
             decoder(subscription, source, codec),
             log,
             batch_decoder(subscription, source, codec),
+            cluster.address,
         )
         opening = Opening()
         clock = self._time.keep(Clock(getattr(cluster, "clock", wall_clock_ms)))
@@ -262,9 +263,7 @@ class Worker:
         )
         executor: Executor
         if subscription.jobs is not None:
-            executor = executor_of(
-                app, subscription.jobs, place, engine, opening, loop, self._job_target(subscription.jobs)
-            )
+            executor = executor_of(app, subscription.jobs, place, engine, opening, loop, self._job_target)
         else:
             executor = self._executor(engine, subscription, place.group, loop)
         engine.connect(fetcher, executor)
@@ -277,11 +276,11 @@ class Worker:
         return ThreadDriver(fetcher, group, engine.failed_elsewhere)
 
     def _job_target(self, queue: JobQueue) -> str | None:
-        """How processes of the queue's jobs find the application; None where there are none."""
-        wanted = any(declared.policy.executor == "process" for declared in queue.types.values())
-        if wanted and self.in_memory:
+        """How processes of the queue's jobs find the application; None where they run in threads."""
+        if self.in_memory:
             self._log.info("on a cluster in memory executor='process' runs handlers in threads", queue=queue.name)
-        return needed(self._target, self._app.name) if wanted and not self.in_memory else None
+            return None
+        return needed(self._target, self._app.name)
 
     def _executor(
         self, engine: Engine, subscription: Subscription, group: str, loop: asyncio.AbstractEventLoop

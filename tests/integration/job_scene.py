@@ -19,7 +19,7 @@ from pipeline.jobs.handle import JobHandle
 from pipeline.model.cluster import Message, TopicPartition
 from pipeline.model.cron import Misfire
 from pipeline.model.errors import JobMissing
-from pipeline.model.job_policies import Fixed
+from pipeline.model.job_policies import Fixed, RetentionPolicy
 from pipeline.model.job_states import JobState
 from pipeline.model.jobs import JobRequest, PutSchedule, Schedule
 from pipeline.worker.jobs.context import JobContext
@@ -68,13 +68,15 @@ class JobLedger:
 
 
 async def _obey(task: dict[str, Any], job: JobContext, ledger: JobLedger) -> dict[str, Any]:
-    """`gate`: a file to wait for; `sleep`: seconds; `fails`: so many attempts fail."""
+    """`gate`: a file to wait for; `sleep`: seconds; `fails`: so many attempts fail; `asks`: inputs of jobs that follow."""
     name = str(task.get("name", job.id))
     ledger.tell("start", name, job)
     while "gate" in task and not os.path.exists(task["gate"]):
         await asyncio.sleep(0.02)
     if "sleep" in task:
         await asyncio.sleep(task["sleep"])
+    for following in task.get("asks", ()):
+        await job.enqueue("obey", following)
     if job.attempt <= task.get("fails", 0):
         ledger.tell("fail", name, job)
         raise RuntimeError("the input says so")
@@ -87,6 +89,8 @@ def make_app(spec: dict[str, Any]) -> Pipeline:
     ledger = JobLedger(Path(spec["ledger"]))
     app.queue("default", concurrency=spec.get("concurrency", 50))
     options = {"attempts": 4, "jitter": 0, "backoff": Fixed("300ms"), "timeout": "60s", **spec.get("job", {})}
+    if "retention" in options:
+        options["retention"] = RetentionPolicy(**options["retention"])
 
     @app.job("obey", **options)
     async def obey(task: dict[str, Any], job: JobContext) -> dict[str, Any]:

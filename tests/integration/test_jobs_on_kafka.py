@@ -239,6 +239,32 @@ def test_d5_a_tick_fires_once_with_two_workers_and_through_restarts(scene: JobSc
     assert early == []
 
 
+def test_b_e3_chains_of_jobs_go_on_through_a_killed_worker_and_no_link_is_there_twice(scene: JobScene) -> None:
+    """Each link asks for the next one; the ids are the same when a link runs again, so there is one job for each."""
+    spec = scene.job_spec({"retention": {"completed": 1_000}}, concurrency=20)
+
+    async def story() -> None:
+        async with scene.caller(spec) as app:
+            one, two = scene.start(spec), scene.start(spec)
+            await scene.owned(one, two, each=1)
+            for n in range(60):
+                task: dict[str, Any] = {"name": f"{n}.3", "sleep": 0.05}
+                for link in (2, 1):
+                    fails = 1 if (n + link) % 10 == 0 else 0
+                    task = {"name": f"{n}.{link}", "sleep": 0.05, "fails": fails, "asks": [task]}
+                await app.enqueue("obey", task)
+            await scene.soon("both work", lambda: {t.pid for t in scene.jobs.told("done")} >= {one.pid, two.pid})
+            one.kill()
+            wanted = {f"{n}.{link}" for n in range(60) for link in (1, 2, 3)}
+            await scene.soon("all links are done", lambda: set(scene.jobs.names("done")) == wanted, 60)
+            await scene.soon("the inbox is settled", scene.inbox_settled)
+            assert len({(each.id, each.name) for each in scene.jobs.told()}) == 180
+            assert len({each.key() for each in scene.entries()}) == 180
+            assert two.stop() == 0
+
+    asyncio.run(story())
+
+
 # -- processes that come and go
 
 

@@ -19,6 +19,7 @@ RECORDS = "tests/conformance/test_records.py"
 LIVES, BOARD = "tests/property/test_board_lives.py", "tests/unit/test_core_jobs_board.py"
 SCAN, JOBS = "tests/unit/test_core_store_scan.py", "tests/unit/jobs/test_jobs_on_workers.py"
 WRITER = "tests/unit/jobs/test_store_writer.py"
+ASKED = "tests/unit/jobs/test_jobs_from_handlers.py"
 SHARING = "tests/unit/test_core_jobs_sharing.py"
 CHOICE, CRON = "tests/unit/test_core_jobs_choice.py", "tests/unit/test_jobs_cron.py"
 
@@ -189,7 +190,7 @@ BREAKS = (
     Break("long-session-not-told", "worker.worker", "if timeout is None or int(timeout) > self._app.settings.session_timeout_s * 1000:", "if False:", f"{REMEDIES}::test_a_broker_whose_sessions_are_long_is_told"),
     Break("pause-kept-over-a-removal", "kafka.consumer", "if was_paused := self._paused & new.keys():", "if was_paused := self._paused - self._paused:", f"{RECORDS}::test_a_pause_survives_a_seek_and_ends_with_a_removal[kafka]"),
     Break("resume-wakes-nobody", "kafka.consumer", "self.seek(tp, position.offset if position.offset >= 0 else self._starts[tp])", "pass", f"{RECORDS}::test_resuming_when_all_was_paused_is_quick[kafka]"),
-    Break("consume-waits-to-fill", "kafka.consumer", "self._consumer.consume(max_records - max_records // 4, 0)", "self._consumer.consume(max_records - max_records // 4, timeout_s)", f"{REMEDIES}::test_only_the_poll_for_the_first_record_waits"),
+    Break("consume-waits-to-fill", "kafka.consumer", "self._consumer.consume(max_records - for_lanes, 0)", "self._consumer.consume(max_records - for_lanes, timeout_s)", f"{REMEDIES}::test_only_the_poll_for_the_first_record_waits"),
     Break("a-second-after-a-full-queue", "kafka.settings", "\"fetch.queue.backoff.ms\": 5,", "\"fetch.queue.backoff.ms\": 1_000,", f"{REMEDIES}::test_settings_that_measurements_chose"),
     Break("polls-as-long-as-it-is-asked-to", "worker.fetcher", "timeout_s = min(timeout_s, self._policy.poll_s)", "pass", f"{REMEDIES}::test_no_poll_is_long_however_long_there_is_nothing"),
     Break("commit-text-of-any-length", "kafka.commits", "> METADATA_MAX_CHARACTERS:", "> METADATA_MAX_CHARACTERS << 20:", f"{REMEDIES}::test_what_can_not_be_committed_is_not_sent_with_the_others"),
@@ -239,7 +240,7 @@ BREAKS = (
     Break("jobs-windows-end-late", "core.jobs.dedup", "<= request.created_ms < window.until_ms", "<= request.created_ms <= window.until_ms", BOARD),
     Break("jobs-windows-kept-after-a-failure", "core.jobs.restoring", "if lost and board", "if False and board", BOARD),
     Break("jobs-ticks-under-new-names", "core.jobs.scheduling", "tick_id(ticking.schedule.name, tick_ms), tick_ms", "tick_id(ticking.schedule.name, tick_ms) + str(now_ms), tick_ms", LIVES),
-    Break("jobs-ticks-not-written", "core.jobs.scheduling", "            if not job.written:", "            if False:", LIVES),
+    Break("jobs-ticks-not-written", "core.jobs.scheduling", "board.ledger.at_once(board.accept(ticking.request(job_id, at_ms), -1, now_ms))", "board.accept(ticking.request(job_id, at_ms), -1, now_ms)", LIVES),
     Break("jobs-ticks-lost-over-night", "core.jobs.ticks", "and self.schedule.misfire is not Misfire.ALL", "", LIVES),
     Break("jobs-ticks-twice-in-an-hour", "model.cron", "if tick_ms > last_ms:", "if True:", CRON),
     # jobs: who is next
@@ -270,7 +271,35 @@ BREAKS = (
     Break("jobs-drained-before-they-are-written", "worker.jobs.hosting", "host.endings or len(host.writer)", "False", JOBS),
     Break("jobs-writes-pass-what-failed", "worker.jobs.writing", "            if self._unsent:\n                self._unsent.append(item)\n            else:\n                self._send(item, now_ms)", "            self._send(item, now_ms)", WRITER),
     Break("jobs-writes-done-out-of-order", "worker.jobs.writing", "while items and items[0].acknowledged:\n            done.append(items.popleft().what)", "for item in [each for each in items if each.acknowledged]:\n            items.remove(item)\n            done.append(item.what)", WRITER),
+    Break("jobs-writes-answered-twice", "worker.jobs.writing", "if item.sent != sending:", "if False:", WRITER),
+    Break("jobs-writes-resent-as-they-were", "worker.jobs.writing", "        _newest(again)\n", "", WRITER),
+    Break("jobs-stopped-before-their-first-turn", "worker.jobs.running", "            if run.begun:\n                run.task.cancel()", "            run.task.cancel()", "tests/unit/jobs/test_job_runs.py"),
+    Break("jobs-paused-queues-spin", "worker.jobs.admitting", "if taken and (", "if (", JOBS),
+    Break("jobs-retries-early-for-another-clock", "core.jobs.board", "now_ms + self.spread_ms", "now_ms", BOARD),
+    Break("jobs-answers-without-their-first", "core.jobs.board", "            self.ledger.at_once(job)\n", "            pass\n", BOARD),
+    Break("jobs-callers-believe-strangers", "jobs.following", "if epoch < epochs.get(partition, 0):", "if False:", "tests/unit/jobs/test_following.py"),
+    # the same and others, by histories of whole workers
+    Break("fleet-jobs-without-dedup", "core.jobs.board", "elif request.dedup_id is None or not self._duplicate(request, offset, now_ms):", "else:"),
+    Break("fleet-jobs-settled-unwritten", "worker.jobs.writing", "while items and items[0].acknowledged:", "while items:"),
+    Break("fleet-jobs-timers-early", "core.jobs.timers", "heap[0][0] <= now_ms and", "heap[0][0] <= now_ms + 40 and"),
+    Break("fleet-jobs-strangers-believed", "core.store_scan", "if epoch < self.epoch or (offset >= self._owner_fence and epoch < self._owner):", "if False:"),
+    Break("fleet-jobs-ticks-twice", "core.jobs.scheduling", "if job_id not in board.jobs:", "if True:"),
+    Break("fleet-jobs-ticks-lost", "core.jobs.scheduling", "board.ledger.at_once(board.accept(ticking.request(job_id, at_ms), -1, now_ms))", "pass"),
+    Break("fleet-jobs-keys-let-go-at-a-retry", "core.jobs.board", "            job.state, job.next_ms = JobState.RETRYING, at_ms\n", "            job.state, job.next_ms = JobState.RETRYING, at_ms\n            if job.key is not None and (following := self.keys.leave(job.key, job)) is not None:\n                self.lane(following)\n"),
+    Break("fleet-jobs-seen-requests-run-again", "core.jobs.board", "            if known is not None:\n", "            if False and known is not None:\n"),
+    Break("fleet-jobs-drained-while-they-run", "worker.jobs.hosting", "any(run.host is host for run in self._runs.running)", "False"),
+    Break("fleet-jobs-writes-resent-as-they-were", "worker.jobs.writing", "        _newest(again)\n", ""),
+    Break("fleet-jobs-writes-answered-twice", "worker.jobs.writing", "if item.sent != sending:", "if False:"),
+    Break("fleet-jobs-cancels-not-minded", "core.jobs.commands", "        board.cancel(job, reason, now_ms)\n", "        pass\n"),
+    Break("fleet-jobs-old-ones-of-a-lane-last", "core.jobs.lanes", "credit[lane.index] + weights[lane.index])", "-lane.index)"),
     Break("jobs-writes-resent-too-early", "worker.jobs.writing", "self._under_way or now_ms < self._again_ms", "now_ms < self._again_ms", WRITER),
+    Break("jobs-let-go-are-stalls", "worker.jobs.hosting", "return unit in self._given_up or not self.holds(unit)", "return True", JOBS),
+    Break("jobs-asked-for-are-not-waited-for", "worker.jobs.hosting", "            self._hand_ons.start(run, ending, self._engine.clock.now_ms)\n", "            self._hand_ons.start(run, ending, self._engine.clock.now_ms)\n            host.endings.append((run.job, run.version, ending))\n", ASKED),
+    Break("jobs-asked-for-by-those-that-failed", "worker.jobs.hosting", "run.asked and isinstance(ending, Completed)", "run.asked", ASKED),
+    Break("jobs-asked-for-under-new-names", "model.outbox", "f\"{parent}#{number}\"", "f\"{parent}#{number}#{id(object())}#{__import__('os').urandom(8)}\"", ASKED),
+    Break("jobs-asked-for-at-once", "model.outbox", "outbox is None or outbox.cluster != cluster", "True or outbox is None", ASKED),
+    Break("jobs-asked-for-too-late-get-lost", "worker.jobs.context", "        if self.ended:\n            return None\n", "", ASKED),
+    Break("jobs-asked-for-are-sent-once", "worker.jobs.handing_on", "        self._again.append((now_ms + RESEND_MS", "        _ = ((now_ms + RESEND_MS", ASKED),
     Break("strangers-stay-while-the-owner-works", "worker.jobs.strangers", "            write_again(host.board, keys)\n", "", JOBS),
     Break("strangers-before-the-first-entry-unseen", "worker.jobs.writing", "self.seen = end", "self.seen = 1 << 60", JOBS),
     Break("strangers-behind-the-last-entry-unseen", "worker.jobs.strangers", "elif host in known and now_ms - at_ms >= LOOK_MS:", "elif False:", JOBS),

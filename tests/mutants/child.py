@@ -38,10 +38,9 @@ def until_one_finds(problems: Callable[[int], Sequence[object]], seeds: Iterable
 
 
 def by_simulation(seeds: Iterable[int]) -> str:
-    from tests.simulation.scenario import drawn
-    from tests.simulation.world import simulate
+    from tests.simulation.histories import scenario_of, simulated
 
-    return until_one_finds(lambda seed: simulate(drawn(seed)).problems, seeds)
+    return until_one_finds(lambda seed: simulated(scenario_of(seed)).problems, seeds)
 
 
 def by_histories(name: str, most: int) -> str:

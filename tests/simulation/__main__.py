@@ -1,4 +1,4 @@
-"""Simulated histories of whole workers.
+"""Simulated histories of whole workers: of events, and every fourth one of jobs.
 
 python -m tests.simulation --histories 1000            seeds 0 to 999, on every core; exit 1 when one does not hold
 python -m tests.simulation --seed 1234                 one history again; when it does not hold it is shrunk and printed
@@ -14,9 +14,10 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
-from tests.simulation.scenario import Scenario, drawn
+from tests.simulation.histories import lines, scenario_of, simulated
+from tests.simulation.scenario import Scenario
 from tests.simulation.shrink import promise, shrunk
-from tests.simulation.world import World, simulate
+from tests.simulation.world import World
 
 CHUNK = 20
 SHOWN_MAX = 5
@@ -29,7 +30,7 @@ def run_chunk(first: int, count: int) -> tuple[int, int, Counter[str], int, list
     failing = []
     repeats = 0
     for seed in range(first, first + count):
-        world = simulate(drawn(seed))
+        world = simulated(scenario_of(seed))
         seen += world.seen
         repeats += world.repeats
         if world.problems:
@@ -45,34 +46,17 @@ def smallest(seed: int, problems: list[str]) -> tuple[Scenario, World]:
     broken = promise(problems[0])
 
     def breaks(scenario: Scenario) -> bool:
-        return any(promise(problem) == broken for problem in simulate(scenario).problems)
+        return any(promise(problem) == broken for problem in simulated(scenario).problems)
 
-    scenario = shrunk(drawn(seed), breaks)
-    return scenario, simulate(scenario)
+    scenario = shrunk(scenario_of(seed), breaks)
+    return scenario, simulated(scenario)
 
 
 def show(world: World, kept: str) -> None:
     """A history, readable."""
-    scenario = world.scenario
-    print(
-        f"seed {scenario.seed}: {scenario.executor} handlers, order {scenario.order}, {scenario.partitions} partitions, "
-        f"{scenario.workers} workers, {scenario.limits}, concurrency {scenario.concurrency}"
-    )
-    print(
-        "faults:",
-        ", ".join(f"{name} {chance}" for name, chance in scenario.faults) or "none",
-        "delays:",
-        scenario.delays,
-    )
-    for record in scenario.records:
-        print(
-            f"  r{record.number}: key {record.key!r} at {record.at_ms} ms, {', '.join(record.steps)}, takes {record.takes_ms} ms"
-        )
-    for event in scenario.events:
-        print(f"  e{event.number}: {event.kind} at {event.at_ms} ms, pick {event.pick}, value {event.value}")
-    print("\n".join(world.told()))
+    print("\n".join(lines(world)))
     print("\n".join(f"PROBLEM {problem}" for problem in world.problems) or "everything held")
-    print("again:", again(scenario.seed, kept))
+    print("again:", again(world.scenario.seed, kept))
 
 
 def many(first: int, count: int, jobs: int) -> int:
@@ -110,9 +94,9 @@ def many(first: int, count: int, jobs: int) -> int:
 
 def one(seed: int, keep: str) -> int:
     if keep:
-        world = simulate(drawn(seed).only(keep.split()))
+        world = simulated(scenario_of(seed).only(keep.split()))
     else:
-        world = simulate(drawn(seed))
+        world = simulated(scenario_of(seed))
         if world.problems:
             print(f"seed {seed}: {world.problems[0]}; shrinking", flush=True)
             scenario, world = smallest(seed, world.problems)

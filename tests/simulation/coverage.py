@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tests.simulation.scenario import drawn
-from tests.simulation.world import simulate
+from tests.simulation.histories import scenario_of, simulated
 
 REQUIRED = (
     # done to the fleet
@@ -53,16 +52,76 @@ REQUIRED = (
     "log: this machine's clock is not the cluster's: corrected here",
 )
 
+JOBS_REQUIRED = (
+    # done to the fleet
+    *(
+        "kill",
+        "stop",
+        "freeze",
+        "thaw",
+        "expel",
+        "start",
+        "away",
+        "deny",
+        "shut",
+        "gap",
+        "jump",
+        "stall",
+        "pause",
+        "redrive",
+    ),
+    "killed while it restored",
+    # broker faults
+    *(
+        "send_failure",
+        "ack_lost",
+        "ack_twice",
+        "commit_partition_failure",
+        "commit_lost",
+        "commit_late",
+        "lost_as_revoked",
+    ),
+    # executions
+    *(
+        "job ok",
+        "job warned",
+        "job failed",
+        "job rejected",
+        "job cancelled",
+        "timed out",
+        "attempt repeated",
+        "another round",
+    ),
+    # jobs
+    *("state: COMPLETED", "state: COMPLETED_WITH_WARNING", "state: DEAD_LETTER", "state: FAILED", "state: CANCELLED"),
+    *(
+        "duplicate",
+        "tick",
+        "forgotten",
+        "expired",
+        "stalled",
+        "careful",
+        "a stranger's entry",
+        "refused",
+        "result waited for",
+    ),
+    "a clock of its own",
+    # what workers said
+    *("log: board restored", "log: partition lost", "log: drain deadline reached: cancelling what still runs"),
+)
+"""The same of the histories of jobs."""
+
 
 def missing(seen: Counter[str]) -> list[str]:
-    return [situation for situation in REQUIRED if not seen[situation]]
+    wanted = (*REQUIRED, *(f"jobs: {situation}" for situation in JOBS_REQUIRED))
+    return [situation for situation in wanted if not seen[situation]]
 
 
 def held(seeds: range, seen: Counter[str]) -> list[str]:
     """One line for each history of these that does not hold; what they met is added to `seen`."""
     found = []
     for seed in seeds:
-        world = simulate(drawn(seed))
+        world = simulated(scenario_of(seed))
         seen.update(world.seen)
         if world.problems:
             found.append(f"seed {seed} (again, and shrunk: make sim SEED={seed}): {'; '.join(world.problems[:3])}")

@@ -131,6 +131,7 @@ def _counted(seen: Counter[str]) -> Iterator[None]:
 
     def logged(_logger: object, _name: str, event: dict[str, object]) -> str:
         seen[f"log: {event.get('event')}"] += 1
+        seen["careful"] += event.get("careful") is True
         return ""
 
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[logged])

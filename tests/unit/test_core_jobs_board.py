@@ -456,7 +456,7 @@ def test_within_a_window_the_first_job_is_the_answer(bench: Bench) -> None:
     bench.ask("b", dedup_id="d", dedup_window_ms=1_000)
     bench.now_ms += 1
     bench.ask("c", dedup_id="d", dedup_window_ms=1_000)
-    (answer,) = bench.entries()
+    *_, answer = bench.entries()
     assert answer == JobDuplicate("b", "t", "a", NOW + 999, 1)
     assert bench.ids() == ["a", "c"]
 
@@ -768,3 +768,26 @@ def test_a_clock_that_goes_back_starts_nothing_early(bench: Bench) -> None:
     bench.pass_ms(-MINUTE)
     bench.pass_ms(MINUTE)
     assert bench.ids() == []
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+def test_a_duplicate_s_answer_stands_behind_an_entry_of_the_first_one(key: str | None) -> None:
+    """Else whoever waits for the result would look for it, and find that there is no such job."""
+    bench = Bench()
+    if key is not None:
+        bench.ask("before", key=key)
+    bench.ask("first", key=key, dedup_id="d", dedup_window_ms=MINUTE)
+    assert bench.effects() == []
+    bench.ask("second", key=key, dedup_id="d", dedup_window_ms=MINUTE)
+    before = [] if key is None else [b"j/before"]
+    keys = [each.key for each in bench.effects() if isinstance(each, Entry)]
+    assert keys == [*before, dedup_key("t", "d"), b"j/first", b"j/second"]
+
+
+def test_a_retry_is_not_early_for_an_owner_whose_clock_is_ahead() -> None:
+    bench = Bench()
+    bench.board.spread_ms = 30
+    bench.ask("a")
+    (job,) = bench.board.take(1, NOW)
+    bench.board.ended([(job, job.version, LATER)], NOW)
+    assert bench.board.next_ms() == NOW + 1_030

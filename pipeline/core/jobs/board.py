@@ -23,8 +23,8 @@ from dataclasses import replace
 from pipeline.core.jobs import retention
 from pipeline.core.jobs.dedup import Dedup
 from pipeline.core.jobs.delivering import deliver
-from pipeline.core.jobs.entries import DropBlobs, Effect, Entry, Packing, Settle
-from pipeline.core.jobs.forgetting import forget
+from pipeline.core.jobs.entries import Effect, Entry, Packing, Settle
+from pipeline.core.jobs.forgetting import dropped, forget
 from pipeline.core.jobs.job import Finished, Job, Kind
 from pipeline.core.jobs.keys import KeyOrder
 from pipeline.core.jobs.lanes import Lanes
@@ -32,7 +32,6 @@ from pipeline.core.jobs.ledger import Ledger
 from pipeline.core.jobs.retrying import STALLED, UNKNOWN_TYPE, retry_at_ms, terminal, with_attempt
 from pipeline.core.jobs.scheduling import Schedules
 from pipeline.core.jobs.timers import Timers
-from pipeline.model.blobs import is_queues
 from pipeline.model.job_policies import JobPolicy, QueuePolicy
 from pipeline.model.job_states import SUCCEEDED, TIMED, JobState
 from pipeline.model.jobs import NOTHING_YET, Completed, JobDuplicate, JobEnding, JobOutcome, JobRequest, Stalled
@@ -49,6 +48,7 @@ class Board:
 
     `unconfirmed`: those that wait for that, or for a call of `take` behind it (`confirmed`); they have their places.
     `read_ms`: all requests from before this time have been admitted. `committed`: the inbox is not read again below this offset.
+    `spread_ms`: so much later than the `now_ms` it is told it may be, for times that another owner with another clock reads.
     """
 
     def __init__(self, policy: QueuePolicy, types: Mapping[str, JobPolicy], packing: Packing) -> None:
@@ -65,6 +65,7 @@ class Board:
         self.careful = False
         self.read_ms = 0
         self.committed = 0
+        self.spread_ms = 0
         self.number = 0
         self.confirmed: list[Job] = []
         self.unconfirmed = 0
@@ -137,11 +138,13 @@ class Board:
         first = self.dedup.first_of(request)
         if first is None:
             return False
+        job = self.jobs.get(first)
+        if isinstance(job, Job):  # whoever reads the answer finds it in the store, unless it is forgotten
+            self.ledger.at_once(job)
         answer = JobDuplicate(request.id, request.type, first, now_ms, offset)
         self.jobs[request.id] = answer
         self.ledger.effects.append(Entry(job_key(request.id), self.ledger.packing.pack(answer), offset))
-        if request.payload_ref is not None and is_queues(request.payload_ref):
-            self.ledger.effects.append(DropBlobs((request.payload_ref,)))
+        self.ledger.effects.extend(dropped((request.payload_ref,)))
         retention.finished(self.kind(request.type), answer, now_ms, good=True)
         return True
 
@@ -331,7 +334,7 @@ class Board:
         self.lane(job)
 
     def _failed(self, job: Job, failure: Failure, now_ms: int) -> None:
-        at_ms = retry_at_ms(job, failure, now_ms)
+        at_ms = retry_at_ms(job, failure, now_ms + self.spread_ms)
         job.outcome = replace(job.outcome, error=failure, history=with_attempt(job, failure, now_ms))
         if at_ms is None:
             self.give_up(job, failure, now_ms)

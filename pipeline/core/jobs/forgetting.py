@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
 from pipeline.core.jobs import retention
@@ -26,12 +27,16 @@ def forget(board: Board, now_ms: int) -> None:
             key = job_key(job.id)
             effects.append(Entry(key, None))
             if isinstance(job, Job) and job.blobs and job.packed is not None:
-                refs = refs_of(cast(JobRecord, packing.unpack(key, job.packed)))
-                if refs:
-                    effects.append(DropBlobs(refs))
+                effects.extend(dropped(_refs(cast(JobRecord, packing.unpack(key, job.packed)))))
 
 
-def refs_of(record: JobRecord) -> tuple[str, ...]:
+def _refs(record: JobRecord) -> tuple[str | None, str | None]:
     """The blobs that nobody needs once the job is forgotten. A dead letter still refers to its input: that stays, for a redrive."""
     given = None if record.state is JobState.DEAD_LETTER else record.request.payload_ref
-    return tuple(ref for ref in (given, record.outcome.result_ref) if ref is not None and is_queues(ref))
+    return given, record.outcome.result_ref
+
+
+def dropped(refs: Iterable[str | None]) -> list[DropBlobs]:
+    """What deletes those of them that the queue deletes."""
+    found = tuple(ref for ref in refs if ref is not None and is_queues(ref))
+    return [DropBlobs(found)] if found else []

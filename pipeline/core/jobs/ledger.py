@@ -50,6 +50,14 @@ class Ledger:
         for job in self._keys.unwritten(key):
             self.write(job)
 
+    def at_once(self, job: Job) -> None:
+        """Its first entry, if it has none, behind those of all of its key that came due before."""
+        if not job.written:
+            if job.key is not None:
+                self.older_first(job.key)
+            else:
+                self.write(job)
+
     def write(self, job: Job) -> None:
         """Its entry as it is now, behind the dedup window that it began; a dead letter behind it."""
         if job.request is None:

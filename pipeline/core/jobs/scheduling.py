@@ -110,12 +110,7 @@ class Schedules:
         """The job is written at once, since no request in the inbox would bring it back."""
         board = self._board
         if job_id not in board.jobs:
-            job = board.accept(ticking.request(job_id, at_ms), -1, now_ms)
-            if not job.written:
-                if job.key is not None:
-                    board.ledger.older_first(job.key)
-                else:
-                    board.ledger.write(job)
+            board.ledger.at_once(board.accept(ticking.request(job_id, at_ms), -1, now_ms))
 
     def _write(self, ticking: Ticking, settles: int = -1) -> None:
         board = self._board

@@ -108,7 +108,8 @@ class Batches:
                 inputs.append(given.value)
         if not runs:
             return
-        arguments = (inputs,) if self._declared.alone else (inputs, [runner.context(run) for run in runs])
+        contexts = [runner.context(run) for run in runs]
+        arguments = (inputs,) if self._declared.alone else (inputs, contexts)
         try:
             returned = await runner.call(self._declared, arguments)
             results = by_job(returned, [run.job.id for run in runs])
@@ -118,6 +119,9 @@ class Batches:
             for run in runs:
                 runner.finish(run, runner.failed(run, error))
             return
+        finally:
+            for context in contexts:
+                context.ended = True
         for run in runs:
             if run in runner.running:
                 runner.finish(run, await self._ending(run, results.get(run.job.id)))

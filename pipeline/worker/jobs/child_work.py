@@ -7,6 +7,7 @@ import dataclasses
 import os
 import socket
 import time
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -15,10 +16,11 @@ from pydantic_core import PydanticSerializationError
 from pipeline.core.jobs.job import Job, Kind
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import JobOutcome, JobProgress, JobRequest
+from pipeline.model.outbox import UNDER_WAY
 from pipeline.model.outcome import Failure, Warn
 from pipeline.worker.child_frames import Blobs, Head, pack
 from pipeline.worker.execution import failure_of
-from pipeline.worker.jobs.context import JobContext
+from pipeline.worker.jobs.context import Home, JobContext
 from pipeline.worker.jobs.processes import progress_in, said
 from pipeline.worker.jobs.telling import TELL_EVERY_S, Said
 from pipeline.worker.jobs.values import kept, misfit, no_json
@@ -58,30 +60,37 @@ class JobWork:
         self._dump = TypeAdapter[Any](self._type.gives).dump_json
         self._log = logger(app=app.name, pid=os.getpid(), job_type=name)
         self._runner = asyncio.Runner()
+        self._home = Home(app.cluster.address, app.settings.prefix, app.enqueue)
 
     def run(self, head: Head, blobs: Blobs) -> bytes:
         """The frame that answers for this job."""
         teller = ChildTeller(self._channel)
-        outcome = self._outcome(head, blobs[0] or b"", teller)
+        context = JobContext(_job(head, self._type), head["timeout_ms"], teller, self._log, self._home)
+        UNDER_WAY.set(context)
+        outcome = self._outcome(context, head["timeout_ms"], blobs[0] or b"")
+        context.ended = True
         teller.flush()
         if isinstance(outcome, Failure):
             log = teller.tail.text() if teller.tail is not None else ""
             found = dataclasses.asdict(kept(dataclasses.replace(outcome, log=log)))
             return pack({"kind": "failed", "failure": {**found, "kind": outcome.kind.value}})
         result, warning = outcome
-        return pack({"kind": "done", "warning": warning}, [result])
+        asked = [record.topic for record in context.asked]
+        parts = [part for record in context.asked for part in (record.key, record.value)]
+        return pack({"kind": "done", "warning": warning, "asked": asked}, [result, *parts])
 
-    def _outcome(self, head: Head, payload: bytes, teller: ChildTeller) -> Failure | tuple[bytes | None, str | None]:
+    def _outcome(
+        self, context: JobContext, timeout_ms: int, payload: bytes
+    ) -> Failure | tuple[bytes | None, str | None]:
         try:
             given = self._read(payload)
         except ValidationError as error:
             return misfit(self._type.name, error)
-        context = JobContext(_job(head, self._type), head["timeout_ms"], teller, self._log)
         arguments = (given,) if self._type.alone else (given, context)
         try:
             returned: Any = self._type.handler(*arguments)
             if self._type.is_async:
-                returned = self._runner.run(self._in_time(returned, head["timeout_ms"]))
+                returned = self._runner.run(self._in_time(returned, timeout_ms), context=copy_context())
         except BaseException as error:  # also SystemExit: nobody would answer for the job
             return failure_of(error, self._type.policy.terminal)
         if isinstance(returned, Warn):

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core.jobs.job import Job
+from pipeline.model.job_ids import made_ms
 from pipeline.model.jobs import JobProgress, JobRequest
+from pipeline.model.outbox import UNDER_WAY, Outbox
 from pipeline.worker.jobs.telling import JobLog, Said
+from pipeline.worker.sending import OutRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The application whose worker runs the job. `enqueue` is its own."""
+
+    cluster: str
+    prefix: str
+    enqueue: Callable[..., Awaitable[Any]]
 
 
 class JobContext:
     """One execution of one job."""
 
     __slots__ = (
-        "_attempts",
-        "_log",
-        "_logger",
-        "_request",
-        "_teller",
-        "attempt",
-        "deadline_s",
-        "last_progress",
-        "stalls",
+        *("_attempts", "_home", "_log", "_logger", "_outbox", "_request", "_teller", "asked", "attempt"),
+        *("deadline_s", "ended", "last_progress", "stalls"),
     )
 
-    def __init__(self, job: Job, timeout_ms: int, teller: Said, logger: Any) -> None:
+    def __init__(self, job: Job, timeout_ms: int, teller: Said, logger: Any, home: Home) -> None:
         assert job.request is not None
         self._request: JobRequest = job.request
         self._attempts = job.attempts
         self._logger = logger
         self._log: JobLog | None = None
         self._teller = teller
+        self._home = home
+        self._outbox: Outbox | None = None
+        self.asked: list[OutRecord] = []
+        """Jobs that it asks for."""
+        self.ended = False
         self.attempt = job.attempt
         """1 for the first execution."""
         self.stalls = job.stalls
@@ -91,3 +103,26 @@ class JobContext:
             bound = self._logger.bind(job=self.id, type=self.type, tenant=self.tenant, attempt=self.attempt)
             self._log = JobLog(bound, self._teller.logged())
         return self._log
+
+    async def enqueue(self, job: str | Callable[..., Any], given: object = None, **options: Any) -> Any:
+        """`Pipeline.enqueue`, whose options it takes: the job goes out when this execution has succeeded, before its ending counts.
+
+        Its id is the same on every attempt. Gives a `JobHandle`, whose result can't be awaited here.
+        """
+        before = UNDER_WAY.set(self)  # in a batch it is not told by itself
+        try:
+            return await self._home.enqueue(job, given, **options)
+        finally:
+            UNDER_WAY.reset(before)
+
+    def outbox(self) -> Outbox | None:
+        """See `model.outbox`."""
+        if self.ended:
+            return None
+        if self._outbox is None:
+            home = self._home
+            self._outbox = Outbox(home.cluster, home.prefix, self.idempotency_key, made_ms(self.id) or 0, self._put)
+        return self._outbox
+
+    def _put(self, topic: str, key: bytes, value: bytes) -> None:
+        self.asked.append(OutRecord(self._home.prefix + topic, key, value, []))

@@ -25,13 +25,15 @@ from pipeline.model.cluster import Headers
 from pipeline.model.errors import SchemaUnavailable
 from pipeline.model.headers import STORE_EPOCH
 from pipeline.model.job_types import JobQueue
-from pipeline.model.jobs import JobEnding, JobProgress
+from pipeline.model.jobs import Completed, JobEnding, JobProgress
 from pipeline.model.outcome import Failure
 from pipeline.model.permissions import Permissions
 from pipeline.worker.engine import Engine
 from pipeline.worker.jobs.admitting import Admission
 from pipeline.worker.jobs.blobs import PayloadBlobs, drop
 from pipeline.worker.jobs.boards import Boards, Opening
+from pipeline.worker.jobs.context import Home
+from pipeline.worker.jobs.handing_on import HandOns
 from pipeline.worker.jobs.host import Host
 from pipeline.worker.jobs.letters import letter_of
 from pipeline.worker.jobs.processes import JobProcesses
@@ -50,6 +52,7 @@ class JobParts:
     """What the composition root hands in. `inbox` is a `codec.jobs.InboxCodec`, `packing` a `StoreCodec`.
 
     `fetch_schema` asks the registry for a schema of the store; it may wait, and raises SchemaUnavailable. `read` reads the store.
+    `home` is for what jobs ask for themselves.
     """
 
     queue: JobQueue
@@ -58,6 +61,7 @@ class JobParts:
     fetch_schema: Callable[[int], None]
     read: Read
     permissions: Permissions
+    home: Home
     blobs: Blobs | None = None
     processes: Mapping[str, JobProcesses] = field(default_factory=dict)
 
@@ -75,6 +79,7 @@ class JobExecutor:
         self._sync_s = flow.commit_interval_ms / 1000
         self._boards = Boards(parts.queue, parts.packing, engine.log)
         self._runs = JobRuns(parts.queue.types, self._shell(engine), self._values(engine), parts.processes)
+        self._hand_ons = HandOns(engine.parts.producer, self._handed_on, engine.wake)
         self._hosts: dict[Unit, Host] = {}
         self._admission = Admission(engine, parts.inbox, self._hosts)
         self._strangers = Strangers(parts.read, loop, engine.wake, engine.log)
@@ -84,13 +89,15 @@ class JobExecutor:
         self._sharing = Sharing()
         self._left_over: Counter[str] = Counter()
         self._looking_up: asyncio.Task[None] | None = None
+        self._given_up: set[Unit] = set()
+        engine.concluded, engine.give_up = self._concluded, self._give_up
 
     def _values(self, engine: Engine) -> Values:
         parts = self._parts
         return Values(parts.queue.types, parts.permissions, PayloadBlobs(engine.parts.topics.source, parts.blobs))
 
     def _shell(self, engine: Engine) -> Shell:
-        return Shell(self._loop, self._run_ended, self._run_told, engine.clock.read, engine.log)
+        return Shell(self._loop, self._run_ended, self._run_told, engine.clock.read, engine.log, self._parts.home)
 
     # -- the step
 
@@ -108,11 +115,13 @@ class JobExecutor:
                 self._drop(host)
                 continue
             self._heard(host, now_ms)
+        resend_ms = self._hand_ons.step(now_ms)
         if not self._opening.arrived and not any(map(_waits, self._hosts.values())):
             self._admission.admit(now_ms)
         for host in self._hosts.values():
             if host.endings:
                 endings, host.endings = host.endings, []
+                host.board.spread_ms = self._engine.clock.spread_ms
                 host.board.ended(endings, now_ms)
                 self._stalled(host)
             at_ms = host.board.next_ms()
@@ -121,12 +130,14 @@ class JobExecutor:
         self._start(now_ms)
         for host in self._hosts.values():
             self._perform(host, now_ms)
-        self._set_timer(now_ms)
+        self._set_timer(now_ms, resend_ms)
 
     def _drop(self, host: Host) -> None:
         """It belongs to someone else. What still runs takes places until it has ended."""
         del self._hosts[host.unit]
+        self._given_up.discard(host.unit)
         host.dropped = True
+        self._hand_ons.forget(host)
         self._left_over.update(run.job.kind.name for run in self._runs.running if run.host is host)
 
     async def _look_up(self, schema_id: int) -> None:
@@ -170,7 +181,8 @@ class JobExecutor:
         if self._engine.paused or not self._hosts:
             return
         able = {host.board: host for host in self._hosts.values() if not host.unit.draining and not _waits(host)}
-        boards, room = [host.board for host in self._hosts.values()], self._concurrency - len(self._runs.running)
+        boards = [host.board for host in self._hosts.values()]
+        room = self._concurrency - len(self._runs.running) - len(self._hand_ons)
         for board, job in self._sharing.take(boards, list(able), room, self._left_over, now_ms):
             self._runs.start(able[board], job)
 
@@ -184,6 +196,8 @@ class JobExecutor:
             )  # fmt: skip
         if host.dropped:
             self._left_over[run.job.kind.name] -= 1
+        elif host.unit.open and run.asked and isinstance(ending, Completed):
+            self._hand_ons.start(run, ending, self._engine.clock.now_ms)
         elif host.unit.open:
             host.endings.append((run.job, run.version, ending))
         self._engine.wake()
@@ -199,6 +213,11 @@ class JobExecutor:
         host: Host = run.host
         if host.unit.open and told(host.board, run.job, run.version, progress, write and not _waits(host)):
             self._engine.wake()
+
+    def _handed_on(self, run: Run, ending: JobEnding) -> None:
+        host: Host = run.host
+        host.endings.append((run.job, run.version, ending))
+        self._engine.wake()
 
     # -- effects
 
@@ -250,8 +269,9 @@ class JobExecutor:
 
     # -- time
 
-    def _set_timer(self, now_ms: int) -> None:
-        times = [at for host in self._hosts.values() for at in (host.board.next_ms(), host.writer.resend_due(now_ms))]
+    def _set_timer(self, now_ms: int, resend_ms: int | None) -> None:
+        times = [resend_ms]
+        times += [at for host in self._hosts.values() for at in (host.board.next_ms(), host.writer.resend_due(now_ms))]
         at_ms = min((at for at in times if at is not None), default=None)
         if at_ms is None:
             return
@@ -284,7 +304,17 @@ class JobExecutor:
         host = self._hosts.get(unit)
         if host is None:
             return False
-        return bool(host.endings or len(host.writer)) or any(run.host is host for run in self._runs.running)
+        runs = any(run.host is host for run in self._runs.running)
+        return runs or bool(host.endings or len(host.writer) or self._hand_ons.holds(host))
+
+    def _concluded(self, unit: Unit) -> bool:
+        """At the drain's deadline what runs is stopped. That it was let go has to be written, or it would count as a stall."""
+        return unit in self._given_up or not self.holds(unit)
+
+    def _give_up(self, _reason: str) -> None:
+        """What does not let itself be stopped is a stall."""
+        self._given_up.update(unit for unit in self._hosts if unit.draining)
+        self._engine.wake()
 
     def cancel(self, unit: Unit) -> None:
         host = self._hosts.get(unit)

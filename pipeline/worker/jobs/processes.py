@@ -16,6 +16,7 @@ from pipeline.worker.child_frames import Head, pack
 from pipeline.worker.children import Answer, Children, ChildSpec, Death
 from pipeline.worker.children import Job as ChildJob
 from pipeline.worker.jobs.runs import Run
+from pipeline.worker.sending import OutRecord
 
 UNLOADABLE = "ProcessUnloadable"
 
@@ -99,6 +100,12 @@ def head_of(job: Job, timeout_ms: int) -> Head:
 
 def said(progress: JobProgress) -> dict[str, Any]:
     return {part: getattr(progress, part) for part in progress.__slots__}
+
+
+def asked_in(answer: Answer) -> list[OutRecord]:
+    """Records of jobs that it asked for."""
+    parts = iter(answer.blobs[1:])
+    return [OutRecord(topic, next(parts), next(parts), []) for topic in answer.head["asked"]]
 
 
 def progress_in(head: Head) -> JobProgress:

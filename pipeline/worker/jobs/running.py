@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 from pipeline.core.jobs.job import Job
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import JobEnding, JobProgress, Stalled
+from pipeline.model.outbox import UNDER_WAY
 from pipeline.model.outcome import Cancelled, Failure
 from pipeline.worker.child import failure_in
 from pipeline.worker.children import Death
 from pipeline.worker.execution import failure_of, timed_out
 from pipeline.worker.jobs.batching import Batches
-from pipeline.worker.jobs.context import JobContext
-from pipeline.worker.jobs.processes import JobProcesses
+from pipeline.worker.jobs.context import Home, JobContext
+from pipeline.worker.jobs.processes import JobProcesses, asked_in
 from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.telling import Teller
 from pipeline.worker.jobs.values import Values, kept
@@ -36,6 +38,7 @@ class Shell:
     told: Callable[[Run, JobProgress, bool], None]
     now_ms: Callable[[], int]
     log: Any
+    home: Home
 
 
 class JobRuns:
@@ -81,12 +84,13 @@ class JobRuns:
         if run.job.kind.name in self._batches:
             self.finish(run, self.stopped(run))
             self._batches[run.job.kind.name].left(run)
-        elif run.task is not None:
+        elif run.task is not None and run.begun:
             run.task.cancel()
 
     async def _run(self, run: Run) -> None:
+        run.begun = True
         try:
-            ending = await self._execute(run)
+            ending = self.stopped(run) if run.ended_by else await self._execute(run)
         except asyncio.CancelledError:
             ending = self.stopped(run)
         except (SystemExit, KeyboardInterrupt, GeneratorExit):
@@ -113,10 +117,17 @@ class JobRuns:
         given = await self._values.given(run.job)
         if isinstance(given, Failure):
             return given
-        declared = self._types[run.job.kind.name]
-        arguments = (given.value,) if declared.alone else (given.value, self.context(run))
+        context = self.context(run)
+        UNDER_WAY.set(context)
         try:
-            returned = await self.call(declared, arguments)
+            return await self._handle(run, context, given.value)
+        finally:
+            context.ended = True
+
+    async def _handle(self, run: Run, context: JobContext, given: object) -> JobEnding:
+        declared = self._types[run.job.kind.name]
+        try:
+            returned = await self.call(declared, (given,) if declared.alone else (given, context))
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -137,18 +148,21 @@ class JobRuns:
             return replace(timed_out(run.timeout_ms), stack=how.stack) if how.late else Stalled(how.how)
         if how.head["kind"] == "failed":
             return failure_in(how.head)
+        run.asked = asked_in(how)
         return await self._values.encoded(run.job, how.blobs[0], how.head["warning"])
 
     def call(self, declared: JobType, arguments: tuple[object, ...]) -> Awaitable[object]:
         if declared.is_async:
             called: Awaitable[object] = declared.handler(*arguments)  # type: ignore[assignment]
             return called
-        return self._loop.run_in_executor(self._pool(), lambda: declared.handler(*arguments))
+        return self._loop.run_in_executor(self._pool(), partial(copy_context().run, declared.handler, *arguments))
 
     def context(self, run: Run) -> JobContext:
         shell = self._shell
         run.teller = Teller(shell.loop, partial(shell.told, run), shell.now_ms)
-        return JobContext(run.job, run.timeout_ms, run.teller, shell.log)
+        context = JobContext(run.job, run.timeout_ms, run.teller, shell.log, shell.home)
+        run.asked = context.asked
+        return context
 
     @staticmethod
     def failed(run: Run, error: Exception) -> Failure:

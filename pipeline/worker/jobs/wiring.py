@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from pipeline.model.permissions import Permissions
 from pipeline.topology import Layout
 from pipeline.worker.engine import Engine
 from pipeline.worker.jobs.boards import Opening
+from pipeline.worker.jobs.context import Home
 from pipeline.worker.jobs.hosting import JobExecutor, JobParts
 from pipeline.worker.jobs.processes import JobProcesses, with_places
 from pipeline.worker.jobs.strangers import reading
@@ -26,21 +28,19 @@ def executor_of(
     engine: Engine,
     opening: Opening,
     loop: asyncio.AbstractEventLoop,
-    target: str | None,
+    target_of: Callable[[JobQueue], str | None],
 ) -> JobExecutor:
-    """`target`: how child processes find the application; None: handlers run in threads instead."""
+    """`target_of`: how child processes of a queue find the application; None: handlers run in threads instead."""
     from pipeline.codec.jobs import InboxCodec, StoreCodec
 
     state = place.topics.state
     assert state is not None
+    isolated = [name for name, declared in queue.types.items() if declared.policy.executor == "process"]
     processes: dict[str, JobProcesses] = {}
-    if target is not None:
+    if isolated and (target := target_of(queue)) is not None:
         queue = replace(queue, types=with_places(queue.types))
-        processes = {
-            name: JobProcesses(declared, target, queue.name, loop, engine.log)
-            for name, declared in queue.types.items()
-            if declared.policy.executor == "process"
-        }
+        for name in isolated:
+            processes[name] = JobProcesses(queue.types[name], target, queue.name, loop, engine.log)
     parts = JobParts(
         queue,
         InboxCodec(app.codec, place.topics.source),
@@ -48,6 +48,7 @@ def executor_of(
         lambda schema_id: app.codec.fetch(state, schema_id),
         reading(app.cluster, state, f"{app.name}.jobs"),
         Permissions.of(app.settings.permissions),
+        Home(app.cluster.address, app.settings.prefix, app.enqueue),
         app.blobs,
         processes,
     )

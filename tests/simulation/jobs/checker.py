@@ -41,7 +41,7 @@ class JobChecker:
     def __init__(self, scenario: JobScenario) -> None:
         self.scenario = scenario
         self.seen: Counter[str] = Counter()
-        self.repeats = 0
+        self.repeats = self.published = self.executions = 0
         self._doing: dict[tuple[int, int], Doing] = {}
         self._not_before: dict[tuple[str, int], int] = {}
         self._ever: Counter[tuple[str, int]] = Counter()
@@ -57,7 +57,9 @@ class JobChecker:
             self._doing[key] = Doing(life)
             for name, entry in life.durable.items():
                 request = history.requests.get(name)
-                held = entry.state in ("RUNNING", "RETRYING") or (entry.state == "QUEUED" and entry.fields["started_ms"])
+                held = entry.state in ("RUNNING", "RETRYING") or (
+                    entry.state == "QUEUED" and entry.fields["started_ms"]
+                )
                 if request is not None and request.key is not None and held:
                     self._doing[key].holding[request.key].add(name)
         for index, fact in enumerate(facts):
@@ -68,8 +70,7 @@ class JobChecker:
             elif isinstance(fact, Happened):
                 self._on_happened(fact)
         found += endings.check(self.scenario, history, facts, self.seen)
-        self.seen["published"] += len(history.requests)
-        self.seen["execution"] += len(history.began)
+        self.published, self.executions = len(history.requests), len(history.began)
         self.seen["claim"] += len(history.lives)
         return found
 

@@ -52,6 +52,9 @@ def _endings(history: History, seen: Counter[str]) -> Iterator[str]:
         records = [entry for entry in entries if entry.what == "JobRecord"]
         last = records[-1] if records else entries[-1]
         seen[f"state: {last.state}"] += 1
+        seen["forgotten"] += entries[-1].what == ""
+        seen["expired"] += last.state == "CANCELLED" and last.fields["outcome"]["reason"] == "expired"
+        seen["stalled"] += any(entry.fields["stalls"] for entry in records)
         if last.state not in TERMINAL:
             yield f"J1: {name} ended as {last.state or 'nothing'}"
         lives = sum(1 for of, _ in history.lives if of == request.partition)
@@ -171,6 +174,7 @@ def _truth(history: History, seen: Counter[str]) -> Iterator[str]:
         for (kind, name), entry in last.items():
             if entry.offset not in believed:
                 seen["a stranger's entry is the last"] += 1
+        seen["a stranger's entry"] += sum(entry.offset not in believed for _, entry in entries)
         for (kind, name), entry in true.items():
             if kind == "s" and entry.what:
                 yield f"J9: schedule {name} was dropped and is in the store"

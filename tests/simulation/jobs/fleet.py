@@ -107,7 +107,9 @@ class JobFleet(Fleet):
     async def _enqueue(self, asked: Asked) -> None:
         options: dict[str, Any] = {"key": asked.key, "tenant": asked.tenant, "priority": asked.priority}
         if asked.delay_ms:
-            options |= {"run_at": self.cluster.clock() + asked.delay_ms} if asked.exact else {"delay": asked.delay_ms / 1000}
+            options |= (
+                {"run_at": self.cluster.clock() + asked.delay_ms} if asked.exact else {"delay": asked.delay_ms / 1000}
+            )
         if asked.expires_ms:
             options["expires"] = asked.expires_ms / 1000
         if asked.attempts:
@@ -179,7 +181,9 @@ class JobFleet(Fleet):
         app.__dict__["codec"] = codec()
         for kind, declared in KINDS.items():
             if declared.declared or name == "callers":
-                app.job(kind, **_arguments(declared))(self._plain(name) if declared.plain else self._coroutine(name, kind))
+                app.job(kind, **_arguments(declared))(
+                    self._plain(name) if declared.plain else self._coroutine(name, kind)
+                )
         app.queue(
             QUEUE,
             concurrency=scenario.concurrency,
@@ -225,7 +229,14 @@ class JobFleet(Fleet):
         unit = run.host.unit
         self.facts.append(
             JobBegan(
-                self.cluster.clock(), self._executions, worker, unit.partition, unit.epoch, job.id, job.attempt, job.stalls
+                self.cluster.clock(),
+                self._executions,
+                worker,
+                unit.partition,
+                unit.epoch,
+                job.id,
+                job.attempt,
+                job.stalls,
             )
         )
         return self._executions
@@ -257,7 +268,6 @@ class JobFleet(Fleet):
         self.facts.append(JobEnded(self.cluster.clock(), number, outcome, waits[min(attempt, len(waits)) - 1]))
 
     # -- what happens to them
-
 
     async def _on_restoring(self, event: Event) -> None:
         """Somebody dies in the middle of taking a partition over."""
@@ -308,5 +318,3 @@ def _arguments(kind: Kind) -> dict[str, Any]:
         "release_on_failure": kind.release,
         "retention": RetentionPolicy(kind.kept, kind.kept),
     }
-
-

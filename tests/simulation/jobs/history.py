@@ -154,9 +154,15 @@ def _ticks(found: History, asked: dict[int, Asked]) -> None:
     """Jobs that nobody asked for: those of schedules."""
     for partition, entries in found.entries.items():
         for index, entry in entries:
-            if entry.what == "JobRecord" and entry.name not in found.requests and entry.fields["request"]["schedule"]:
+            believed = entry.offset in found.believed[partition]
+            if (
+                entry.what == "JobRecord"
+                and believed
+                and entry.name not in found.requests
+                and entry.fields["request"]["schedule"]
+            ):
                 fields = entry.fields["request"]
                 number = int(fields["payload"])
-                found.requests[entry.name] = Request(entry.name, partition, -1, entry.at_ms, index, fields, asked[number])
-
-
+                found.requests[entry.name] = Request(
+                    entry.name, partition, -1, entry.at_ms, index, fields, asked[number]
+                )

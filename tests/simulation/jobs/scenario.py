@@ -45,7 +45,17 @@ KINDS: dict[str, Kind] = {
     "plain": Kind(plain=True),
     "stray": Kind(1, (), declared=False),
 }
-WEIGHTS = {"steady": 8, "doubling": 3, "narrow": 3, "brittle": 2, "once": 2, "brief": 2, "released": 3, "plain": 2, "stray": 1}
+WEIGHTS = {
+    "steady": 8,
+    "doubling": 3,
+    "narrow": 3,
+    "brittle": 2,
+    "once": 2,
+    "brief": 2,
+    "released": 3,
+    "plain": 2,
+    "stray": 1,
+}
 TIMEOUT_MS = 800
 TICK_EVERY_MS = 2_000
 CRON = "*/2 * * * * *"
@@ -153,9 +163,7 @@ def drawn_jobs(seed: int) -> JobScenario:
         partitions=rng.choice((1, 2, 2, 3)),
         workers=rng.choice((1, 2, 2, 3)),
         concurrency=rng.choice((1, 2, 5, 100, 100)),
-        limits=Limits(
-            buffered=rng.choice((2, 10_000, 10_000)), metadata=rng.choice((4_095, 4_095, 4_095, 260))
-        ),
+        limits=Limits(buffered=rng.choice((2, 10_000, 10_000)), metadata=rng.choice((4_095, 4_095, 4_095, 260))),
         events=_events(rng, span_ms, CALM if calm else EVENTS, rng.randrange(8, 18) if storm else rng.randrange(0, 9)),
         faults=tuple((name, rng.choice(chances)) for name, chances in faults.items() if rng.random() < 0.35),
         delays=tuple(name for name in DELAYS if rng.random() < 0.6),
@@ -224,7 +232,16 @@ def _of_schedule(rng: random.Random, number: int, at_ms: int, before: list[Asked
         takes_ms = rng.choice((0, 0, 60))
         key = rng.choice(taste.keys) if rng.random() < 0.4 else None
         misfire = rng.choice(("skip", "once", "all"))
-        return Asked(number, at_ms, "!put", name=name, misfire=misfire, key=key, takes_ms=takes_ms, steps=rng.choice((("ok",), ("fail", "ok"))))
+        return Asked(
+            number,
+            at_ms,
+            "!put",
+            name=name,
+            misfire=misfire,
+            key=key,
+            takes_ms=takes_ms,
+            steps=rng.choice((("ok",), ("fail", "ok"))),
+        )
     name = rng.choice(names)
     put = next(each for each in before if each.name == name)
     kind = rng.choice(("!drop", "!pause", "!go", "!run", "!run", "!put"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 
 from pipeline.memory.cluster import MemoryCluster
@@ -96,7 +97,8 @@ def simulate_jobs(scenario: JobScenario) -> World:
         world.problems += checker.check(world.facts)
     except (LookupError, ValueError) as error:
         world.problems.append(f"unreadable: {type(error).__name__}: {error}")
-    world.seen += checker.seen
+    world.seen = Counter({f"jobs: {name}": times for name, times in (world.seen + checker.seen).items()})
+    world.seen += Counter({"published": checker.published, "execution": checker.executions})
     world.repeats = checker.repeats
     return world
 
@@ -190,10 +192,14 @@ async def _read_back(fleet: JobFleet) -> None:
         fleet._asked(number, handle.id, f"is {state}")
 
 
+def shown(asked: Asked) -> str:
+    """What is asked, where it is not as by default."""
+    plain = Asked(asked.number, asked.at_ms, asked.kind)
+    named = {each.name: getattr(asked, each.name) for each in fields(asked)}
+    more = ", ".join(f"{name} {value}" for name, value in named.items() if value != getattr(plain, name))
+    return f"{asked.kind} at {asked.at_ms} ms" + (f", {more}" if more else "")
+
+
 def lines(world: World) -> list[str]:
     """The history, line by line."""
-    return [
-        described(fact, START_MS) if isinstance(fact, Landed) else told(fact, START_MS) for fact in world.facts
-    ]
-
-
+    return [described(fact, START_MS) if isinstance(fact, Landed) else told(fact, START_MS) for fact in world.facts]

@@ -446,6 +446,41 @@ def test_a_job_whose_owner_is_killed_runs_again_and_that_is_a_stall_and_no_attem
     play(app, story)
 
 
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_job_that_runs_longer_than_a_drain_may_take_is_let_go_and_that_is_no_stall(stubborn: bool) -> None:
+    apps, seen = [application(f"app{number}") for number in range(6)], list[Any]()
+    for each in apps:
+
+        @each.job("long", timeout="2h")
+        async def long(_given: None, job: JobContext) -> str:
+            seen.append((job.attempt, job.stalls))
+            for _ in range(600):
+                try:
+                    await asyncio.sleep(1)
+                except asyncio.CancelledError:
+                    if not stubborn:
+                        raise
+            return "done"
+
+    async def story(world: World) -> None:
+        handle = await apps[0].enqueue("long")
+        for count, each in enumerate(apps[:4], start=1):
+            worker = await world.start(each)
+            await until(lambda count=count: len(seen) == count)  # type: ignore[misc]
+            await asyncio.sleep(5)
+            began = world.loop.time()
+            await world.stop(worker)
+            assert world.loop.time() - began < 20 + 5, "in the time of a drain and a stop"
+        if stubborn:
+            assert seen == [(1, 0), (1, 1), (1, 2), (1, 3)]
+            return
+        await world.start(apps[4])
+        assert await handle.result("20m") == "done"
+        assert seen == [(1, 0)] * 5
+
+    play(apps[0], story)
+
+
 def test_a_job_that_ends_its_worker_at_once_is_found_out() -> None:
     """Nothing says that it ran where the first one died; after that, owners write it before they start anything."""
     apps, seen = [application(f"app{number}") for number in range(5)], list[Any]()

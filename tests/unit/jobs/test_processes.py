@@ -21,6 +21,7 @@ from pipeline.model.jobs import Completed, JobEnding, JobOutcome, JobProgress, J
 from pipeline.model.outcome import Cancelled, Failure, FailureKind
 from pipeline.model.permissions import Permissions
 from pipeline.worker.jobs.blobs import PayloadBlobs
+from pipeline.worker.jobs.context import Home
 from pipeline.worker.jobs.processes import JobProcesses, places, with_places
 from pipeline.worker.jobs.running import JobRuns, Shell
 from pipeline.worker.jobs.runs import Run
@@ -45,7 +46,14 @@ class Bench:
         self.endings: dict[str, asyncio.Future[JobEnding]] = {}
         self.told: list[JobProgress] = []
         log = structlog.get_logger()
-        shell = Shell(loop, self._ended, self._told, lambda: time.time_ns() // 1_000_000, log)
+        shell = Shell(
+            loop,
+            self._ended,
+            self._told,
+            lambda: time.time_ns() // 1_000_000,
+            log,
+            Home("memory://processes", "", app.enqueue),
+        )
         values = Values(self.types, Permissions(), PayloadBlobs("jobs.q", None))
         self.processes = {
             name: JobProcesses(declared, TARGET, "default", loop, log) for name, declared in self.types.items()
