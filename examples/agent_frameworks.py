@@ -7,7 +7,6 @@ The models are the frameworks' own stand-ins, so it needs no key: put yours in t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 from agents import Agent as OpenAIAgent
@@ -18,7 +17,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from pydantic_ai import Agent
 from pydantic_ai.models.test import TestModel
 
-from pipeline import Pipeline, queue_hook
+from pipeline import MemoryQueue, Pipeline, queue_hook
 from pipeline.emit.hooks import HookOptions
 from pipeline.emit.hooks.langchain import LangChainHooks
 from pipeline.emit.hooks.openai_agents import OpenAIAgentsHooks
@@ -28,12 +27,9 @@ from pipeline.emit.recorder import AsyncRecorder
 QUESTION = "Where is my refund?"
 
 
-class Printed:
-    """Stands for your job queue: anything with `enqueue` is one."""
-
-    async def enqueue(self, topic: str, payload: Any, options: Mapping[str, Any]) -> str:
-        print(topic, payload, dict(options))
-        return payload["run_id"]
+async def evaluate(run: dict[str, Any]) -> None:
+    """What follows each run."""
+    print("evaluate", run)
 
 
 def search(q: str) -> str:
@@ -66,13 +62,16 @@ async def with_pydantic_ai(recorder: AsyncRecorder, options: HookOptions) -> Non
 
 
 async def main(app: Pipeline) -> None:
-    evaluate = queue_hook(Printed(), "evaluate", lambda run: {"run_id": run.run_id, "output": run.output}, priority=10)
-    options = HookOptions(tenant="acme", after_run=[evaluate])
+    queue = MemoryQueue()  # or KafkaQueue(app): then the jobs outlive this process
+    await queue.consume("evaluate", evaluate)
+    after = queue_hook(queue, "evaluate", lambda run: {"run_id": run.run_id, "output": run.output}, priority=10)
+    options = HookOptions(tenant="acme", after_run=[after])
     async with app.recorder() as recorder:
         await with_openai_agents(recorder, options)
         await with_langchain(recorder, options)
         await with_pydantic_ai(recorder, options)
-        await evaluate.drain_async()
+        await after.drain_async()
+    await queue.close()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.app import Pipeline
+    from pipeline.background import (
+        BackgroundQueue,
+        ConsumeOptions,
+        ExecutionContract,
+        ExecutionContractContext,
+        JobOptions,
+        KafkaQueue,
+        MemoryQueue,
+        TaskWorker,
+        enqueue_contract,
+    )
     from pipeline.emit.hooks.queueing import queue_hook
     from pipeline.model.alerts import DeadLetterAlert, FloodAlert
     from pipeline.model.errors import (
@@ -53,8 +64,11 @@ if TYPE_CHECKING:
     from pipeline.worker.routing import Router
 
 _EVENTS = "Approval Memory Message ModelCall RunCancelled RunCompleted RunEvent RunFailed RunStarted Step ToolCall ToolResult UnknownEvent"
+_QUEUES = "BackgroundQueue ConsumeOptions JobOptions KafkaQueue MemoryQueue"
+_CONTRACTS = "ExecutionContract ExecutionContractContext TaskWorker enqueue_contract"
 _WHERE = {
     "pipeline.app": "Pipeline",
+    "pipeline.background": f"{_QUEUES} {_CONTRACTS}",
     "pipeline.emit.hooks.queueing": "queue_hook",
     "pipeline.model.alerts": "DeadLetterAlert FloodAlert",
     "pipeline.model.errors": "ConfigurationError InvalidJob JobMissing JobUnsuccessful PayloadTooLarge "
@@ -75,13 +89,17 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 
 __all__ = [
     "Approval",
+    "BackgroundQueue",
     "Backoff",
     "Batch",
     "BatchPolicy",
     "ConfigurationError",
+    "ConsumeOptions",
     "Context",
     "DeadLetterAlert",
     "Emit",
+    "ExecutionContract",
+    "ExecutionContractContext",
     "Exponential",
     "Fixed",
     "FloodAlert",
@@ -91,8 +109,11 @@ __all__ = [
     "ItemResult",
     "JobContext",
     "JobMissing",
+    "JobOptions",
     "JobUnsuccessful",
+    "KafkaQueue",
     "Memory",
+    "MemoryQueue",
     "Message",
     "ModelCall",
     "PayloadTooLarge",
@@ -114,10 +135,12 @@ __all__ = [
     "SecretInPayload",
     "Settings",
     "Step",
+    "TaskWorker",
     "ToolCall",
     "ToolResult",
     "UnknownEvent",
     "Warn",
+    "enqueue_contract",
     "queue_hook",
 ]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.model.cluster import Cluster
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.job_policies import options_of
 from pipeline.model.policies import (
     DEFAULT_TIERS,
     AfterDeadLetter,
@@ -25,7 +26,7 @@ from pipeline.model.topics import SCHEMAS_TOPIC
 from pipeline.settings import Settings
 from pipeline.topology import Layout, layouts
 from pipeline.worker.declaring import Declaration, Retries
-from pipeline.worker.jobs.declaring import Queues, declaration_of, options_of
+from pipeline.worker.jobs.declaring import Queues, declaration_of
 
 if TYPE_CHECKING:
     from pipeline.codec import AvroCodec
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.emit.policy import BufferPolicy
     from pipeline.emit.publisher import Publisher
     from pipeline.emit.recorder import Recorder
-    from pipeline.jobs.client import JobClient
+    from pipeline.jobs.client import JobClient, Place
     from pipeline.jobs.handle import JobHandle
     from pipeline.model.blobs import Blobs, BlobStore
     from pipeline.model.job_policies import QueuePolicy
@@ -186,10 +187,8 @@ class Pipeline:
         return declare
 
     def webhook(self, name: str, url: str, *, secret: str = "") -> None:
-        """Declare where endings of jobs that were enqueued with `webhook=name` are posted, signed with the secret.
-
-        Only the name is in the topics; both who enqueues and who works declare it. Raises `ConfigurationError`.
-        """
+        """Declare where endings of jobs that were enqueued with `webhook=name` are posted, signed with the secret. Only the name is in the
+        topics; both who enqueues and who works declare it. Raises `ConfigurationError`."""
         self._queues.webhooks.declare(name, url, secret)
 
     async def enqueue(self, job: str | Callable[..., Any], given: object = None, **options: Any) -> JobHandle:
@@ -280,8 +279,7 @@ class Pipeline:
         return AvroCodec(self._registry())
 
     def _job_client(self) -> JobClient:
-        from pipeline.jobs.client import ClientParts, JobClient, Place
-        from pipeline.worker.parts import wall_clock_ms
+        from pipeline.jobs.client import Place
 
         def find(name: str) -> tuple[JobType, Place] | None:
             found = self._queues.find(name)
@@ -292,19 +290,39 @@ class Pipeline:
             assert topics.state is not None
             return declared, Place(topics.source, topics.state)
 
+        return self.job_client(find, lambda: self._queues.names)
+
+    def job_client(
+        self, find: Callable[[str], tuple[JobType, Place] | None], names: Callable[[], Sequence[str]]
+    ) -> JobClient:
+        """A client of its own for jobs that `find` knows, beside `jobs`. Close it."""
+        from pipeline.jobs.client import ClientParts, JobClient
+        from pipeline.worker.parts import wall_clock_ms
+
         cluster = self.cluster
+        now_ms = getattr(cluster, "clock", wall_clock_ms)
+        in_memory = self.settings.broker.startswith("memory://")
         parts = ClientParts(
             cluster,
             self.codec,
             f"{self.name}.jobs",
             find,
-            lambda: self._queues.names,
-            getattr(cluster, "clock", wall_clock_ms),
-            self.settings.broker.startswith("memory://"),
+            names,
+            now_ms,
+            in_memory,
             self.blobs,
             lambda: self._queues.webhooks.names,
         )
         return JobClient(parts)
+
+    def declares_job(self, name: str) -> bool:
+        return self._queues.find(name) is not None
+
+    def sibling(self) -> Pipeline:
+        """An application with this one's name, settings and clients, and nothing declared."""
+        other = Pipeline(self.name, settings=self.settings, blobs=self._blob_store)
+        other.__dict__.update(cluster=self.cluster, codec=self.codec)  # cached properties, both
+        return other
 
     def _registry(self) -> Any:
         from pipeline.codec import product_catalogue

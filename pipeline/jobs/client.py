@@ -86,7 +86,7 @@ class JobClient:
         records = self._records(queue, requests)
         if (outbox := self._outbox(queue)) is not None:
             return self._hand_on(outbox, asker, queue, requests, records)
-        handles = [self._handle(queue, asker.type, request.id) for request in requests]
+        handles = self._handles(queue, asker.type, requests)
         await self._write(queue.place.inbox, records)
         return handles
 
@@ -110,7 +110,12 @@ class JobClient:
         for key, value in records:
             outbox.put(topic, key, value)
         sent = lambda: self._outbox(queue) is not outbox  # noqa: E731
-        return [self._handle(queue, asker.type, request.id, sent=sent) for request in requests]
+        return self._handles(queue, asker.type, requests, sent)
+
+    def _handles(
+        self, queue: _Queue, declared: JobType, requests: Sequence[JobRequest], sent: Callable[[], bool] | None = None
+    ) -> list[JobHandle]:
+        return [self._handle(queue, declared, request.id, request.record_key, sent) for request in requests]
 
     def enqueue_sync(self, job: str, given: Sequence[object], options: JobOptions) -> list[JobHandle]:
         """The same for a caller without asyncio; it waits. (Not on a cluster in memory: nothing would happen meanwhile.)"""
@@ -123,7 +128,7 @@ class JobClient:
         records = self._records(queue, requests)
         if (outbox := self._outbox(queue)) is not None:
             return self._hand_on(outbox, asker, queue, requests, records)
-        handles = [self._handle(queue, declared, request.id) for request in requests]
+        handles = self._handles(queue, declared, requests)
         heard = threading.Event()
         answers = Answers(len(records), heard.set)
         for key, value in records:
@@ -164,7 +169,7 @@ class JobClient:
         declared, place = self._found(job)
         queue = self._queue(place)
         self._prepare(queue)
-        return self._handle(queue, declared, job_id, asked=False)
+        return self._handle(queue, declared, job_id)
 
     # -- parts
 
@@ -193,11 +198,12 @@ class JobClient:
         return queue
 
     def _prepare(self, queue: _Queue) -> None:
-        """Look up contracts, and where the store stands. May wait."""
+        """Look up contracts, and where the store stands. May wait, the first time."""
         if queue.prepared:
+            queue.follower.refresh(self._parts.now_ms())
             return
         prepare_queue(self._parts.codec, queue.place.inbox, queue.place.state)
-        queue.follower.begin()
+        queue.follower.begin(self._parts.now_ms())
         queue.prepared = True
 
     def _asker(self, queue: _Queue, declared: JobType) -> Asker:
@@ -211,16 +217,22 @@ class JobClient:
         queue = self._queue(place)
         if not queue.prepared:
             await self._off_loop(lambda: self._prepare(queue))
+        queue.follower.refresh(self._parts.now_ms())
         return self._asker(queue, declared), queue
 
     def _handle(
-        self, queue: _Queue, declared: JobType, job_id: str, asked: bool = True, sent: Callable[[], bool] | None = None
+        self,
+        queue: _Queue,
+        declared: JobType,
+        job_id: str,
+        record_key: bytes | None = None,
+        sent: Callable[[], bool] | None = None,
     ) -> JobHandle:
         reach = queue.reaches.get(declared.name)
         if reach is None:
             reach = Reach(queue.follower, declared, self._off_loop, self._parts.now_ms, self._parts.blobs)
             queue.reaches[declared.name] = reach
-        return JobHandle(reach, job_id, asked, sent)
+        return JobHandle(reach, job_id, record_key, sent)
 
     def _off_loop(self, work: Callable[[], Any]) -> Awaitable[Any]:
         return asyncio.get_running_loop().run_in_executor(None, work)

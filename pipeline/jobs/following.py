@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from pipeline.inspect.scan import read_to_end
@@ -12,23 +13,38 @@ from pipeline.model.cluster import Cluster, Message, PartitionReader, TopicParti
 from pipeline.model.errors import CodecError, PipelineError, SchemaUnavailable
 from pipeline.model.headers import epoch_of
 from pipeline.model.jobs import JobDuplicate, JobEntry, JobRecord
+from pipeline.model.partitioner import partition_of
 from pipeline.model.store_keys import JOB, PREFIXES, job_key, parts_of
 
 POLL_S = 0.05
 MEMORY_POLL_S = 0.01
 RECORDS = 1_000
-
+REFRESH_MS = 60_000
+STEPS_TO_LET_GO = 200
+"""So often a reader looks which partitions nobody waits for any more."""
+NOWHERE = -1
 
 Answer = JobRecord | JobDuplicate
+Ends = Mapping[TopicPartition, int]
+
+
+class Found(NamedTuple):
+    """What was looked for, the epoch of the owner that said so, its partition, and up to where that was read."""
+
+    entry: Answer | None
+    epoch: int
+    partition: int | None
+    ends: Ends
 
 
 class Followed:
-    """What is known of a job, and the `epoch` of the owner that said so."""
+    """What is known of a job, and the `epoch` of the owner that said so. `partition`: where its entries are, once somebody waits."""
 
-    __slots__ = ("__weakref__", "_waiters", "entry", "epoch", "job_id")
+    __slots__ = ("__weakref__", "_waiters", "entry", "epoch", "job_id", "partition")
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
+        self.partition = NOWHERE
         self.entry: Answer | None = None
         self.epoch = 0
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
@@ -65,12 +81,66 @@ def _is_older(entry: JobRecord, known: JobRecord) -> bool:
     return before is not None and (told is None or told.at_ms < before.at_ms)
 
 
+class Reading:
+    """Which partitions are read, from where, and how far. Wanted from any thread, the rest is the reader's.
+
+    `epochs`: the highest one of each partition, along the log from where it is read.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._from: dict[TopicPartition, int] = {}
+        self._at: dict[TopicPartition, int] = {}
+        self._changed = False
+        self._back: list[TopicPartition] = []
+        self.epochs: dict[TopicPartition, int] = {}
+        self.steps = 0
+
+    def want(self, tp: TopicPartition, since: int) -> None:
+        """All that is written to it from this offset on. Where more than that has been read already, it is read again."""
+        with self._lock:
+            if tp not in self._from or self._from[tp] > since:
+                self._from[tp] = self._at[tp] = since
+                self._back.append(tp)
+                self._changed = True
+
+    def changed(self) -> dict[TopicPartition, int] | None:
+        """Where to read, if that is not what it was."""
+        with self._lock:
+            changed, self._changed = self._changed, False
+            for tp in self._back:
+                self.epochs.pop(tp, None)  # what comes is older than what came
+            self._back.clear()
+            return dict(self._at) if changed else None
+
+    def read(self, messages: Sequence[Message]) -> None:
+        self.steps += 1
+        with self._lock:
+            for message in messages:
+                tp = TopicPartition(message.topic(), message.partition())
+                if not self._changed and tp in self._at:  # else it is wanted from further back, and comes again
+                    self._at[tp] = message.offset() + 1
+
+    def keep(self, partitions: Iterable[TopicPartition]) -> None:
+        """The others are not read any more."""
+        with self._lock:
+            kept = set(partitions)
+            for tp in [tp for tp in self._from if tp not in kept]:
+                del self._from[tp], self._at[tp]
+                self._changed = True
+
+
 class Follower:
-    """One per queue and application. `begin` says once where the store stands; reading starts with the first `follow`.
+    """One per queue and application. On Kafka a thread reads, on memory the loop does; only partitions of jobs that somebody waits for.
 
     Along the log of a store epochs only grow: an entry with a lower one was written late, by a worker that was taken for dead, and
-    says nothing. On Kafka a thread reads; on memory the loop does. `fetch` asks the registry for the schema of an entry; it may wait.
+    says nothing. `since` says where the store stood not long ago: what is asked for from now on is written behind it. `fetch` asks
+    the registry for the schema of an entry; it may wait.
+
+    A short job is in the store when it has its ending, another one within two commit intervals: less than `settling_ms`.
     """
+
+    settling_ms = 5_000
 
     def __init__(
         self,
@@ -89,28 +159,51 @@ class Follower:
         self._fetch = fetch
         self._in_memory = in_memory
         self._watched: WeakValueDictionary[str, Followed] = WeakValueDictionary()
-        self._begin: Mapping[TopicPartition, int] | None = None
+        self.since: Ends = {}
+        self._since_ms = 0
+        self._looking = threading.Lock()
+        self._reading = Reading()
         self._reader: PartitionReader | None = None
         self._thread: threading.Thread | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
-        self._epochs: dict[int, int] = {}
         self.error: PipelineError | None = None
 
-    @property
-    def begun(self) -> bool:
-        return self._begin is not None
+    def begin(self, now_ms: int) -> None:
+        """Before anything is asked for. May wait."""
+        if not self.since:
+            self._look(now_ms)
 
-    def begin(self) -> None:
-        """Before anything is asked for: what is written from now on will be seen. May wait."""
-        if self._begin is None:
-            self._begin = self._admin.end_offsets(self._partitions())
+    def refresh(self, now_ms: int) -> None:
+        """Now and then, so that who waits one day does not read all since the first request. Waits for nothing."""
+        if now_ms - self._since_ms < REFRESH_MS or not self._looking.acquire(blocking=False):
+            return
+        if self._in_memory:
+            self._refreshed(now_ms)
+        else:
+            threading.Thread(target=self._refreshed, args=(now_ms,), name="pipeline-jobs-ends", daemon=True).start()
+
+    def _refreshed(self, now_ms: int) -> None:
+        try:
+            self._look(now_ms)
+        except PipelineError as error:
+            self.error = error  # what is known is older, and as good
+        finally:
+            self._looking.release()
+
+    def _look(self, now_ms: int) -> None:
+        self.since = self._admin.end_offsets(self._partitions())
+        self._since_ms = now_ms
 
     def _partitions(self) -> list[TopicPartition]:
         spec = self._admin.topics([self._topic]).get(self._topic)
         if spec is None:
             raise PipelineError(f"topic {self._topic} does not exist: run `pipeline topics apply`")
         return [TopicPartition(self._topic, number) for number in range(spec.partitions)]
+
+    def partition_of(self, record_key: bytes) -> int:
+        """Where the jobs of this key have their entries. After `begin`."""
+        return partition_of(record_key, len(self.since))
 
     def watch(self, job_id: str) -> Followed:
         """From now on its entries are kept, for as long as what is returned is."""
@@ -119,13 +212,14 @@ class Follower:
             found = self._watched[job_id] = Followed(job_id)
         return found
 
-    def follow(self) -> None:
-        """Start to read, if it has not been."""
+    def follow(self, followed: Followed, partition: int, since: Ends) -> None:
+        """Have its partition read, from where that stood then."""
+        followed.partition = partition
+        tp = TopicPartition(self._topic, partition)
+        self._reading.want(tp, since.get(tp, 0))
         if self._reader is not None or self._stopped:
             return
-        assert self._begin is not None
         self._reader = self._cluster.reader(self._client_id)
-        self._reader.assign(self._begin)
         if self._in_memory:
             self._poll(asyncio.get_running_loop())
         else:
@@ -134,28 +228,39 @@ class Follower:
 
     def _poll(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._stopped and self._reader is not None:
-            self._tell(self._reader.poll(RECORDS, 0))
+            self._step(self._reader, 0)
             self._timer = loop.call_later(MEMORY_POLL_S, self._poll, loop)
 
     def _read(self) -> None:
         assert self._reader is not None
         while not self._stopped:
             try:
-                self._tell(self._reader.poll(RECORDS, POLL_S))
+                self._step(self._reader, POLL_S)
             except PipelineError as error:
                 self.error = error
         self._reader.close()
+
+    def _step(self, reader: PartitionReader, timeout_s: float) -> None:
+        reading = self._reading
+        if (positions := reading.changed()) is not None:
+            reader.assign(positions)
+        messages = reader.poll(RECORDS, timeout_s)
+        reading.read(messages)
+        self._tell(messages)
+        if reading.steps % STEPS_TO_LET_GO == 0:
+            waited_for = {followed.partition for followed in list(self._watched.values())}
+            reading.keep(TopicPartition(self._topic, number) for number in waited_for)
 
     def _tell(self, messages: list[Message]) -> None:
         for message in messages:
             found = self._of(message)
             if found is not None:
                 followed, entry = found
-                followed.tell(entry, self._epochs.get(message.partition() or 0, 0))
+                followed.tell(entry, epoch_of(message.headers()))
 
     def _of(self, message: Message) -> tuple[Followed, Answer] | None:
         key, value = message.key(), message.value()
-        if key is None or not _believed(message, self._epochs) or value is None:
+        if key is None or not _believed(message, self._reading.epochs) or value is None:
             return None
         kind, job_id = parts_of(key)
         followed = self._watched.get(job_id) if kind == JOB else None
@@ -177,19 +282,19 @@ class Follower:
             return None
         return entry if isinstance(entry, JobRecord | JobDuplicate) else None
 
-    def look_up(self, job_id: str) -> tuple[Answer, int] | None:
-        """What the store holds of it, by reading all of it, and its owner's epoch. May wait. Raises ClusterUnavailable when that
-        takes too long."""
-        wanted, found = job_key(job_id), None
-        places = self._partitions()
+    def look_up(self, job_id: str, partition: int | None = None) -> Found:
+        """What the store holds of it, by reading all of it, or of its partition. May wait. Raises ClusterUnavailable when that takes
+        too long."""
+        wanted, entry, epoch = job_key(job_id), None, 0
+        epochs: dict[TopicPartition, int] = {}
+        places = [place for place in self._partitions() if partition in (None, place.partition)]
         begins, ends = self._admin.beginning_offsets(places), self._admin.end_offsets(places)
-        epochs: dict[int, int] = {}
         for message in read_to_end(self._cluster, begins, ends):
             if _believed(message, epochs) and message.key() == wanted:
-                value = message.value()
+                epoch = epoch_of(message.headers())
+                value, partition = message.value(), message.partition()
                 entry = None if value is None else self._read_entry(wanted, value)
-                found = None if entry is None else (entry, epochs[message.partition() or 0])
-        return found
+        return Found(entry, epoch, partition, ends)
 
     def stop(self) -> None:
         self._stopped = True
@@ -201,13 +306,13 @@ class Follower:
             self._reader.close()
 
 
-def _believed(message: Message, epochs: dict[int, int]) -> bool:
+def _believed(message: Message, epochs: dict[TopicPartition, int]) -> bool:
     """`epochs`: the highest one so far of each partition."""
-    key, partition = message.key(), message.partition() or 0
+    key, tp = message.key(), TopicPartition(message.topic(), message.partition())
     if key is None or not key.startswith(PREFIXES):
         return False
     epoch = epoch_of(message.headers())
-    if epoch < epochs.get(partition, 0):
+    if epoch < epochs.get(tp, 0):
         return False
-    epochs[partition] = epoch
+    epochs[tp] = epoch
     return True

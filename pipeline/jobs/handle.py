@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 
-from pipeline.jobs.following import Answer, Followed, Follower
+from pipeline.jobs.following import NOWHERE, Answer, Ends, Followed, Found
 from pipeline.model.blobs import Blobs
 from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import BlobError, InvalidJob, JobMissing, JobUnsuccessful, ResultTimeout
-from pipeline.model.job_ids import absent
+from pipeline.model.job_ids import absent, made_ms
 from pipeline.model.job_states import SUCCEEDED, TERMINAL, JobState
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import JobDuplicate, JobProgress, JobRecord
+
+LOOK_AGAIN_S = 0.1
+"""And twice as long each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,29 @@ class JobStatus:
         return self.state in TERMINAL
 
 
+class Following(Protocol):
+    """What a handle follows: `following.Follower`, or a queue in memory. `look_up` may wait.
+
+    `settling_ms`: so long may a job that was asked for not be found yet.
+    """
+
+    settling_ms: int
+    since: Ends
+
+    def watch(self, job_id: str) -> Followed: ...
+
+    def partition_of(self, record_key: bytes) -> int: ...
+
+    def follow(self, followed: Followed, partition: int, since: Ends) -> None: ...
+
+    def look_up(self, job_id: str, partition: int | None = None) -> Found: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Reach:
     """How a handle gets to its queue. `off_loop` runs what may wait; `now_ms` is the cluster's time."""
 
-    follower: Follower
+    follower: Following
     type: JobType | None
     off_loop: Callable[[Callable[[], Any]], Awaitable[Any]]
     now_ms: Callable[[], int]
@@ -59,16 +80,20 @@ class Reach:
 class JobHandle:
     """Follows one job. `id` is that of the request; where another of its dedup id came first, the result is that one's.
 
-    One that was not made by `enqueue` is looked for in the store first, where a short job stands when it has its ending. `sent` says
-    of one that a handler asked for whether that handler has ended: before that nobody is asked.
+    `record_key`: of its request, which says where its entries are. Without one it is looked for in the store first. `sent` says of
+    one that a handler asked for whether that handler has ended: before that nobody is asked.
     """
 
-    def __init__(self, reach: Reach, job_id: str, asked: bool = False, sent: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self, reach: Reach, job_id: str, record_key: bytes | None = None, sent: Callable[[], bool] | None = None
+    ) -> None:
         self._reach = reach
+        self._record_key = record_key
         self._sent = sent
-        self._seen_from_the_start = asked
+        self._since = reach.follower.since
         self._followed: Followed = reach.follower.watch(job_id)
         self._first: Followed | None = None
+        self._absent = False
 
     @property
     def id(self) -> str:
@@ -79,18 +104,20 @@ class JobHandle:
 
     async def status(self) -> JobStatus:
         """As it stands in the store. A job that was only just asked for may not be there yet: `JobMissing`."""
-        await self._begin()
+        await self._begin(wait=False)
         record = await self._record_now(self._followed)
         return _status(record)
 
     async def result(self, timeout: str | float | None = None) -> Any:
         """What its handler returned, when it has. Raises JobUnsuccessful, JobMissing, ResultTimeout, BlobError."""
-        await self._begin()
         seconds = None if timeout is None else parse_duration_ms(timeout, "timeout") / 1000
         try:
             async with asyncio.timeout(seconds):
+                await self._begin()
                 record = await self._ending()
         except TimeoutError:
+            if self._absent:
+                raise self._missing(self.id) from None
             raise ResultTimeout(f"job {self.id} had no ending within {timeout}: it goes on, ask again") from None
         return await self._result(record)
 
@@ -118,26 +145,44 @@ class JobHandle:
         entry = await self._followed.wait(lambda _entry: True)
         return entry.of if isinstance(entry, JobDuplicate) else None
 
-    async def _begin(self) -> None:
+    async def _begin(self, wait: bool = True) -> None:
         if self._sent is not None and not self._sent():
             raise InvalidJob(
                 f"job {self.id} goes out when the handler that asks for it has succeeded: it has no state and no result before, "
                 "so let that handler end, and ask in another job"
             )
-        follower = self._reach.follower
-        if not follower.begun:
-            await self._reach.off_loop(follower.begin)
-        follower.follow()
-        if not self._seen_from_the_start and self._followed.entry is None:
-            found = await self._look_up(self.id)
-            if found is None:
-                raise self._missing(self.id)
-            self._followed.tell(*found)
-            self._seen_from_the_start = True
+        follower, followed = self._reach.follower, self._followed
+        if self._record_key is not None:
+            follower.follow(followed, follower.partition_of(self._record_key), self._since)
+        elif followed.entry is None or followed.partition == NOWHERE:
+            await (self._find_soon(followed) if wait else self._find(followed))
 
-    async def _look_up(self, job_id: str) -> tuple[Answer, int] | None:
-        found: tuple[Answer, int] | None = await self._reach.off_loop(lambda: self._reach.follower.look_up(job_id))
-        return found
+    async def _find_soon(self, followed: Followed) -> None:
+        """It may have been asked for a moment ago, and is not unknown for not being in the store yet."""
+        clock, pause_s = asyncio.get_running_loop().time, LOOK_AGAIN_S
+        until_s = clock() + self._reach.follower.settling_ms / 1000
+        while True:
+            try:
+                await self._find(followed)
+                self._absent = False
+                return
+            except JobMissing as missing:
+                self._absent = True
+                if missing.expired or made_ms(self.id) is None or clock() >= until_s:
+                    raise
+            await asyncio.sleep(min(pause_s, max(0.0, until_s - clock())))
+            pause_s *= 2
+
+    async def _find(self, followed: Followed) -> Answer:
+        """In the store as it is; what comes later is followed."""
+        follower = self._reach.follower
+        known = None if followed.partition == NOWHERE else followed.partition
+        found: Found = await self._reach.off_loop(lambda: follower.look_up(followed.job_id, known))
+        if found.entry is None or found.partition is None:
+            raise self._missing(followed.job_id)
+        follower.follow(followed, found.partition, found.ends)
+        followed.tell(found.entry, found.epoch)
+        return found.entry
 
     async def _ending(self) -> JobRecord:
         entry = await self._followed.wait(_has_ending)
@@ -152,24 +197,20 @@ class JobHandle:
         """The job that came first."""
         if self._first is None:
             first = self._reach.follower.watch(duplicate.of)
+            first.partition = self._followed.partition
             if first.entry is None:
-                found = await self._look_up(duplicate.of)
-                if found is None:
-                    raise self._missing(duplicate.of)
-                first.tell(*found)
+                await self._find(first)
             if isinstance(first.entry, JobDuplicate):
                 raise self._missing(duplicate.of)
             self._first = first
         return self._first
 
     async def _record_now(self, followed: Followed) -> JobRecord:
-        found = await self._look_up(followed.job_id)
-        if found is None:
-            raise self._missing(followed.job_id)
-        followed.tell(*found)
-        entry, _ = found
+        entry = await self._find(followed)
         if isinstance(entry, JobDuplicate):
-            return await self._record_now(self._reach.follower.watch(entry.of))
+            first = self._reach.follower.watch(entry.of)
+            first.partition = followed.partition
+            return await self._record_now(first)
         return entry
 
     async def _stored(self, ref: str) -> bytes:

@@ -38,7 +38,8 @@ class Commits:
             if self._under_way.pop(ticket, None) is None:
                 return
             if faults.happens(faults.commit_late):
-                cluster.later(faults.drawn(faults.commit_late_ms), lambda: self._discard(wanted, member_id))
+                held = self._held(member_id)
+                cluster.later(faults.drawn(faults.commit_late_ms), lambda: self._store_late(wanted, member_id, held))
                 answered(lost)
             else:
                 answer = self._store(wanted, member_id)
@@ -57,8 +58,18 @@ class Commits:
         for arrive in list(self._under_way.values()):
             arrive()
 
-    def _discard(self, positions: dict[TopicPartition, Position], member_id: str) -> None:
-        self._store(positions, member_id)
+    def _held(self, member_id: str) -> dict[int, int]:
+        """Partition -> the generation since which the member owns it."""
+        member = self._cluster.group(self._group).members.get(member_id)
+        return {} if member is None else {tp.partition: member.since.get(tp, 0) for tp in member.owned}
+
+    def _store_late(self, positions: dict[TopicPartition, Position], member_id: str, held: dict[int, int]) -> None:
+        """A partition that moved meanwhile moved with a new generation, in which Kafka refuses what was sent in an older one."""
+        now = self._held(member_id)
+        still = {number for number, since in held.items() if now.get(number) == since} if held else None
+        kept = {tp: position for tp, position in positions.items() if still is None or tp.partition in still}
+        if kept:
+            self._store(kept, member_id)
 
     def _store(self, positions: dict[TopicPartition, Position], member_id: str) -> Answer:
         cluster = self._cluster

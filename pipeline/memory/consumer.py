@@ -189,8 +189,10 @@ class MemoryConsumer:
             if not self._is_member():
                 return
             member = cast("Member", self._member)
-            new = self._cluster.group(self.group_name).claimable(member)
+            group = self._cluster.group(self.group_name)
+            new = group.claimable(member)
             member.owned.update(new)
+            member.since.update(dict.fromkeys(new, group.generation))
             self._owned.update(new)
             missing = self._topic not in self._cluster.logs and not self._complained
             self._complained |= missing

@@ -14,7 +14,8 @@ from pipeline.model.cluster import Position, TopicPartition
 
 @dataclass(slots=True)
 class Member:
-    """`silent_since_ms` is None while its heartbeats come (they do not depend on polling)."""
+    """`silent_since_ms` is None while its heartbeats come (they do not depend on polling). `since`: the generation in which it took
+    each partition."""
 
     member_id: str
     client_id: str
@@ -26,6 +27,7 @@ class Member:
     silent_since_ms: int | None = None
     owned: set[TopicPartition] = field(default_factory=set)
     target: set[TopicPartition] = field(default_factory=set)
+    since: dict[TopicPartition, int] = field(default_factory=dict)
 
     def expired(self, now_ms: int) -> bool:
         if self.silent_since_ms is not None and now_ms >= self.silent_since_ms + self.session_timeout_ms:

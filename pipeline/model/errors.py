@@ -22,6 +22,8 @@
     |  `- SecretInPayload      its input looks as if it held a secret
     |- BlobError               a blob store did not do what it was asked
     |  `- BlobMissing          it has no blob of this name
+    |- ContractMissing         a task names an execution contract that its worker does not have
+    |- AgentMissing            a task names an agent that its worker does not have, or none where one is needed
     |- JobMissing              no job of this id: unknown, or expired
     |- JobUnsuccessful         a job ended without a result
     |- ResultTimeout           a job had no ending in time
@@ -141,6 +143,14 @@ class BlobError(PipelineError):
 
 class BlobMissing(BlobError):
     """There is no blob of this name."""
+
+
+class ContractMissing(PipelineError):
+    """A task names an execution contract that its worker does not have: a dead letter, until some worker has it."""
+
+
+class AgentMissing(PipelineError):
+    """A task names an agent that its worker does not have, or none where its contract needs one."""
 
 
 class JobMissing(PipelineError):

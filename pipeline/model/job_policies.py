@@ -6,7 +6,7 @@ Everything is checked where it is said, in one sentence that names the field.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.model.cron import Cron
 from pipeline.model.durations import parse_duration_ms
@@ -132,6 +132,20 @@ class JobOptions:
     expires: Duration | None = None
     webhook: str | None = None
     tags: tuple[str, ...] = ()
+
+
+def options_of(arguments: dict[str, Any]) -> JobOptions:
+    """Options of a request by their names. Raises ConfigurationError for one that there is not."""
+    return JobOptions(**known_arguments(JobOptions, arguments, "enqueue"))
+
+
+def known_arguments(kind: Any, arguments: dict[str, Any], what: str) -> dict[str, Any]:
+    """The arguments, when `kind`, a dataclass, has all of them; `name` is given apart."""
+    names = [each.name for each in fields(kind) if each.name != "name"]
+    for name in arguments:
+        if name not in names:
+            raise ConfigurationError(f"{what} has no argument {name!r}: there are {', '.join(names)}")
+    return arguments
 
 
 def request_of(

@@ -18,6 +18,8 @@ FETCH = 1_000  # larger ones leave the processor's cache: measured, 2,000 take a
 AHEAD, AHEAD_BYTES = 8_000, 64 * 1024 * 1024
 """What is fetched and waits to be sent: at most about so many records, and so many bytes by their usual size."""
 WAIT_BUSY_S, WAIT_IDLE_S, SILENT_S = 0.001, 0.05, 2.0
+PAUSE_AFTER_S = 0.25
+"""A pause throws away what the client has fetched ahead, and it is fetched again. So a full house is left alone for a moment first."""
 
 
 class Fetching:
@@ -31,6 +33,7 @@ class Fetching:
         self._size = batch_records(plan.rate, FETCH)
         self._resting: set[int] = set()  # partitions not fetched until less of what was fetched waits
         self._usual_bytes = 0.0
+        self._full_since: float | None = None
         self._heard_s = 0.0
         self._fault: FetchFault | None = None
 
@@ -46,6 +49,9 @@ class Fetching:
         """Serve the group and fetch; did anything come? Raises a `PipelineError` for what can't be read."""
         waiting = sum(len(messages) for flow in self._flows.values() for messages, _ in flow.pending)
         busy = any(flow.batches or flow.recorded or flow.committing for flow in self._flows.values())
+        if self._full(waiting, running):
+            time.sleep(WAIT_BUSY_S)
+            return False
         self._rest(waiting, running)
         wait_s = WAIT_BUSY_S if busy or waiting else WAIT_IDLE_S
         messages = self._consumer.poll(1 if self._resting else self._size, wait_s)
@@ -67,9 +73,23 @@ class Fetching:
             self._listen_for_ends(now)
         return bool(messages)
 
+    @property
+    def _most(self) -> int:
+        return min(self._window, AHEAD, max(FETCH, int(AHEAD_BYTES / max(1.0, self._usual_bytes))))
+
+    def _full(self, waiting: int, running: bool) -> bool:
+        """So much waits that nothing should come, and not for so long yet that the group may not wait to be served."""
+        if not running or self._resting or waiting < self._most:
+            self._full_since = None
+            return False
+        now = time.monotonic()
+        if self._full_since is None:
+            self._full_since = now
+        return now - self._full_since < PAUSE_AFTER_S
+
     def _rest(self, waiting: int, running: bool) -> None:
         """Fetch nothing while enough waits to be sent (a rate is kept) or nothing may be (the plan is held)."""
-        most = min(self._window, AHEAD, max(FETCH, int(AHEAD_BYTES / max(1.0, self._usual_bytes))))
+        most = self._most
         if not running or waiting >= most:
             found = [p for p, flow in self._flows.items() if not flow.fetched and p not in self._resting]
             if found:

@@ -30,13 +30,15 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "replay": "model core codec topology inspect filters",
         "dead_letters": "model core codec topology inspect filters replay",
         "views": "model codec kafka",
+        "background": "model core codec jobs topology worker",
+        "testing": "model background memory worker",
         # the composition root
         "app": "model blobs core codec dead_letters emit filters inspect jobs kafka memory replay settings topology worker",
         "demo": "model core codec app dead_letters emit filters inspect kafka replay settings topology worker",
         "console": "model codec inspect settings topology views",
         "cli": "model core codec app console dead_letters demo emit filters inspect kafka memory replay settings topology "
         "views worker",
-        "__init__": "app emit model settings worker",
+        "__init__": "app background emit model settings worker",
     }.items()
 }
 """Layer -> layers it may import at run time. Nobody may import cli and console: they are leaves."""

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import Pipeline, Settings
+from pipeline.core.progress import Progress
+from pipeline.core.store_scan import StoreScan
 from pipeline.jobs.handle import JobHandle
 from pipeline.model.cluster import Message, TopicPartition
 from pipeline.model.cron import Misfire
@@ -145,6 +147,21 @@ class JobScene(Scene):
             return sum(counts) == self.partitions and (each is None or set(counts) == {each})
 
         await self.soon("the partitions are shared out", shared, 40)
+
+    async def owned_by(self, process: Process) -> None:
+        """Until it has all partitions, whatever a silent one would say."""
+        await self.soon("it has all partitions", lambda: len(process.partitions()) == self.partitions, 40)
+
+    def strangers(self) -> list[bytes]:
+        """Keys of the store whose last record one that was taken for dead has written."""
+        found: list[bytes] = []
+        for number in range(self.partitions):
+            scan = StoreScan(self.state, Progress(0, 0), 0, 1 << 60)
+            for each in self.entries():
+                if each.partition() == number:
+                    scan.observe(each.offset(), each.key(), each.value(), each.headers())
+            found += scan.strangers
+        return found
 
     async def becomes(self, handle: JobHandle, state: JobState, stalls: int = 0) -> None:
         """Until the store says so."""

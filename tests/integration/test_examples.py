@@ -22,8 +22,21 @@ pytestmark = pytest.mark.first
 
 EXAMPLES = ROOT / "examples"
 PATIENCE_S = 60
-PROGRAMS = {"support_bot.py", "billing.py", "batch_costs.py", "router.py", "sync_agent.py", "unit_test_example.py"}
-TESTED_ELSEWHERE = {"record_run.py", "record_run_sync.py", "own_faust_agent.py", "agent_frameworks.py"}
+PROGRAMS = {
+    "support_bot.py",
+    "billing.py",
+    "batch_costs.py",
+    "router.py",
+    "sync_agent.py",
+    "unit_test_example.py",
+    "support_tickets.py",
+}
+TESTED_ELSEWHERE = {
+    "record_run.py",
+    "record_run_sync.py",
+    "own_faust_agent.py",
+    "agent_frameworks.py",
+}
 
 
 class Shell:
@@ -147,6 +160,20 @@ def test_sync_agent_batch_costs_and_router(shell: Shell, tmp_path: Path) -> None
         with shell.running(f"pipeline run {name}:app") as tell:
             until(f"group {group} has finished", shell.settled(group), PATIENCE_S, tell)
         assert shell.json(f"pipeline groups lag {group}")["dead_letters"] == 0
+
+
+@pytest.mark.timeout(180)
+def test_support_tickets(shell: Shell) -> None:
+    """The whole chain, as its page says it is run. What a production queue must show of it is in tests/unit/jobs."""
+    shell.run("pipeline topics apply support_tickets:app --partitions 2")
+    with shell.running("pipeline run support_tickets:app --processes 2"):
+        out = shell.run("python support_tickets.py")
+        again = shell.run("python support_tickets.py")
+    answer = "0.9 About 'Where is my refund?': it was sent on Monday."
+    assert [line.split(" ", 1)[1] for line in (out.strip(), again.strip())] == [answer] * 2
+    assert out.split()[0] != again.split()[0], "two requests, one ticket"
+    asked = shell.run(f"pipeline tail {shell.prefix}jobs.models --from earliest --no-follow --json").splitlines()
+    assert len(asked) == 4, "classify twice, of which one is the same as the other; draft, evaluate"
 
 
 @pytest.mark.timeout(60)

@@ -265,6 +265,45 @@ def test_b_e3_chains_of_jobs_go_on_through_a_killed_worker_and_no_link_is_there_
     asyncio.run(story())
 
 
+def test_c5_what_a_worker_writes_that_wakes_up_late_changes_nothing(scene: JobScene) -> None:
+    """Fault 3: SIGSTOP until others have its partitions, SIGCONT with its handlers done and their entries to be written."""
+    spec = scene.job_spec(concurrency=40)
+
+    async def story() -> None:
+        async with scene.caller(spec) as app:
+            one, two = scene.start(spec), scene.start(spec)
+            await scene.owned(one, two, each=1)
+            handles = [
+                await app.enqueue("obey", {"name": f"{n}", "sleep": 1.0, "fails": n % 2}, key=f"k{n % 30}")
+                for n in range(60)
+            ]
+            await scene.soon("both work", lambda: {t.pid for t in scene.jobs.told("start")} >= {one.pid, two.pid})
+            one.send(signal.SIGSTOP)
+            await scene.owned_by(two)
+            await scene.soon(
+                "it has run what the other had", lambda: len({t.id for t in scene.jobs.told("done")}) >= 50
+            )
+            one.send(signal.SIGCONT)
+            assert [(await handle.result("60s"))["name"] for handle in handles] == [f"{n}" for n in range(60)]
+            more = [await app.enqueue("obey", {"name": f"more {n}"}, key=f"k{n}") for n in range(30)]
+            for handle in more:
+                await handle.result("60s")
+            await scene.owned(one, two, each=1)
+            await scene.soon("what is true stands last", lambda: not scene.strangers())
+            for number, handle in enumerate(handles):
+                status = await handle.status()
+                assert (status.state, status.attempt) == (JobState.COMPLETED, 1 + number % 2)
+            assert [one.stop(), two.stop()] == [0, 0]
+
+    asyncio.run(story())
+    told = scene.jobs.told()
+    for key in range(30):
+        alive = [each for each in told if each.pid != scene.processes[0].pid]
+        assert order_of(alive, f"k{key}") == [
+            name for name in (f"{key}", f"{key + 30}", f"more {key}") if name in {each.name for each in alive}
+        ]
+
+
 # -- processes that come and go
 
 
@@ -312,19 +351,32 @@ def test_f7_a_supervised_worker_that_is_killed_is_started_again_and_goes_on(scen
     async def story() -> None:
         async with scene.caller(spec) as app:
             log = (scene.folder / "run.log").open("ab")
-            command = [sys.executable, "-c", "from pipeline.cli.main import run; run()", "run", spec["app"]]
+            command = [
+                sys.executable,
+                "-c",
+                "from pipeline.cli.main import run; run()",
+                "run",
+                spec["app"],
+                "--processes",
+                "2",
+            ]
             run = subprocess.Popen(
                 command, cwd=ROOT, env={**os.environ, "HARNESS_SPEC": json.dumps(spec)}, stdout=log, stderr=log
             )
             try:
-                handles = [await app.enqueue("obey", {"name": f"{n}", "sleep": 0.3}) for n in range(60)]
+                handles = [await app.enqueue("obey", {"name": f"{n}", "sleep": 1}) for n in range(200)]
                 await scene.soon("it works", lambda: scene.jobs.told("done"), 40)
                 killed = scene.jobs.told("done")[0].pid
                 assert killed != run.pid
                 os.kill(killed, signal.SIGKILL)
                 names = [(await handle.result("60s"))["name"] for handle in handles]
-                assert names == [f"{n}" for n in range(60)]
-                assert len({each.pid for each in scene.jobs.told("done")}) == 2
+                assert names == [f"{n}" for n in range(200)]
+
+                async def a_third_has_work() -> None:
+                    while len({each.pid for each in scene.jobs.told("done")}) < 3:
+                        await (await app.enqueue("obey", {})).result("30s")
+
+                await asyncio.wait_for(a_third_has_work(), 40)
                 run.terminate()
                 assert run.wait(30) == 0
             finally:

@@ -255,8 +255,6 @@ class World:
                     told.put_ms.setdefault(asked.schedule.name, told.now_ms)
                 self._fact("applied", getattr(asked, "job_id", ""), how=(asked, changed))
             self.position += 1
-        if self.position == len(told.inbox):
-            self.board.caught_up(told.now_ms)
 
     def take(self) -> None:
         self._collect()

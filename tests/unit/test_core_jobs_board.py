@@ -479,7 +479,9 @@ def test_a_window_ends_with_the_inbox_not_with_the_clock(bench: Bench) -> None:
     bench.admit(late)
     assert isinstance(bench.board.jobs["b"], JobDuplicate)
     bench.store()
-    bench.board.caught_up(NOW + 1_000)
+    bench.pass_ms(0)
+    assert Entry(dedup_key("t", "d"), None) not in bench.store()
+    bench.ask("c")  # the inbox has been read past its end
     bench.pass_ms(0)
     assert Entry(dedup_key("t", "d"), None) in bench.store()
 
@@ -791,3 +793,24 @@ def test_a_retry_is_not_early_for_an_owner_whose_clock_is_ahead() -> None:
     (job,) = bench.board.take(1, NOW)
     bench.board.ended([(job, job.version, LATER)], NOW)
     assert bench.board.next_ms() == NOW + 1_030
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_window_whose_write_was_lost_is_there_again_with_its_job(later: bool) -> None:
+    """Its write failed, that of the job behind it did not, and the owner died before it could write again."""
+    bench = Bench()
+    bench.ask("a", dedup_id="d", dedup_window_ms=1_000)
+    if later:
+        bench.now_ms += 1_000
+        bench.ask("b", dedup_id="d", dedup_window_ms=1_000)
+    for job in bench.board.take(2, bench.now_ms):
+        bench.board.ended([(job, job.version, Completed())], bench.now_ms)
+    bench.effects()
+    bench.log = [each for each in bench.log if each[0].startswith(b"j/")]
+    window = DedupWindow("t", "d", "b" if later else "a", bench.now_ms, bench.now_ms + 1_000)
+    effects = bench.restart()
+    assert bench.board.dedup.windows == {("t", "d"): window}
+    assert isinstance(effects[-1], Entry)
+    assert effects[-1].key == dedup_key("t", "d")
+    bench.ask("c", dedup_id="d", dedup_window_ms=1_000)
+    assert isinstance(bench.board.jobs["c"], JobDuplicate)

@@ -54,6 +54,19 @@ class Hand:
         return [record.value() for record in self.cluster.logs["t"][0].records()]
 
 
+def test_a_topic_with_log_append_time_puts_its_own_time_on_records() -> None:
+    now = [1_000]
+    cluster = MemoryCluster("stamps", clock=lambda: now[0], scheduler=lambda _ms, _do: None)
+    cluster.create("own", 1, {"message.timestamp.type": "LogAppendTime"})
+    cluster.create("given", 1)
+    cluster.faults.land_delay_ms = (50, 50)
+    for topic in ("own", "given"):
+        cluster.producer().send(topic, None, b"", timestamp_ms=7)
+    now[0] = 1_050
+    cluster.tick()
+    assert [cluster.logs[topic][0].records()[0].timestamp()[1] for topic in ("own", "given")] == [1_050, 7]
+
+
 def test_murmur2_agrees_with_the_java_client() -> None:
     """Two values of Kafka's own unit test of its hash; placement itself is compared with librdkafka in the conformance suite."""
     assert murmur2(b"21") == -973932308 & 0xFFFFFFFF

@@ -160,10 +160,6 @@ class Board:
     def next_ms(self) -> int | None:
         return min((at for at in (self.timers.next_ms(), self.schedules.next_ms()) if at is not None), default=None)
 
-    def caught_up(self, at_ms: int) -> None:
-        """Whatever got into the inbox before this time has been admitted."""
-        self.read_ms = max(self.read_ms, at_ms)
-
     def call(self, now_ms: int) -> None:
         for job in self.timers.due(now_ms, self.policy.due):
             self.called(job, now_ms)

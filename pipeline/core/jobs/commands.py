@@ -42,7 +42,7 @@ def apply(board: Board, command: JobCommand, offset: int, now_ms: int) -> bool:
 
 def _to_job(board: Board, command: CancelJob | RetryJob | RunJobNow, job: Job, offset: int, now_ms: int) -> bool:
     if isinstance(command, RetryJob):
-        return job.state in GIVEN_UP and _another_round(board, job, offset, now_ms)
+        return job.state in GIVEN_UP and another_round(board, job, offset, now_ms)
     if isinstance(command, RunJobNow):
         return job.state in TIMED and _now(board, job, offset, now_ms)
     return job.state not in TERMINAL and _cancel(board, job, command.reason, offset, now_ms)
@@ -75,8 +75,9 @@ def _now(board: Board, job: Job, offset: int, now_ms: int) -> bool:
     return True
 
 
-def _another_round(board: Board, old: Job, offset: int, now_ms: int) -> bool:
-    """A new job of the same id, in a higher version; what was left over of the old one says nothing any more."""
+def another_round(board: Board, old: Job, offset: int, now_ms: int) -> bool:
+    """Of a job that was given up, which has come to `offset`. A new job of the same id, in a higher version; what was left over of the
+    old one says nothing any more."""
     board.call_before(old.key, now_ms)
     board.ledger.open(old)
     request = replace(cast(JobRequest, old.request), due_ms=0, expires_ms=0)

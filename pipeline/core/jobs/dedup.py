@@ -15,6 +15,12 @@ Name = tuple[str, str]
 """Type and dedup id."""
 
 
+def window_of(request: JobRequest, dedup_id: str) -> DedupWindow:
+    """The one that this request begins."""
+    until_ms = request.created_ms + request.dedup_window_ms
+    return DedupWindow(request.type, dedup_id, request.id, request.created_ms, until_ms)
+
+
 class Dedup:
     """`windows`: those that a request may still fall into."""
 
@@ -38,8 +44,7 @@ class Dedup:
         began_ms = request.created_ms
         known = self.windows.get((request.type, request.dedup_id))
         if known is None or (known.job_id != request.id and known.from_ms <= began_ms):
-            until_ms = began_ms + request.dedup_window_ms
-            self.keep(DedupWindow(request.type, request.dedup_id, request.id, began_ms, until_ms))
+            self.keep(window_of(request, request.dedup_id))
 
     def keep(self, window: DedupWindow) -> None:
         name = window.type, window.dedup_id

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from pipeline.core.jobs import retention
 from pipeline.core.jobs.board import QUEUED, RUNNING, SCHEDULED, Board
+from pipeline.core.jobs.dedup import Name, window_of
 from pipeline.core.jobs.delivering import deliver
 from pipeline.core.jobs.entries import Entry, Letter
 from pipeline.core.jobs.job import Job, restored
+from pipeline.model.errors import CodecError
 from pipeline.model.job_states import SUCCEEDED, TERMINAL, JobState
 from pipeline.model.jobs import DedupWindow, JobDuplicate, JobEntry, JobRecord
 from pipeline.model.store_keys import dedup_key
 
+SLICE = 200
+"""Entries to a step."""
+
 
 class Restoring:
-    """Give it all entries in the order of the store, tombstones included; then `finish` once, before anything is admitted.
+    """Give it all entries in the order of the store, tombstones included; then `finish` once, or all `steps`, before anything is admitted.
 
-    `board.committed` and `board.read_ms` are set by the caller, from what is committed.
+    `kept`: entries by key, where that is known already. `unreadable` is told of those that no queue wrote or a disk spoilt: they stay
+    where they are, and the others are jobs all the same. `board.committed` and `board.read_ms` are set by the caller, from what is
+    committed.
     """
 
-    def __init__(self, board: Board) -> None:
+    def __init__(
+        self,
+        board: Board,
+        kept: dict[bytes, bytes] | None = None,
+        unreadable: Callable[[bytes, CodecError], None] | None = None,
+    ) -> None:
         self._board = board
-        self._entries: dict[bytes, bytes] = {}
+        self._entries: dict[bytes, bytes] = {} if kept is None else kept
+        self._unreadable = unreadable
 
     def entries(self, entries: Iterable[tuple[bytes, bytes | None]]) -> None:
         kept = self._entries
@@ -33,20 +46,35 @@ class Restoring:
                 kept[key] = value
 
     def finish(self, now_ms: int) -> None:
-        """What ran has lost its worker: it runs again, counted as a stall. What came due meanwhile is due, in its order."""
+        """All steps at once."""
+        for _ in self.steps(now_ms):
+            pass
+
+    def steps(self, now_ms: int) -> Iterator[None]:
+        """What ran has lost its worker: it runs again, counted as a stall. What came due meanwhile is due, in its order.
+
+        In slices of some milliseconds, or a million jobs would hold up all that their process does.
+        """
         board = self._board
         finished: list[tuple[int, Job | JobDuplicate]] = []
         due: list[tuple[bool, int, int, Job]] = []
-        windows: list[DedupWindow] = []
-        for key, value in self._entries.items():
-            entry: JobEntry = board.ledger.packing.unpack(key, value)
+        windows: dict[Name, DedupWindow] = {}
+        begun: list[DedupWindow] = []
+        for count, (key, value) in enumerate(self._entries.items(), start=1):
+            if not count % SLICE:
+                yield
+            entry = self._read(key, value)
+            if entry is None:
+                continue
             if isinstance(entry, JobRecord):
                 self._job(entry, value, now_ms, finished, due)
+                if entry.request.dedup_id is not None:
+                    begun.append(window_of(entry.request, entry.request.dedup_id))
             elif isinstance(entry, JobDuplicate):
                 board.jobs[entry.id] = entry
                 finished.append((entry.at_ms, entry))
             elif isinstance(entry, DedupWindow):
-                windows.append(entry)
+                windows[entry.type, entry.dedup_id] = entry
             else:
                 board.schedules.keep_or_hold(entry)
         self._entries = {}
@@ -56,14 +84,27 @@ class Restoring:
             retention.finished(
                 board.kind(job.type if isinstance(job, JobDuplicate) else job.kind.name), job, at_ms, good
             )
-        for window in windows:
+        for window in windows.values():
             self._window(window)
+        for window in begun:
+            self._begun(window, windows.get((window.type, window.dedup_id)))
         due.sort(key=lambda each: each[:3])
-        for _, _, _, job in due:
+        for count, (_, _, _, job) in enumerate(due, start=1):
+            if not count % SLICE:
+                yield
             self._due(job, now_ms)
         for _, job in finished:
             if isinstance(job, Job) and job.webhook_due:
                 deliver(board, job, now_ms)
+
+    def _read(self, key: bytes, value: bytes) -> JobEntry | None:
+        try:
+            return self._board.ledger.packing.unpack(key, value)
+        except CodecError as error:
+            if self._unreadable is None:
+                raise
+            self._unreadable(key, error)
+            return None
 
     def _job(
         self,
@@ -110,9 +151,22 @@ class Restoring:
     def _window(self, window: DedupWindow) -> None:
         """One whose job ended so that it is released, and the tombstone is missing, is released now."""
         board = self._board
-        job = board.jobs.get(window.job_id)
-        lost = isinstance(job, Job) and job.state in TERMINAL and job.state not in SUCCEEDED
-        if lost and board.kind(window.type).policy.release_on_failure:
+        if self._released(window):
             board.ledger.effects.append(Entry(dedup_key(window.type, window.dedup_id), None))
         else:
             board.dedup.keep(window)
+
+    def _released(self, window: DedupWindow) -> bool:
+        job = self._board.jobs.get(window.job_id)
+        failed = isinstance(job, Job) and job.state in TERMINAL and job.state not in SUCCEEDED
+        return failed and self._board.kind(window.type).policy.release_on_failure
+
+    def _begun(self, window: DedupWindow, written: DedupWindow | None) -> None:
+        """A job without the window that it began: writing that failed, and its owner died before it could again."""
+        board = self._board
+        known = board.dedup.windows.get((window.type, window.dedup_id), written)
+        older = known is not None and known.from_ms >= window.from_ms
+        if not older and window.until_ms > board.read_ms and not self._released(window):
+            board.dedup.keep(window)
+            key = dedup_key(window.type, window.dedup_id)
+            board.ledger.effects.append(Entry(key, board.ledger.packing.pack(window)))

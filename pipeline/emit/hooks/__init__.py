@@ -3,7 +3,7 @@
 The adapters are in the modules `openai_agents`, `langchain` and `pydantic_ai`, and need the extra of that name.
 """
 
-from pipeline.emit.hooks.queueing import JobQueue, QueueHook, queue_hook
+from pipeline.emit.hooks.queueing import Enqueues, QueueHook, queue_hook
 from pipeline.emit.hooks.watch import FinishedRun, HookOptions, HookStats, RunHook
 
-__all__ = ["FinishedRun", "HookOptions", "HookStats", "JobQueue", "QueueHook", "RunHook", "queue_hook"]
+__all__ = ["Enqueues", "FinishedRun", "HookOptions", "HookStats", "QueueHook", "RunHook", "queue_hook"]

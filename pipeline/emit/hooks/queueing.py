@@ -1,6 +1,6 @@
 """`queue_hook`: work that follows an agent's run goes to a queue, and the agent has returned before it is even enqueued.
 
-Any object with `enqueue(topic, payload, options)`, plain or `async`, is a queue here.
+Any object with `enqueue(topic, payload, options)` is a queue here; where `enqueue` is no coroutine function it may take its time.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import logging
 import queue as queues
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
+
+from pipeline.model.background import job_options
+from pipeline.model.job_policies import JobOptions
 
 log = logging.getLogger("pipeline.hooks")
 
@@ -26,10 +29,10 @@ PENDING_MAX = 1_000
 EXIT_WAIT_S = 5.0
 
 
-class JobQueue(Protocol):
-    """What work is given to: `enqueue` answers with the job's id, at once or awaited."""
+class Enqueues(Protocol):
+    """All that a hook needs of a `BackgroundQueue`."""
 
-    def enqueue(self, topic: str, payload: Any, options: Mapping[str, Any]) -> Any: ...
+    def enqueue(self, topic: str, payload: Any, options: JobOptions, /) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +46,26 @@ class QueueHookStats:
     waiting: int
 
 
-def queue_hook(queue: JobQueue, topic: str, payload_fn: Callable[[R], Any], **options: Any) -> QueueHook[R]:
-    """A hook for `after_run` or `on_error`: calls `payload_fn(run)`, and enqueues what it gives.
+def queue_hook(queue: Enqueues, topic: str, payload_fn: Callable[[R], Any], **options: Any) -> QueueHook[R]:
+    """A hook for `after_run` or `on_error`: calls `payload_fn(run)`, and enqueues what it gives to a `BackgroundQueue`.
 
-    It returns at once. Where one of the two is `async` and the caller has an event loop, they run there, as a task;
-    otherwise in a thread of the hook's own, in order. Whatever goes wrong is counted and logged, never raised.
+    `options` are those of `JobOptions`: a wrong one is a `ConfigurationError` here and now. The hook returns at once.
+    Where `payload_fn` is `async`, or the queue belongs to an event loop (see `BackgroundQueue`), and the caller has one, they run
+    there, as a task; otherwise in a thread of the hook's own, in order. Whatever goes wrong is counted and logged, never raised.
     """
-    return QueueHook(queue, topic, payload_fn, options)
+    return QueueHook(queue, topic, payload_fn, job_options(options))
 
 
 class QueueHook(Generic[R]):
     """Call it with a finished run. `drain` waits for what it has been given, as the process does when it ends (5 s)."""
 
-    def __init__(self, queue: JobQueue, topic: str, payload_fn: Callable[[R], Any], options: Mapping[str, Any]) -> None:
+    def __init__(self, queue: Enqueues, topic: str, payload_fn: Callable[[R], Any], options: JobOptions) -> None:
         self.topic = topic
         self._queue = queue
         self._payload_fn = payload_fn
-        self._options = dict(options)
-        self._asynchronous = inspect.iscoroutinefunction(payload_fn) or inspect.iscoroutinefunction(queue.enqueue)
+        self._options = options
+        bound = inspect.iscoroutinefunction(queue.enqueue) and not getattr(queue, "from_any_loop", False)
+        self._asynchronous = bound or inspect.iscoroutinefunction(payload_fn)
         self._changed = threading.Condition()
         self._called = self._enqueued = self._failed = self._dropped = 0
         self._work: queues.SimpleQueue[tuple[Context, Any]] = queues.SimpleQueue()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from pipeline.core.care import WATCHED
@@ -41,43 +43,51 @@ class Boards:
 
     def unknown_schema(self, scan: StoreScan) -> int | None:
         """A schema that the store's entries were written with and that is not known here: an older or a newer worker's."""
-        for prefix, (key, value) in {v[:SCHEMA_BYTES]: (k, v) for k, v in scan.entries.items()}.items():
-            if prefix in self._known:
+        unknown = {value[:SCHEMA_BYTES] for value in scan.entries.values()} - self._known
+        if not unknown:
+            return None
+        for key, value in scan.entries.items():
+            if (prefix := value[:SCHEMA_BYTES]) not in unknown:
                 continue
             try:
                 self._packing.unpack(key, value)
             except SchemaUnavailable as error:
                 return error.schema_id or 0
             except CodecError:
-                continue  # this one; see `restored`
+                continue  # this one; see `Restore`
+            unknown.discard(prefix)
             self._known.add(prefix)
+            if not unknown:
+                break
         return None
 
-    def restored(self, unit: Unit, scan: StoreScan, now_ms: int) -> Board:
-        try:
-            return self._board(unit, scan, now_ms)
-        except CodecError:
-            self._set_aside_unreadable(unit, scan)
-            return self._board(unit, scan, now_ms)
-
-    def _board(self, unit: Unit, scan: StoreScan, now_ms: int) -> Board:
+    def restore(self, unit: Unit, scan: StoreScan, now_ms: int) -> Restore:
         board = Board(self._queue.policy, self._policies, self._packing)
         board.careful = unit.unclean >= WATCHED
         board.committed = unit.lanes[SOURCE].tracker.position
-        restoring = Restoring(board)
-        restoring.entries(scan.entries.items())
-        restoring.finish(now_ms)
-        write_again(board, scan.strangers)
-        return board
+        return Restore(unit, scan, board, Restoring(board, scan.entries, partial(self._tell, unit, scan)).steps(now_ms))
 
-    def _set_aside_unreadable(self, unit: Unit, scan: StoreScan) -> None:
-        """Entries that no queue wrote, or a disk spoilt: they stay where they are, and the others are jobs all the same."""
-        for key, value in tuple(scan.entries.items()):
-            try:
-                self._packing.unpack(key, value)
-            except CodecError as error:
-                del scan.entries[key]
-                self._log.error(
-                    "an entry of the store can't be read and is left out",
-                    topic=scan.topic, partition=unit.partition, key=key.decode("utf-8", "replace"), error=str(error),
-                )  # fmt: skip
+    def _tell(self, unit: Unit, scan: StoreScan, key: bytes, error: CodecError) -> None:
+        self._log.error(
+            "an entry of the store can't be read and is left out",
+            topic=scan.topic, partition=unit.partition, key=key.decode("utf-8", "replace"), error=str(error),
+        )  # fmt: skip
+
+
+class Restore:
+    """A board on its way from its store, some at a time."""
+
+    def __init__(self, unit: Unit, scan: StoreScan, board: Board, steps: Iterator[None]) -> None:
+        self.unit = unit
+        self.scan = scan
+        self.board = board
+        self.entries = len(scan.entries)
+        self._steps = steps
+
+    def proceed(self, until_s: float, clock: Callable[[], float]) -> bool:
+        """Go on until then. True: it is all there."""
+        for _ in self._steps:
+            if clock() >= until_s:
+                return False
+        write_again(self.board, self.scan.strangers)
+        return True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
@@ -16,13 +18,13 @@ from pipeline.model.errors import ConfigurationError, InvalidJob
 from pipeline.model.job_batches import ItemResult
 from pipeline.model.job_policies import (
     Duration,
-    JobOptions,
     JobPolicy,
     QueuePolicy,
     RetentionPolicy,
     check_job,
     check_queue,
     check_text,
+    known_arguments,
 )
 from pipeline.model.job_resources import JobResources
 from pipeline.model.job_types import JobQueue, JobType
@@ -45,6 +47,8 @@ from pipeline.worker.jobs.webhooks import Webhooks
 
 DEFAULT_QUEUE = "default"
 RUNNING_AT_ONCE = 100
+_POLICIES: WeakKeyDictionary[Callable[..., Any], tuple[str, JobPolicy]] = WeakKeyDictionary()
+"""Name and policy of handlers that were declared, for tests of a handler alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,20 +167,14 @@ class _Queue:
 
 def declaration_of(name: str, arguments: dict[str, Any]) -> JobDeclaration:
     """Raises ConfigurationError for an argument that there is not."""
-    return JobDeclaration(name, **_known(JobDeclaration, arguments, "@app.job"))
+    return JobDeclaration(name, **known_arguments(JobDeclaration, arguments, "@app.job"))
 
 
-def options_of(arguments: dict[str, Any]) -> JobOptions:
-    """The same for the options of a request."""
-    return JobOptions(**_known(JobOptions, arguments, "enqueue"))
-
-
-def _known(kind: Any, arguments: dict[str, Any], what: str) -> dict[str, Any]:
-    names = [each.name for each in fields(kind) if each.name != "name"]
-    for name in arguments:
-        if name not in names:
-            raise ConfigurationError(f"{what} has no argument {name!r}: there are {', '.join(names)}")
-    return arguments
+def declared_policy(handler: Callable[..., Any]) -> tuple[str, JobPolicy] | None:
+    """Name and policy that `@app.job` gave it; None for a function that is no job."""
+    with contextlib.suppress(TypeError):
+        return _POLICIES.get(handler)
+    return None
 
 
 class Queues:
@@ -204,6 +202,8 @@ class Queues:
         if declared.name in self._queue_of:
             raise ConfigurationError(f"job {declared.name!r} is declared twice: give each type of job its own name")
         self._queue_of[declared.name] = queue
+        with contextlib.suppress(TypeError):  # an object that has no weak references, of a class with slots
+            _POLICIES[declared.handler] = declared.name, declared.policy
         self._queues.setdefault(queue, _Queue()).types[declared.name] = declared
 
     def find(self, name: str) -> tuple[str, JobType] | None:

@@ -18,7 +18,6 @@ from typing import Any
 from pipeline.core.jobs.entries import DropBlobs, Effect, Entry, Interrupt, Letter, Packing, Settle
 from pipeline.core.jobs.sharing import Sharing
 from pipeline.core.jobs.telling import told
-from pipeline.core.store_scan import StoreScan
 from pipeline.core.unit import Unit
 from pipeline.model.blobs import Blobs
 from pipeline.model.cluster import Headers
@@ -31,7 +30,7 @@ from pipeline.model.permissions import Permissions
 from pipeline.worker.engine import Engine
 from pipeline.worker.jobs.admitting import Admission
 from pipeline.worker.jobs.blobs import PayloadBlobs, drop
-from pipeline.worker.jobs.boards import Boards, Opening
+from pipeline.worker.jobs.boards import Boards, Opening, Restore
 from pipeline.worker.jobs.context import Home
 from pipeline.worker.jobs.handing_on import HandOns
 from pipeline.worker.jobs.host import Host
@@ -45,6 +44,9 @@ from pipeline.worker.jobs.writing import Place, StoreWriter, Written
 
 UNWRITTEN_MAX = 20_000
 """Entries that wait for their acknowledgement, at which no more is taken from the inbox and nothing more is started."""
+
+SLICE_S = 0.02
+"""So long at a time for boards that are made from their stores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class JobExecutor:
         self._sharing = Sharing()
         self._left_over: Counter[str] = Counter()
         self._looking_up: asyncio.Task[None] | None = None
+        self._restoring: Restore | None = None
         self._given_up: set[Unit] = set()
         engine.concluded, engine.give_up = self._concluded, self._give_up
 
@@ -103,20 +106,14 @@ class JobExecutor:
 
     def pump(self) -> None:
         now_ms = self._engine.clock.read()
-        while self._opening.arrived and self._looking_up is None:
-            unit, scan = self._opening.arrived[0]
-            if unit.open and (schema_id := self._boards.unknown_schema(scan)) is not None:
-                self._looking_up = self._loop.create_task(self._look_up(schema_id))
-                break
-            self._opening.arrived.popleft()
-            self._open(unit, scan, now_ms)
+        self._restore(now_ms)
         for host in tuple(self._hosts.values()):
             if not host.unit.open:
                 self._drop(host)
                 continue
             self._heard(host, now_ms)
         resend_ms = self._hand_ons.step(now_ms)
-        if not self._opening.arrived and not any(map(_waits, self._hosts.values())):
+        if not any(map(_waits, self._hosts.values())):
             self._admission.admit(now_ms)
         for host in self._hosts.values():
             if host.endings:
@@ -131,6 +128,25 @@ class JobExecutor:
         for host in self._hosts.values():
             self._perform(host, now_ms)
         self._set_timer(now_ms, resend_ms)
+
+    def _restore(self, now_ms: int) -> None:
+        """Boards of stores that were read, one after the other, a slice in each step: the others go on meanwhile."""
+        until_s = self._loop.time() + SLICE_S
+        arrived = self._opening.arrived
+        while self._looking_up is None and (arrived or self._restoring is not None):
+            if self._restoring is None:
+                unit, scan = arrived[0]
+                if unit.open and (schema_id := self._boards.unknown_schema(scan)) is not None:
+                    self._looking_up = self._loop.create_task(self._look_up(schema_id))
+                    return
+                arrived.popleft()
+                self._restoring = self._boards.restore(unit, scan, now_ms)
+            restore = self._restoring
+            if restore.unit.open and not restore.proceed(until_s, self._loop.time):
+                self._engine.wake()
+                return
+            self._restoring = None
+            self._open(restore, now_ms)
 
     def _drop(self, host: Host) -> None:
         """It belongs to someone else. What still runs takes places until it has ended."""
@@ -152,11 +168,11 @@ class JobExecutor:
         self._looking_up = None
         self._engine.wake()
 
-    def _open(self, unit: Unit, scan: StoreScan, now_ms: int) -> None:
+    def _open(self, restore: Restore, now_ms: int) -> None:
+        unit, board, scan = restore.unit, restore.board, restore.scan
         if not unit.open:
+            self._admission.forget(unit)
             return
-        count, strangers = len(scan.entries), len(scan.strangers)
-        board = self._boards.restored(unit, scan, now_ms)
         topics = self._engine.parts.topics
         assert topics.state is not None
         headers: Headers = [(STORE_EPOCH, str(unit.epoch).encode())]
@@ -170,10 +186,12 @@ class JobExecutor:
         writer = StoreWriter(self._engine.parts.producer, place, self._engine.wake, scan.fence)
         host = self._hosts[unit] = Host(unit, board, writer)
         self._engine.log.info(
-            "board restored", partition=unit.partition, entries=count, careful=board.careful, strangers=strangers
-        )
+            "board restored", partition=unit.partition, entries=restore.entries, careful=board.careful,
+            strangers=len(scan.strangers),
+        )  # fmt: skip
         self._stalled(host)
         self._perform(host, now_ms)
+        self._admission.opened(host, now_ms)
 
     # -- jobs
 

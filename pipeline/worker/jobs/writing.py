@@ -4,6 +4,9 @@ What survives a crash must be a beginning of them. So when a write fails nothing
 answered; then everything from the failed one on is written again. What was written in between stands twice: dead letters name their
 job, and of a job only the newest entry is written again, also in the place of an older one. (Else one that has its ending would
 seem to run for a while, and run once more if its owner died just then.)
+
+A schedule's entry goes out when all before it are acknowledged: written behind a tick's job whose own write fails, it would lose
+that tick if its owner died just then.
 """
 
 from __future__ import annotations
@@ -16,11 +19,11 @@ from functools import partial
 from pipeline.core.jobs.entries import DropBlobs, Entry, Letter, Settle
 from pipeline.model.cluster import Headers
 from pipeline.model.errors import BufferFull, ClusterError
-from pipeline.model.store_keys import job_key
+from pipeline.model.store_keys import job_key, schedule_key
 from pipeline.worker.sending import RESEND_MS, Outlet
 
 Written = Entry | Letter | Settle | DropBlobs
-JOBS = job_key("")
+JOBS, SCHEDULES = job_key(""), schedule_key("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,15 @@ class Place:
 
 
 class _Item:
-    """`sent`: the number of its last sending, 0 once that was answered: an answer that comes again says nothing."""
+    """`alone`: it is not sent while anything is under way. `sent`: the number of its last sending, 0 once that was answered: an answer
+    that comes again says nothing."""
 
-    __slots__ = ("acknowledged", "sent", "what")
+    __slots__ = ("acknowledged", "alone", "sent", "what")
 
     def __init__(self, what: Written) -> None:
         self.what = what
         self.acknowledged = isinstance(what, Settle | DropBlobs)
+        self.alone = isinstance(what, Entry) and what.key.startswith(SCHEDULES)
         self.sent = 0
 
 
@@ -61,6 +66,7 @@ class StoreWriter:
         self._answers: deque[tuple[_Item, int, ClusterError | None, int]] = deque()
         self._sendings = 0
         self._unsent: deque[_Item] = deque()
+        self._held: deque[_Item] = deque()
         self._under_way = 0
         self._tries = 0
         self._again_ms: int | None = None
@@ -86,7 +92,15 @@ class StoreWriter:
             if self._unsent:
                 self._unsent.append(item)
             else:
-                self._send(item, now_ms)
+                self._held.append(item)
+                self._go_on(now_ms)
+
+    def _go_on(self, now_ms: int) -> None:
+        """Send what may go out now."""
+        held = self._held
+        while held and not (self._under_way and held[0].alone):
+            if not self._send(held.popleft(), now_ms):
+                return
 
     def _send(self, item: _Item, now_ms: int) -> bool:
         what, place = item.what, self._place
@@ -114,6 +128,7 @@ class StoreWriter:
         self.last_error = error
         if not self._unsent:
             self._unsent.append(item)
+        self._held.clear()
         if self._again_ms is None:
             self._again_ms = now_ms + RESEND_MS[min(self._tries, len(RESEND_MS) - 1)]
             self._tries += 1
@@ -132,6 +147,7 @@ class StoreWriter:
                 item.acknowledged = True
                 if isinstance(item.what, Entry):
                     self._mind(offset)
+        self._go_on(now_ms)
         done: list[Written] = []
         items = self._items
         while items and items[0].acknowledged:
@@ -157,11 +173,12 @@ class StoreWriter:
         first = next((at for at, item in enumerate(waiting) if not item.acknowledged), len(waiting))
         again = waiting[first:]
         _newest(again)
-        for at, item in enumerate(again):
+        for item in again:
             item.acknowledged = False
-            if not self._send(item, now_ms):
-                self._unsent = deque(again[at:])
-                return self._again_ms
+        self._held.extend(again)
+        self._go_on(now_ms)
+        if self._unsent:
+            return self._again_ms
         self._tries = 0
         return None
 

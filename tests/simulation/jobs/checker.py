@@ -18,6 +18,8 @@ from tests.simulation.jobs.scenario import LANES, JobScenario
 
 LATE_MS = 300
 """By so much a worker may take the cluster's time for earlier than it is."""
+HEARD_MS, NEVER_MS = 60_000, 1 << 60
+"""By then whoever owns a partition has read what stands in its inbox."""
 LANE_BOUND = 2 * sum(LANES) + len(LANES)
 """So many others begin at most between two of a lane in which something waits."""
 
@@ -28,7 +30,6 @@ class Doing:
 
     life: Life
     ran: Counter[tuple[str, int]] = field(default_factory=Counter)
-    running: dict[int, Request] = field(default_factory=dict)
     holding: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     over: set[str] = field(default_factory=set)
     first: list[Request] = field(default_factory=list)
@@ -48,6 +49,7 @@ class JobChecker:
         self._started: dict[str, int] = {}
         self._set_back_ms = 0
         self._busy: Counter[str] = Counter()
+        self._busy_with: Counter[tuple[str, str]] = Counter()
         self.history = History()
 
     def check(self, facts: list[Fact]) -> list[str]:
@@ -79,6 +81,9 @@ class JobChecker:
     def _on_began(self, index: int, fact: JobBegan) -> Iterator[str]:
         history = self.history
         doing, request = self._doing.get((fact.partition, fact.epoch)), history.requests.get(fact.job_id)
+        if doing is not None and request is None and "@" in fact.job_id:
+            self.seen["a tick of a stranger alone"] += 1
+            return
         if doing is None or request is None:
             yield f"J1: #{fact.number} ran {fact.job_id} in epoch {fact.epoch} of {fact.partition}, which nobody claimed or asked for"
             return
@@ -88,11 +93,10 @@ class JobChecker:
             yield from self._check_over(index, fact, doing, again)
             yield from self._check_attempt(fact, request, doing, again)
         yield from self._check_time(index, fact, request, again)
-        yield from self._check_limits(fact, request, doing)
+        yield from self._check_limits(fact, request)
         if trusted:
             yield from self._check_key(index, fact, request, doing)
             yield from self._check_turn(index, fact, request, doing)
-        doing.running[fact.number] = request
         doing.over.discard(request.id)
         if request.key is not None:
             doing.holding[request.key].add(request.id)
@@ -104,6 +108,9 @@ class JobChecker:
         if again:
             self.seen["another round"] += 1
             return
+        cancelled_ms = self.history.cancelled_ms.get(fact.job_id, NEVER_MS)
+        if fact.at_ms > cancelled_ms + HEARD_MS:
+            yield f"J1: #{fact.number}: {fact.job_id} began {fact.at_ms - cancelled_ms} ms after its cancel was in the inbox"
         before = doing.life.durable.get(fact.job_id)
         if before is not None and before.state in TERMINAL:
             yield f"J1: #{fact.number}: {fact.job_id} began, and was {before.state} when its owner came"
@@ -148,13 +155,16 @@ class JobChecker:
             yield f"J4: #{fact.number}: attempt {fact.attempt} of {request.id} began {wanted - at_ms} ms early"
         expires_ms = request.fields["expires_ms"]
         if expires_ms and fact.at_ms >= expires_ms + LATE_MS and request.id not in self._started and not again:
+            if any(0 < entry.fields.get("started_ms", 0) < expires_ms for _, entry in self.history.of(request.id)):
+                return  # its owner died with it before its handler was called
             yield f"J4: #{fact.number}: {request.id} began {fact.at_ms - expires_ms} ms after it expired"
 
-    def _check_limits(self, fact: JobBegan, request: Request, doing: Doing) -> Iterator[str]:
+    def _check_limits(self, fact: JobBegan, request: Request) -> Iterator[str]:
         limit = request.kind.concurrency
-        of_type = sum(other.fields["type"] == request.fields["type"] for other in doing.running.values())
-        if limit and of_type >= limit:
-            yield f"J6: #{fact.number}: more than {limit} of {request.fields['type']} run in epoch {fact.epoch} of {fact.partition}"
+        place = fact.worker, request.fields["type"]
+        if limit and self._busy_with[place] >= limit:
+            yield f"J6: #{fact.number}: more than {limit} of {place[1]} run at {fact.worker}"
+        self._busy_with[place] += 1
         if self._busy[fact.worker] >= self.scenario.concurrency:
             yield f"J6: #{fact.number}: {fact.worker} runs more than {self.scenario.concurrency}"
 
@@ -180,13 +190,13 @@ class JobChecker:
         for other in doing.holding[request.key] - {request.id}:
             if not self._released(other, index, fact.at_ms, doing):
                 yield f"J6: #{fact.number}: {request.id} began although {other} of its key has begun and not ended"
-        if request.id in self._started or not self._plain(request):
-            return
+        if request.id in self._started or not self._plain(request) or self._set_back_ms:
+            return  # what came due when is told by the clock, also to the next owner
         for other_request in self.history.requests.values():
             before = other_request.partition == request.partition and 0 <= other_request.offset < request.offset
-            if before and other_request.key == request.key and self._plain(other_request):
-                if not self._released(other_request.id, index, fact.at_ms, doing):
-                    yield f"J6: #{fact.number}: {request.id} began before {other_request.id}, which stands before it in the inbox"
+            same = before and other_request.key == request.key and self._plain(other_request)
+            if same and not self._released(other_request.id, index, fact.at_ms, doing):
+                yield f"J6: #{fact.number}: {request.id} began before {other_request.id}, which stands before it in the inbox"
 
     def _plain(self, request: Request) -> bool:
         """Nothing but its place in the inbox decides when it is its turn."""
@@ -229,7 +239,7 @@ class JobChecker:
         doing, request = self._doing.get((began.partition, began.epoch)), self.history.requests.get(began.job_id)
         if doing is None or request is None:
             return
-        doing.running.pop(fact.number, None)
+        self._busy_with[began.worker, request.fields["type"]] -= 1
         last = began.attempt >= request.attempts
         if fact.outcome in ("ok", "warned", "rejected") or last:
             doing.over.add(request.id)
@@ -243,11 +253,6 @@ class JobChecker:
         self.seen[fact.kind] += 1
         if fact.kind in ("jump", "stall"):
             self._set_back_ms += max(0, -int(fact.about))
-        elif fact.kind == "gone":
-            self._busy[fact.about] = 0
-            for doing in self._doing.values():
-                for number in [n for n in doing.running if self.history.began[n].worker == fact.about]:
-                    del doing.running[number]
 
 
 def lane_of(request: Request) -> int:

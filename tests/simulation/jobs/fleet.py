@@ -302,14 +302,13 @@ class JobFleet(Fleet):
 
 def _arguments(kind: Kind) -> dict[str, Any]:
     waits = kind.waits_ms
-    if len(set(waits)) > 1:
-        backoff = Exponential(waits[0] / 1000, factor=waits[1] / waits[0])
-    else:
-        backoff = Fixed(waits[0] / 1000 if waits else 0.1)
+    doubling = len(set(waits)) > 1
     return {
         "queue": QUEUE,
         "attempts": kind.attempts,
-        "backoff": backoff,
+        "backoff": Exponential(waits[0] / 1000, factor=waits[1] / waits[0])
+        if doubling
+        else Fixed(sum(waits[:1]) / 1000),
         "jitter": kind.jitter,
         "timeout": TIMEOUT_MS / 1000,
         "concurrency": kind.concurrency,

@@ -1,4 +1,4 @@
-"""The facts of a history of jobs, put in order for whoever checks them: requests, commands, owners' lives, entries and who believes them."""
+"""The facts of a history of jobs, in order for whoever checks them: requests, commands, owners' lives, entries, who believes them."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ class History:
     requests: dict[str, Request] = field(default_factory=dict)
     cancelled: dict[str, int] = field(default_factory=dict)
     """Job -> index of the first cancel that landed."""
+    cancelled_ms: dict[str, int] = field(default_factory=dict)
     hurried: dict[str, int] = field(default_factory=dict)
     again: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     lives: dict[tuple[int, int], Life] = field(default_factory=dict)
@@ -119,6 +120,7 @@ def _inbox(found: History, asked: dict[int, Asked], index: int, fact: Landed) ->
         found.requests.setdefault(request.id, request)
     elif fields["kind"] == "CANCEL":
         found.cancelled.setdefault(fields["name"], index)
+        found.cancelled_ms.setdefault(fields["name"], fact.at_ms)
     elif fields["kind"] == "RETRY":
         found.again[fields["name"]].append(index)
     elif fields["kind"] == "RUN_NOW":

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from itertools import count
 from types import SimpleNamespace
+from unittest.mock import patch
 
 from pipeline.memory.cluster import MemoryCluster
 from pipeline.memory.faults import Faults
@@ -22,16 +26,19 @@ from tests.simulation.world import World, _counted, _known
 PATIENCE_S = 90.0
 QUIET_S = 1.5
 HEARD_S = 5.0
+LOOK_MS = 2_000
 
 
 @dataclass(slots=True)
 class Standing:
-    """What is still to come, from the facts alone: jobs of the store without an ending, requests that are not there, offsets."""
+    """What is still to come, from the facts alone: jobs of the store without an ending, requests that are not there, offsets, and
+    entries of strangers that nobody wrote over."""
 
     inbox: dict[tuple[int, int], str] = field(default_factory=dict)
     settled: dict[int, tuple[int, str]] = field(default_factory=dict)
     entries: dict[str, Entry] = field(default_factory=dict)
     epochs: dict[int, int] = field(default_factory=dict)
+    strangers: dict[str, None] = field(default_factory=dict)
     looked: int = 0
 
     def look(self, facts: list[Fact]) -> None:
@@ -43,8 +50,11 @@ class Standing:
                 self.settled[fact.partition[1]] = fact.offset, fact.metadata
             elif isinstance(fact, Landed) and fact.place[0] == STORE:
                 entry = read_entry(fact)
+                key = f"{entry.kind}/{entry.name}"
                 if entry.epoch < self.epochs.get(entry.partition, 0):
-                    continue  # a stranger's
+                    self.strangers[key] = None
+                    continue
+                self.strangers.pop(key, None)
                 self.epochs[entry.partition] = entry.epoch
                 if entry.kind == "j":
                     self.entries[entry.name] = entry
@@ -57,7 +67,16 @@ class Standing:
             for (partition, offset), job_id in self.inbox.items()
             if offset >= self.settled.get(partition, (0, ""))[0] or (job_id and job_id not in self.entries)
         ]
-        return found + [name for name, entry in self.entries.items() if not entry.over]
+        return [*found, *(name for name, entry in self.entries.items() if not entry.over), *self.strangers]
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Stores are looked at soon, and a partition without a leader is given up after so many tries."""
+    turns = count()
+    clock = SimpleNamespace(monotonic=lambda: float(next(turns)))
+    with patch("pipeline.worker.jobs.strangers.LOOK_MS", LOOK_MS), patch("pipeline.worker.jobs.strangers.time", clock):
+        yield
 
 
 def simulate_jobs(scenario: JobScenario) -> World:
@@ -76,7 +95,7 @@ def simulate_jobs(scenario: JobScenario) -> World:
             faults=faults_of(scenario, world.seen),
         )
         world.facts = Facts(cluster.clock)
-        with _known(cluster), recorded(cluster, QUEUE, world.facts), _counted(world.seen):
+        with _known(cluster), recorded(cluster, QUEUE, world.facts), _counted(world.seen), _bounded():
             fleet = ahead = JobFleet(scenario, cluster, loop, world.facts)
             try:
                 await _history(world, fleet)

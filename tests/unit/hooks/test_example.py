@@ -31,4 +31,3 @@ def test_the_example_records_a_run_of_each_framework_and_queues_a_job_after_it(
     printed = capsys.readouterr().out.splitlines()
     assert [line.split(" ", 1)[0] for line in printed] == ["evaluate"] * 3
     assert all(any(run_id in line for line in printed) for run_id in runs)
-    assert all("'priority': 10" in line for line in printed)

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +15,11 @@ from pydantic_ai import Agent
 from pydantic_ai.models.test import TestModel
 
 from pipeline import queue_hook
+from pipeline.background import MemoryQueue
 from pipeline.emit.hooks import queueing
 from pipeline.emit.hooks.pydantic_ai import PydanticAIHooks
+from pipeline.model.errors import ConfigurationError
+from pipeline.model.job_policies import JobOptions
 from tests.unit.docs_reader import ROOT
 from tests.unit.hooks.harness import Recording
 
@@ -26,15 +28,15 @@ class Plain:
     """A queue without asyncio; `go` lets it take what it is given."""
 
     def __init__(self) -> None:
-        self.jobs: list[tuple[str, Any, dict[str, Any]]] = []
+        self.jobs: list[tuple[str, Any, JobOptions]] = []
         self.threads: set[str] = set()
         self.go = threading.Event()
         self.go.set()
 
-    def enqueue(self, topic: str, payload: Any, options: Mapping[str, Any]) -> str:
+    def enqueue(self, topic: str, payload: Any, options: JobOptions) -> str:
         assert self.go.wait(30)
         self.threads.add(threading.current_thread().name)
-        self.jobs.append((topic, payload, dict(options)))
+        self.jobs.append((topic, payload, options))
         return f"job-{len(self.jobs)}"
 
 
@@ -42,14 +44,14 @@ class Asynchronous:
     """A queue that lives in an event loop."""
 
     def __init__(self) -> None:
-        self.jobs: list[tuple[str, Any, dict[str, Any]]] = []
+        self.jobs: list[tuple[str, Any, JobOptions]] = []
         self.loops: set[Any] = set()
         self.go = asyncio.Event()
 
-    async def enqueue(self, topic: str, payload: Any, options: Mapping[str, Any]) -> str:
+    async def enqueue(self, topic: str, payload: Any, options: JobOptions) -> str:
         await self.go.wait()
         self.loops.add(asyncio.get_running_loop())
-        self.jobs.append((topic, payload, dict(options)))
+        self.jobs.append((topic, payload, options))
         return "job"
 
 
@@ -69,8 +71,8 @@ async def test_A2_an_agent_returns_before_its_hooks_have_enqueued_and_each_topic
     assert [await hook.drain_async() for hook in hooks] == [True, True]
     run_id = rec.run()[0].run_id
     assert sorted(queue.jobs, key=lambda job: job[0]) == [
-        ("evaluate", {"run": run_id, "output": "yes"}, {"priority": 10}),
-        ("index", "support", {"delay": "5m"}),
+        ("evaluate", {"run": run_id, "output": "yes"}, JobOptions(priority=10)),
+        ("index", "support", JobOptions(delay="5m")),
     ]
     assert threading.current_thread().name not in queue.threads
     assert hooks[0].stats() == queueing.QueueHookStats(called=1, enqueued=1, failed=0, dropped=0, waiting=0)
@@ -87,7 +89,7 @@ async def test_A2_a_failed_run_calls_on_error_alone(rec: Recording) -> None:
     with pytest.raises(LookupError):
         await Agent(TestModel(), tools=[broken], capabilities=[recording]).run("x")
     assert await bad.drain_async()
-    assert queue.jobs == [("bad", "LookupError: gone", {})]
+    assert queue.jobs == [("bad", "LookupError: gone", JobOptions())]
 
 
 async def test_A2_an_async_queue_is_used_in_the_agents_own_loop() -> None:
@@ -99,8 +101,50 @@ async def test_A2_an_async_queue_is_used_in_the_agents_own_loop() -> None:
     assert not await hook.drain_async(0.01)
     queue.go.set()
     assert await hook.drain_async()
-    assert sorted(queue.jobs) == [("t", 2, {}), ("t", 3, {})]
+    assert sorted(queue.jobs, key=lambda job: job[1]) == [("t", 2, JobOptions()), ("t", 3, JobOptions())]
     assert queue.loops == {asyncio.get_running_loop()}
+
+
+async def test_A2_a_background_queue_runs_what_follows_a_run_also_when_the_hook_is_called_without_asyncio() -> None:
+    queue, ran = MemoryQueue(), list[Any]()
+
+    await queue.consume("index", lambda run, job: ran.append((run, job.tenant)))
+    hook = queue_hook(queue, "index", lambda run: run + 1, tenant="acme")
+    hook(1)
+    await asyncio.to_thread(hook, 2)  # as an agent without asyncio would call it
+    assert await hook.drain_async()
+    async with asyncio.timeout(20):
+        while len(ran) < 2:
+            await asyncio.sleep(0.001)
+    assert sorted(ran) == [(2, "acme"), (3, "acme")]
+    await queue.close()
+
+
+def test_A2_an_agents_loop_that_stops_right_after_the_run_cuts_nothing_off() -> None:
+    """As `run_sync` of agent frameworks does: the loop is still there, and does not turn."""
+    queue = MemoryQueue()
+    hook = queue_hook(queue, "index", lambda run: run)
+
+    async def run() -> None:
+        hook(1)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(run())
+    assert hook.drain(20)
+    assert hook.stats().enqueued == 1
+    loop.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ({"prio": 1}, "no argument 'prio'"), ({"delay": "-1s"}, "delay"), ({"attempts": 0}, "attempts=0"),
+        ({"dedup_window": "1m"}, "dedup_window"),
+    ],
+)  # fmt: skip
+def test_A2_a_wrong_option_is_told_when_the_hook_is_made(option: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        queue_hook(MemoryQueue(), "t", lambda run: run, **option)
 
 
 def test_A2_by_hand_and_without_asyncio_jobs_keep_their_order() -> None:
@@ -121,13 +165,13 @@ async def test_A2_an_error_is_counted_and_logged_once_and_the_next_job_goes_on(
     which: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Refuses(Plain):
-        def enqueue(self, topic: str, payload: Any, options: Mapping[str, Any]) -> str:
+        def enqueue(self, topic: str, payload: Any, options: JobOptions) -> str:
             if payload < 2 and which == "queue":
                 raise ConnectionError("no broker")
             return super().enqueue(topic, payload, options)
 
     class RefusesLater(Refuses):
-        async def enqueue(self, topic: str, payload: Any, options: Mapping[str, Any]) -> str:  # type: ignore[override]
+        async def enqueue(self, topic: str, payload: Any, options: JobOptions) -> str:  # type: ignore[override]
             if payload < 2:
                 raise ConnectionError("no broker")
             return super().enqueue(topic, payload, options)

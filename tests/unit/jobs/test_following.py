@@ -1,56 +1,128 @@
-"""What callers believe of a store: what its owners wrote, not what a worker writes late that was taken for dead."""
+"""Handles and what is read for them: only the partitions of jobs that somebody waits for, from where that is needed."""
 
 from __future__ import annotations
 
-import pickle
+import asyncio
+import gc
+from typing import Any
 
-from pipeline.jobs.following import Follower
-from pipeline.memory.cluster import MemoryCluster
-from pipeline.memory.loop import VirtualClockLoop, run
-from pipeline.model.cluster import TopicSpec
-from pipeline.model.job_states import JobState
-from pipeline.model.jobs import JobEntry, JobRecord, JobRequest
-from pipeline.model.store_keys import job_key
-from tests.unit.jobs.worlds import until
+import pytest
+import structlog
 
-STATE = "jobs.q.q.state"
-QUEUED = JobRecord(JobRequest("a", "t"), JobState.QUEUED)
-OTHER = JobRecord(JobRequest("b", "t"), JobState.QUEUED)
+from pipeline.jobs.following import REFRESH_MS, Follower, Reading
+from pipeline.model.cluster import TopicPartition
+from pipeline.worker.jobs.context import JobContext
+from tests.unit.jobs.worlds import World, application, play, until
 
-
-def unpack(_key: bytes, value: bytes) -> JobEntry:
-    entry: JobEntry = pickle.loads(value)
-    return entry
+STATE = "jobs.default.default.state"
 
 
-def test_an_earlier_owner_s_late_entry_says_nothing_and_a_later_owner_s_counts() -> None:
-    late = QUEUED._replace(state=JobState.COMPLETED, version=9)
-    again = QUEUED._replace(state=JobState.RUNNING, version=1)
+@pytest.fixture(autouse=True)
+def silent() -> None:
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
 
-    async def main(loop: VirtualClockLoop) -> None:
-        cluster = MemoryCluster("following", clock=loop.clock, scheduler=loop.call_later_ms)
-        cluster.admin().create_topics([TopicSpec(STATE, 1, 1, {})])
-        follower = Follower(STATE, cluster, "caller", unpack, lambda _id: None, in_memory=True)
-        follower.begin()
-        followed = follower.watch("a")
-        follower.follow()
-        producer = cluster.producer("owners")
 
-        def write(record: JobRecord, epoch: int) -> None:
-            producer.send(STATE, job_key(record.request.id), pickle.dumps(record), [("pl.epoch", b"%d" % epoch)], 0)
+def follower_of(app: Any) -> Follower:
+    found: Follower = app.jobs._queues["jobs.default"].follower
+    return found
 
-        for record, epoch in ((QUEUED, 1), (OTHER, 2), (late, 1)):
-            write(record, epoch)
-        write(OTHER._replace(version=1), 2)
-        other = follower.watch("b")
-        await until(lambda: isinstance(other.entry, JobRecord) and other.entry.version == 1)
-        assert followed.entry == QUEUED
-        assert follower.look_up("a") == (QUEUED, 1)
-        write(again._replace(version=5), 2)
-        await until(lambda: followed.entry != QUEUED)
-        write(again, 3)  # a later owner, whose store did not have what the one before wrote last
-        await until(lambda: followed.entry == again)
-        assert follower.look_up("a") == (again, 3)
-        follower.stop()
 
-    run(main)
+def read_by(app: Any) -> set[int]:
+    return {tp.partition for tp in follower_of(app)._reading._from}
+
+
+def test_b7_only_partitions_of_jobs_that_somebody_waits_for_are_read() -> None:
+    app = application()
+
+    @app.job("echo")
+    async def echo(number: int, job: JobContext) -> int:
+        await asyncio.sleep(1)
+        return number
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        many = await app.enqueue_many(echo, range(40))
+        assert read_by(app) == set(), "nobody waits"
+        assert await many[0].result("60s") == 0
+        assert len(read_by(app)) == 1
+        assert [await handle.result("60s") for handle in many] == list(range(40))
+        assert read_by(app) == set(range(8))
+        first = many[0]
+        many.clear()
+        gc.collect()
+        await until(lambda: len(read_by(app)) == 1)
+        assert await first.result("1s") == 0
+        del first
+        gc.collect()
+        await until(lambda: not read_by(app))
+        late = await app.enqueue(echo, 99, key="k")
+        assert await late.result("60s") == 99
+        assert len(read_by(app)) == 1
+        await world.stop(next(iter(world.workers)))
+
+    play(app, story, partitions=8)
+
+
+def test_b7_one_that_is_waited_for_late_is_found_and_reading_begins_not_long_before_it_was_asked_for() -> None:
+    app = application()
+
+    @app.job("echo")
+    async def echo(number: int) -> int:
+        return number
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        old = await app.enqueue(echo, 0, key="k")
+        for hour in range(5):
+            for number in range(20):
+                await app.enqueue(echo, number, key="k")
+            await asyncio.sleep(3_600 + hour)
+        new = await app.enqueue(echo, 1, key="k")
+        newest = await app.enqueue(echo, 2, key="k")
+        assert await newest.result("60s") == 2
+        (tp,) = follower_of(app)._reading._from
+        assert follower_of(app)._reading._from[tp] >= 80, "not from the first request on"
+        assert await new.result("60s") == 1
+        assert await old.result("60s") == 0, "further back, for its sake"
+        assert follower_of(app)._reading._from[tp] == 0
+
+    play(app, story, partitions=1)
+
+
+def test_b7_reading_further_back_gives_results_of_an_earlier_owner() -> None:
+    """What a later owner has written in between does not make the earlier one a stranger."""
+    app, other = application("one"), application("other")
+    for each in (app, other):
+
+        @each.job("echo")
+        async def echo(number: int) -> int:
+            return number
+
+    async def story(world: World) -> None:
+        worker = await world.start(app)
+        old = await app.enqueue("echo", 0, key="k")
+        await asyncio.sleep(3_600)
+        await app.enqueue("echo", 1, key="k")
+        await world.stop(worker)
+        await world.start(other)
+        await asyncio.sleep(3_600)
+        new = await app.enqueue("echo", 2, key="k")
+        newest = await app.enqueue("echo", 3, key="k")
+        assert [await each.result("60s") for each in (newest, new, old)] == [3, 2, 0]
+        other.jobs.close()
+
+    play(app, story, partitions=1)
+
+
+def test_what_is_wanted_from_further_back_is_read_again() -> None:
+    reading, tp, other = Reading(), TopicPartition("s", 0), TopicPartition("s", 1)
+    reading.want(tp, 10)
+    assert reading.changed() == {tp: 10}
+    reading.want(tp, 12)
+    assert reading.changed() is None
+    reading.want(other, 5)
+    reading.want(tp, 3)
+    assert reading.changed() == {tp: 3, other: 5}
+    reading.keep([other])
+    assert reading.changed() == {other: 5}
+    assert REFRESH_MS < 3_600_000

@@ -11,6 +11,7 @@ import pytest
 import structlog
 from pydantic import BaseModel
 
+from pipeline.core.jobs import restoring
 from pipeline.model.cluster import Position, TopicPartition
 from pipeline.model.control import Pause
 from pipeline.model.control import encode as encode_switch
@@ -26,6 +27,7 @@ from pipeline.model.headers import DeliveryHeaders, encode
 from pipeline.model.job_ids import job_id
 from pipeline.model.job_policies import Exponential, Fixed, RetentionPolicy
 from pipeline.model.job_states import JobState
+from pipeline.worker.jobs import boards, hosting
 from pipeline.worker.jobs.context import JobContext
 from tests.unit.jobs.worlds import World, application, play, until
 
@@ -332,6 +334,33 @@ def test_a_dead_letter_that_is_redriven_is_one_more_round_of_its_job(forgotten: 
         assert await app.job_handle("step", handle.id).result("10s") == 7
         at = TopicPartition("jobs.default.default.replay", letter.partition())
         assert world.cluster.admin().group_positions("default")[at].offset == 1, "it is settled"
+
+    play(app, story)
+
+
+def test_a_job_that_was_redriven_can_be_cancelled_at_once() -> None:
+    app, ran = application(), list[int]()
+
+    @app.job("step", attempts=1)
+    async def step(_given: None) -> None:
+        ran.append(1)
+        if len(ran) == 1:
+            raise RuntimeError("down")
+        await asyncio.sleep(3_600)
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        handle = await app.enqueue(step)
+        await until(lambda: len(world.read(DEAD)) == 1)
+        (letter,) = world.read(DEAD)
+        headers = DeliveryHeaders(0, 0, 0, INBOX, letter.partition(), 0, 1, "default", replay_id="r")
+        lane = "jobs.default.default.replay"
+        producer = world.cluster.producer("desk")
+        producer.send(lane, letter.key(), letter.value(), encode([], headers), letter.partition())
+        await until(lambda: len(ran) == 2)
+        await app.cancel(step, handle.id)
+        await asyncio.sleep(2)
+        assert (await handle.status()).state is JobState.CANCELLED
 
     play(app, story)
 
@@ -769,3 +798,47 @@ def test_two_jobs_of_one_name_are_refused() -> None:
     app.job("j")(handler)
     with pytest.raises(ConfigurationError, match="declared twice"):
         app.job("j")(handler)
+
+
+def test_a_large_store_is_restored_in_slices_and_other_partitions_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of the engine makes a part of a board; what comes for that partition meanwhile is admitted afterwards, in order."""
+    monkeypatch.setattr(hosting, "SLICE_S", 0.0)
+    monkeypatch.setattr(restoring, "SLICE", 10)
+    slices, proceed = list[int](), boards.Restore.proceed
+
+    def counted(self: boards.Restore, until_s: float, clock: Any) -> bool:
+        (worker,) = world_of[0].workers
+        executor: Any = worker.running[0].engine.executor
+        slices.append(sum(map(len, executor._admission._early.values())))
+        return proceed(self, until_s, clock)
+
+    monkeypatch.setattr(boards.Restore, "proceed", counted)
+    world_of = list[World]()
+    app, other, ran = application("one"), application("other"), list[Any]()
+    for each in (app, other):
+
+        @each.job("later")
+        async def later(number: int) -> int:
+            ran.append(number)
+            return number
+
+    async def story(world: World) -> None:
+        world_of.append(world)
+        worker = await world.start(app)
+        waiting = await app.enqueue_many("later", range(2_000), delay="1h")
+        await until(lambda: len(world.read(STATE)) == 2_000)
+        await world.stop(worker)
+        early = [await app.enqueue("later", -number, key="k") for number in range(1, 30)]
+        worker = await world.start(other)
+        executor: Any = worker.running[0].engine.executor
+        await until(lambda: len(executor._hosts) == 2)
+        assert len(slices) > 150
+        assert max(slices) == 29, "came before the board was there"
+        assert [await handle.result("60s") for handle in early] == [-number for number in range(1, 30)]
+        assert ran == [-number for number in range(1, 30)]
+        await asyncio.sleep(3_700)
+        assert sorted(ran[29:]) == list(range(2_000))
+        assert await waiting[0].result("10s") == 0
+        other.jobs.close()
+
+    play(app, story)

@@ -91,13 +91,30 @@ def test_what_is_written_again_of_a_job_is_its_newest_entry() -> None:
     """It may be there already: a job that has its ending must not seem to run again, should its owner die now."""
     producer = Producer()
     store = writer(producer)
-    store.write([Entry(b"j/a", b"1", 7), Entry(b"s/x", b"1"), Entry(b"j/a", b"2"), Entry(b"s/x", b"2")], 0)
+    store.write([Entry(b"j/a", b"1", 7), Entry(b"d/x", b"1"), Entry(b"j/a", b"2"), Entry(b"d/x", b"2")], 0)
     producer.answer(REFUSED, None, None, None)
     store.hear(0)
     assert store.resend_due(RESEND_MS[0]) is None
     assert producer.values[4:] == [b"2", b"1", b"2", b"2"]
     producer.answer(None, None, None, None)
     assert [done.settles for done in store.hear(0) if isinstance(done, Entry)] == [7, -1, -1, -1]
+
+
+def test_a_schedule_s_entry_waits_for_those_before_it() -> None:
+    """Landed behind a tick's job that was refused, it would lose that tick for an owner that comes just then."""
+    producer = Producer()
+    store = writer(producer)
+    store.write(given := [Entry(b"j/s@1", b""), Entry(b"s/s", b""), Entry(b"j/a", b"")], 0)
+    assert producer.sent == [b"j/s@1"]
+    producer.answer(REFUSED)
+    assert store.hear(0) == []
+    assert store.resend_due(RESEND_MS[0]) is None
+    assert producer.sent == [b"j/s@1"] * 2
+    producer.answer(None)
+    assert store.hear(0) == given[:1]
+    assert producer.sent[2:] == [b"s/s", b"j/a"]
+    producer.answer(None, None)
+    assert store.hear(0) == given[1:]
 
 
 def test_an_answer_that_comes_twice_says_nothing() -> None:
