@@ -32,8 +32,10 @@ if TYPE_CHECKING:
         InvalidJob,
         JobMissing,
         JobUnsuccessful,
+        PayloadTooLarge,
         PipelineError,
         ResultTimeout,
+        SecretInPayload,
     )
     from pipeline.model.events import (
         Approval,
@@ -50,7 +52,9 @@ if TYPE_CHECKING:
         ToolResult,
         UnknownEvent,
     )
+    from pipeline.model.job_batches import Batch, ItemResult
     from pipeline.model.job_policies import Exponential, Fixed, QueuePolicy, RetentionPolicy
+    from pipeline.model.job_resources import Resources
     from pipeline.model.outcome import Emit, Reject, Retry, Warn
     from pipeline.model.policies import Backoff, BatchPolicy, FlowPolicy, IsolationPolicy
     from pipeline.settings import Settings
@@ -67,11 +71,14 @@ _WHERE = {
     "pipeline.background": f"{_QUEUES} {_CONTRACTS}",
     "pipeline.emit.hooks.queueing": "queue_hook",
     "pipeline.model.alerts": "DeadLetterAlert FloodAlert",
-    "pipeline.model.errors": "ConfigurationError InvalidJob JobMissing JobUnsuccessful PipelineError ResultTimeout",
+    "pipeline.model.errors": "ConfigurationError InvalidJob JobMissing JobUnsuccessful PayloadTooLarge "
+    "PipelineError ResultTimeout SecretInPayload",
     "pipeline.model.events": _EVENTS,
     "pipeline.model.job_policies": "Exponential Fixed QueuePolicy RetentionPolicy",
     "pipeline.model.outcome": "Emit Reject Retry Warn",
     "pipeline.model.policies": "Backoff BatchPolicy FlowPolicy IsolationPolicy",
+    "pipeline.model.job_batches": "Batch ItemResult",
+    "pipeline.model.job_resources": "Resources",
     "pipeline.settings": "Settings",
     "pipeline.worker.context": "Context",
     "pipeline.worker.declaring": "Retries",
@@ -84,6 +91,7 @@ __all__ = [
     "Approval",
     "BackgroundQueue",
     "Backoff",
+    "Batch",
     "BatchPolicy",
     "ConfigurationError",
     "ConsumeOptions",
@@ -98,6 +106,7 @@ __all__ = [
     "FlowPolicy",
     "InvalidJob",
     "IsolationPolicy",
+    "ItemResult",
     "JobContext",
     "JobMissing",
     "JobOptions",
@@ -107,10 +116,12 @@ __all__ = [
     "MemoryQueue",
     "Message",
     "ModelCall",
+    "PayloadTooLarge",
     "Pipeline",
     "PipelineError",
     "QueuePolicy",
     "Reject",
+    "Resources",
     "ResultTimeout",
     "RetentionPolicy",
     "Retries",
@@ -121,6 +132,7 @@ __all__ = [
     "RunEvent",
     "RunFailed",
     "RunStarted",
+    "SecretInPayload",
     "Settings",
     "Step",
     "TaskWorker",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pipeline.emit.recorder import Recorder
     from pipeline.jobs.client import JobClient, Place
     from pipeline.jobs.handle import JobHandle
+    from pipeline.model.blobs import Blobs, BlobStore
     from pipeline.model.job_policies import QueuePolicy
     from pipeline.model.job_types import JobType
     from pipeline.worker.worker import Worker
@@ -49,10 +50,18 @@ _memory_logs: dict[str, MemorySchemaLog] = {}
 class Pipeline:
     """An application: its name, its subscriptions and its clients. Nothing connects before it is used.
 
-    `name` is the client id that brokers see. Settings come from the environment unless given.
+    `name` is the client id that brokers see. Settings come from the environment unless given. `blobs`: a store of your own for large
+    inputs and results of jobs.
     """
 
-    def __init__(self, name: str, *, settings: Settings | None = None, broker: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        settings: Settings | None = None,
+        broker: str | None = None,
+        blobs: BlobStore | None = None,
+    ) -> None:
         loaded = settings or Settings.load()
         self.name = name
         self.settings = loaded if broker is None else loaded.model_copy(update={"broker": broker})
@@ -61,6 +70,7 @@ class Pipeline:
         self._worker: Worker | None = None
         self._queues = Queues()
         self._client: JobClient | None = None
+        self._blob_store = blobs
 
     @classmethod
     def from_settings(cls, name: str = "pipeline") -> Pipeline:
@@ -176,11 +186,16 @@ class Pipeline:
 
         return declare
 
+    def webhook(self, name: str, url: str, *, secret: str = "") -> None:
+        """Declare where endings of jobs that were enqueued with `webhook=name` are posted, signed with the secret. Only the name is in the
+        topics; both who enqueues and who works declare it. Raises `ConfigurationError`."""
+        self._queues.webhooks.declare(name, url, secret)
+
     async def enqueue(self, job: str | Callable[..., Any], given: object = None, **options: Any) -> JobHandle:
         """Ask for a job by its name or its handler; returns when the brokers have acknowledged it.
 
         Options: delay, run_at, key, priority, tenant, dedup_id, dedup_window, attempts, backoff, timeout, expires, workflow_id,
-        tags. Raises InvalidJob for the input, `ConfigurationError` for an option, PublishError.
+        tags, webhook. Raises InvalidJob for the input, `ConfigurationError` for an option, PublishError.
         """
         return (await self.jobs.enqueue(self._job_name(job), [given], options_of(options)))[0]
 
@@ -211,6 +226,11 @@ class Pipeline:
             self._client = self._job_client()
         return self._client
 
+    @property
+    def job_types(self) -> Mapping[str, JobType]:
+        """Every declared type of job by its name, with its policy."""
+        return self._queues.types
+
     def _job_name(self, job: str | Callable[..., Any]) -> str:
         return job if isinstance(job, str) else self._queues.name_of(job)
 
@@ -238,6 +258,18 @@ class Pipeline:
         from pipeline.kafka.cluster import connect
 
         return connect(self.settings.broker, client_settings=self.settings.client_settings())
+
+    @cached_property
+    def blobs(self) -> Blobs | None:
+        """Where large inputs and results of jobs lie: the store that was given, else that of `PIPELINE_BLOBS`; None: nowhere."""
+        from pipeline.blobs import open_store
+        from pipeline.model.blobs import BlobPolicy, Blobs
+
+        settings, store = self.settings, self._blob_store
+        if store is None and settings.blobs:
+            store = open_store(settings.blobs)
+        policy = BlobPolicy(settings.blob_inline_bytes, settings.blob_bytes_max)
+        return None if store is None else Blobs(store, policy)
 
     @cached_property
     def codec(self) -> AvroCodec:
@@ -270,14 +302,25 @@ class Pipeline:
         cluster = self.cluster
         now_ms = getattr(cluster, "clock", wall_clock_ms)
         in_memory = self.settings.broker.startswith("memory://")
-        return JobClient(ClientParts(cluster, self.codec, f"{self.name}.jobs", find, names, now_ms, in_memory))
+        parts = ClientParts(
+            cluster,
+            self.codec,
+            f"{self.name}.jobs",
+            find,
+            names,
+            now_ms,
+            in_memory,
+            self.blobs,
+            lambda: self._queues.webhooks.names,
+        )
+        return JobClient(parts)
 
     def declares_job(self, name: str) -> bool:
         return self._queues.find(name) is not None
 
     def sibling(self) -> Pipeline:
         """An application with this one's name, settings and clients, and nothing declared."""
-        other = Pipeline(self.name, settings=self.settings)
+        other = Pipeline(self.name, settings=self.settings, blobs=self._blob_store)
         other.__dict__.update(cluster=self.cluster, codec=self.codec)  # cached properties, both
         return other
 

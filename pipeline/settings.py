@@ -22,6 +22,9 @@ class Settings(BaseSettings):
     `state_dir`: where tools keep what they can build again, such as the index of dead letters; empty: the user's own place for that.
     `scrub`: what is masked in events before they are published: fields tagged "pii", "secret" (both
     with a comma), and always what looks like a secret; "off": nothing.
+    `blobs`: where large inputs and results of jobs lie: a folder (`file:///path`), or `s3://bucket/prefix` and the like by fsspec; empty:
+    nowhere. Larger than `blob_inline_bytes` they go there, larger than `blob_bytes_max` they are refused.
+    `permissions`: what jobs may do that run in this process, names with a comma between: "tickets:read", "tickets:*", or "*" for all.
     `alert_webhook`: URL that hears of dead letters; `alert_secret` signs what it is sent.
     `client`: further librdkafka properties as JSON, such as `{"security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512"}`.
     """
@@ -50,6 +53,10 @@ class Settings(BaseSettings):
     state_dir: str = ""
     ce_source: str = ""
     scrub: str = Field(default="", pattern=r"^\s*(off|((pii|secret)(\s*,\s*(pii|secret))?)?)\s*$")
+    blobs: str = ""
+    blob_inline_bytes: int = Field(default=100_000, ge=0, le=400_000)
+    blob_bytes_max: int = Field(default=100_000_000, ge=1)
+    permissions: str = ""
     alert_webhook: SecretStr = SecretStr("")
     alert_secret: SecretStr = SecretStr("")
     log_format: Literal["auto", "json", "console"] = "auto"

@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 from pipeline.core.jobs.board import Board
 from pipeline.core.jobs.entries import Entry, Interrupt, Letter
 from pipeline.core.jobs.job import Job
+from pipeline.core.jobs.telling import told
 from pipeline.jobs.asking import Asker
 from pipeline.jobs.following import Ends, Followed, Found
 from pipeline.jobs.handle import JobHandle, Reach
@@ -26,16 +27,22 @@ from pipeline.model.errors import BufferFull, ConfigurationError, PublishError
 from pipeline.model.job_policies import JobOptions, JobPolicy, QueuePolicy, check_text, options_of
 from pipeline.model.job_states import TERMINAL
 from pipeline.model.job_types import JobType
-from pipeline.model.jobs import Completed, JobDuplicate, JobEnding, JobEntry, JobRecord, JobRequest
+from pipeline.model.jobs import Completed, JobDuplicate, JobEnding, JobEntry, JobProgress, JobRecord, JobRequest
 from pipeline.model.outbox import current
+from pipeline.model.permissions import Permissions
+from pipeline.worker.jobs.blobs import PayloadBlobs
 from pipeline.worker.jobs.context import Home
 from pipeline.worker.jobs.declaring import declaration_of, declared_policy
-from pipeline.worker.jobs.running import JobRuns, Run
+from pipeline.worker.jobs.running import JobRuns, Shell
+from pipeline.worker.jobs.runs import Run
+from pipeline.worker.jobs.values import Values
 from pipeline.worker.logs import logger
 from pipeline.worker.parts import wall_clock_ms
 
 JOBS_MAX = 100_000
 CLOSING_S = 10.0
+ALL = Permissions(frozenset({"*"}))
+"""What is in memory runs in the process that asked for it."""
 OWNER = 1
 """The epoch of the one owner that there is."""
 
@@ -69,7 +76,7 @@ class _Topic:
     def __init__(self, name: str, policy: QueuePolicy, lock: threading.RLock, random: Callable[[int], bytes]) -> None:
         self.lock = lock
         self.board = Board(policy, {name: JobPolicy()}, _AsTheyAre())
-        self.asker = Asker(JobType(name, _nobody), random)
+        self.asker = Asker(JobType(name, _nobody), name, random=random)
         self.number = 0
         self.followed: WeakValueDictionary[str, Followed] = WeakValueDictionary()
         self.served: _Served | None = None
@@ -163,7 +170,7 @@ class MemoryQueue:
 
     def serve(self, declared: JobType, concurrency: int) -> None:
         """`consume` for a type of job that is declared already: what does not fit it is refused when it is enqueued."""
-        self._serve(declared, concurrency).asker = Asker(declared, self._random)
+        self._serve(declared, concurrency).asker = Asker(declared, declared.name, random=self._random)
 
     def _serve(self, declared: JobType, concurrency: int) -> _Topic:
         if concurrency < 1:
@@ -175,7 +182,9 @@ class MemoryQueue:
             if found.served is not None:
                 raise ConfigurationError(f"topic {declared.name!r} is consumed already: one handler is enough")
             loop = asyncio.get_running_loop()
-            runs = JobRuns({declared.name: declared}, loop, self._ended, self._log, self._home)
+            types = {declared.name: declared}
+            shell = Shell(loop, self._ended, self._told, self._clock, self._log, self._home)
+            runs = JobRuns(types, shell, Values(types, ALL, PayloadBlobs(declared.name, None)), {})
             found.served = _Served(runs, concurrency, loop)
             kind = found.board.kinds[declared.name]
             kind.policy, kind.limit = declared.policy, declared.policy.concurrency or kind.limit
@@ -193,7 +202,7 @@ class MemoryQueue:
         with self._lock:
             self._closed = True
             served = [topic.served for topic in self._topics.values() if topic.served is not None]
-        tasks = [run.task for each in served for run in each.runs.running]
+        tasks = {task for each in served for task in each.runs.tasks()}
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSING_S)
         for each in served:
@@ -285,6 +294,12 @@ class MemoryQueue:
             "job given up", job=record.request.id, topic=record.request.type, attempts=record.attempt,
             error=None if error is None else f"{error.error_type}: {error.message[:300]}",
         )  # fmt: skip
+
+    def _told(self, run: Run, progress: JobProgress, write: bool) -> None:
+        topic: _Topic = run.host
+        with self._lock:
+            if told(topic.board, run.job, run.version, progress, write):
+                self._soon(topic)
 
     def _ended(self, run: Run, ending: JobEnding) -> None:
         topic: _Topic = run.host

@@ -155,6 +155,7 @@ def _request_fields(request: JobRequest) -> Fields:
         "tags": request.tags,
         "traceparent": request.traceparent,
         "schedule": request.schedule,
+        "webhook": request.webhook,
     }
 
 
@@ -188,6 +189,7 @@ def _record_fields(record: JobRecord) -> Fields:
         "cancelling": record.cancelling,
         "letter_due": record.letter_due,
         "outcome": None if outcome is NOTHING_YET or outcome == NOTHING_YET else _outcome_fields(outcome),
+        "webhook_due": record.webhook_due,
     }
 
 
@@ -211,7 +213,7 @@ def _outcome_fields(outcome: JobOutcome) -> Fields:
         "reason": outcome.reason,
         "result": outcome.result,
         "result_ref": outcome.result_ref,
-        "progress": None if progress is None else {"processed": progress.processed, "total": progress.total},
+        "progress": None if progress is None else {part: getattr(progress, part) for part in progress.__slots__},
     }
 
 

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from pipeline.model.errors import InvalidJob
+from pipeline.model.blobs import BlobOwner, Blobs, blob_name
+from pipeline.model.errors import InvalidJob, PayloadTooLarge, SecretInPayload
 from pipeline.model.job_ids import RANDOM_BYTES, job_id
-from pipeline.model.job_policies import JobOptions, request_of
+from pipeline.model.job_policies import INLINE_BYTES_MAX, JobOptions, request_of
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import JobRequest
-from pipeline.model.secret_shapes import mask_secrets
+from pipeline.model.secret_shapes import mask_secrets, secret_field
 from pipeline.model.validation import first_fault
-
-PAYLOAD_BYTES_MAX = 900_000
-"""A record with its headers, and an entry with a result beside it, fit into what the topics take by default."""
 
 
 class Asker:
-    """Makes the requests of one type of job."""
+    """Makes the requests of one type of job. With `blobs` large inputs go there when a request is `stored`."""
 
-    def __init__(self, declared: JobType, random: Callable[[int], bytes] = secrets.token_bytes) -> None:
+    def __init__(
+        self,
+        declared: JobType,
+        inbox: str,
+        blobs: Blobs | None = None,
+        random: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
         self.type = declared
         self._adapter: TypeAdapter[Any] = TypeAdapter(declared.takes)
         self._random = random
+        self._inbox = inbox
+        self._blobs = blobs
 
     def request(self, given: object, options: JobOptions, now_ms: int, own_id: str | None = None) -> JobRequest:
         """`own_id`: a new one, unless given. Raises InvalidJob for the input, ConfigurationError for an option."""
@@ -45,19 +53,40 @@ class Asker:
             raise InvalidJob(f"the input does not fit job {name!r}: {where or 'it'}: {what}") from None
         except PydanticSerializationError as error:
             raise InvalidJob(f"the input of job {name!r} has no JSON form: {error}") from None
-        if len(payload) > PAYLOAD_BYTES_MAX:
-            raise InvalidJob(
-                f"the input of job {name!r} has {len(payload)} bytes, more than {PAYLOAD_BYTES_MAX}: "
-                "store it elsewhere and give the job a reference to it"
+        most = INLINE_BYTES_MAX if self._blobs is None else self._blobs.policy.most_bytes
+        if len(payload) > most:
+            hint = (
+                "set PIPELINE_BLOBS, so that it"
+                if self._blobs is None
+                else "PIPELINE_BLOB_BYTES_MAX is the limit; or it"
             )
-        if _holds_secret(payload):
-            raise InvalidJob(
-                f"the input of job {name!r} looks as if it holds a secret, which would be kept in the topics: "
-                "give the job a reference to it, such as the name of an environment variable"
-            )
+            text = f"the input of job {name!r} has {len(payload)} bytes, more than {most}: {hint} lies outside of the topics"
+            raise PayloadTooLarge(text, len(payload), most)
+        if self.type.policy.secrets == "refuse":
+            self._check_secrets(payload)
         return payload
 
+    def is_large(self, request: JobRequest) -> bool:
+        """Is its input to be stored before it is written?"""
+        return self._blobs is not None and len(request.payload) > self._blobs.policy.inline_bytes
 
-def _holds_secret(payload: bytes) -> bool:
-    text = payload.decode("utf-8", "replace")
-    return mask_secrets(text) != text
+    def stored(self, request: JobRequest) -> JobRequest:
+        """The same; a large input lies in the blob store, and the request refers to it. May wait. Raises BlobError."""
+        if self._blobs is None or not self.is_large(request):
+            return request
+        owner: BlobOwner = "queue" if self.type.policy.blobs == "delete" else "kept"
+        ref = self._blobs.put(owner, blob_name(self._inbox, request.id, "input"), request.payload)
+        return replace(request, payload=b"", payload_ref=ref)
+
+    def _check_secrets(self, payload: bytes) -> None:
+        """What would be kept in the topics, and shown to whoever may look at them."""
+        text = payload.decode("utf-8", "replace")
+        if mask_secrets(text) == text:
+            return
+        field = secret_field(json.loads(payload)) or ""
+        where = f" in {field}" if field else ""
+        raise SecretInPayload(
+            f"the input of job {self.type.name!r} looks as if it held a secret{where}, which would be kept in the topics: give the job "
+            'a reference to it, such as the name of an environment variable, or declare it with secrets="allow" if it is none',
+            field,
+        )

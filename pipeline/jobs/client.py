@@ -16,11 +16,12 @@ from pipeline.jobs.acknowledging import Answers
 from pipeline.jobs.asking import Asker
 from pipeline.jobs.following import Follower
 from pipeline.jobs.handle import JobHandle, Reach
+from pipeline.model.blobs import Blobs
 from pipeline.model.cluster import Cluster, RecordProducer
-from pipeline.model.errors import BufferFull, InvalidJob, PublishError
+from pipeline.model.errors import BufferFull, ConfigurationError, InvalidJob, PublishError
 from pipeline.model.job_policies import JobOptions
 from pipeline.model.job_types import JobType
-from pipeline.model.jobs import CancelJob, JobCommand
+from pipeline.model.jobs import CancelJob, JobCommand, JobRequest
 from pipeline.model.outbox import Outbox, current
 
 ACKNOWLEDGED_S = 30.0
@@ -56,6 +57,8 @@ class ClientParts:
     names: Callable[[], Sequence[str]]
     now_ms: Callable[[], int]
     in_memory: bool
+    blobs: Blobs | None = None
+    webhooks: Callable[[], Sequence[str]] = tuple
 
 
 class JobClient:
@@ -77,11 +80,14 @@ class JobClient:
         """
         ids = self._own_ids(job, len(given))
         asker, queue = await self._ready(job)
-        records = self._records(asker, queue, given, options, ids)
+        requests = self._requests(asker, given, options, ids)
+        if any(map(asker.is_large, requests)):
+            requests = await self._off_loop(lambda: list(map(asker.stored, requests)))
+        records = self._records(queue, requests)
         if (outbox := self._outbox(queue)) is not None:
-            return self._hand_on(outbox, asker, queue, records)
-        handles = [self._handle(queue, asker.type, job_id, key) for job_id, key, _ in records]
-        await self._write(queue.place.inbox, [(key, value) for _, key, value in records])
+            return self._hand_on(outbox, asker, queue, requests, records)
+        handles = self._handles(queue, asker.type, requests)
+        await self._write(queue.place.inbox, records)
         return handles
 
     def _own_ids(self, job: str, count: int) -> list[str] | None:
@@ -93,13 +99,23 @@ class JobClient:
         return current(self._parts.cluster.address, queue.place.inbox)
 
     def _hand_on(
-        self, outbox: Outbox, asker: Asker, queue: _Queue, records: list[tuple[str, bytes, bytes]]
+        self,
+        outbox: Outbox,
+        asker: Asker,
+        queue: _Queue,
+        requests: list[JobRequest],
+        records: list[tuple[bytes, bytes]],
     ) -> list[JobHandle]:
         topic = queue.place.inbox.removeprefix(outbox.prefix)
-        for _, key, value in records:
+        for key, value in records:
             outbox.put(topic, key, value)
         sent = lambda: self._outbox(queue) is not outbox  # noqa: E731
-        return [self._handle(queue, asker.type, job_id, key, sent) for job_id, key, _ in records]
+        return self._handles(queue, asker.type, requests, sent)
+
+    def _handles(
+        self, queue: _Queue, declared: JobType, requests: Sequence[JobRequest], sent: Callable[[], bool] | None = None
+    ) -> list[JobHandle]:
+        return [self._handle(queue, declared, request.id, request.record_key, sent) for request in requests]
 
     def enqueue_sync(self, job: str, given: Sequence[object], options: JobOptions) -> list[JobHandle]:
         """The same for a caller without asyncio; it waits. (Not on a cluster in memory: nothing would happen meanwhile.)"""
@@ -108,13 +124,14 @@ class JobClient:
         queue = self._queue(place)
         self._prepare(queue)
         asker = self._asker(queue, declared)
-        records = self._records(asker, queue, given, options, ids)
+        requests = list(map(asker.stored, self._requests(asker, given, options, ids)))
+        records = self._records(queue, requests)
         if (outbox := self._outbox(queue)) is not None:
-            return self._hand_on(outbox, asker, queue, records)
-        handles = [self._handle(queue, declared, job_id, key) for job_id, key, _ in records]
+            return self._hand_on(outbox, asker, queue, requests, records)
+        handles = self._handles(queue, declared, requests)
         heard = threading.Event()
         answers = Answers(len(records), heard.set)
-        for _, key, value in records:
+        for key, value in records:
             while not self._sent(place.inbox, key, value, answers):
                 time.sleep(FULL_S)
         if not self._parts.in_memory and records:
@@ -122,14 +139,22 @@ class JobClient:
             _check(place.inbox, answers)
         return handles
 
-    def _records(
-        self, asker: Asker, queue: _Queue, given: Sequence[object], options: JobOptions, ids: Sequence[str] | None
-    ) -> list[tuple[str, bytes, bytes]]:
-        """Id, key and value of each."""
+    def _requests(
+        self, asker: Asker, given: Sequence[object], options: JobOptions, ids: Sequence[str] | None
+    ) -> list[JobRequest]:
         now_ms = self._parts.now_ms
+        if options.webhook is not None and options.webhook not in self._parts.webhooks():
+            known = ", ".join(sorted(self._parts.webhooks())) or "none"
+            raise ConfigurationError(
+                f"webhook={options.webhook!r:.80} is not declared by this application: use app.webhook; declared: {known}"
+            )
         own: Sequence[str | None] = [None] * len(given) if ids is None else ids
-        requests = [asker.request(each, options, now_ms(), own_id) for each, own_id in zip(given, own, strict=True)]
-        return [(request.id, request.record_key, queue.inbox.request(request)) for request in requests]
+        return [asker.request(each, options, now_ms(), own_id) for each, own_id in zip(given, own, strict=True)]
+
+    @staticmethod
+    def _records(queue: _Queue, requests: Sequence[JobRequest]) -> list[tuple[bytes, bytes]]:
+        """Key and value of each."""
+        return [(request.record_key, queue.inbox.request(request)) for request in requests]
 
     async def cancel(self, job: str, job_id: str, key: str | None, reason: str) -> None:
         """See `Pipeline.cancel`."""
@@ -184,7 +209,7 @@ class JobClient:
     def _asker(self, queue: _Queue, declared: JobType) -> Asker:
         asker = queue.askers.get(declared.name)
         if asker is None:
-            asker = queue.askers[declared.name] = Asker(declared)
+            asker = queue.askers[declared.name] = Asker(declared, queue.place.inbox, self._parts.blobs)
         return asker
 
     async def _ready(self, job: str) -> tuple[Asker, _Queue]:
@@ -205,7 +230,7 @@ class JobClient:
     ) -> JobHandle:
         reach = queue.reaches.get(declared.name)
         if reach is None:
-            reach = Reach(queue.follower, declared, self._off_loop, self._parts.now_ms)
+            reach = Reach(queue.follower, declared, self._off_loop, self._parts.now_ms, self._parts.blobs)
             queue.reaches[declared.name] = reach
         return JobHandle(reach, job_id, record_key, sent)
 

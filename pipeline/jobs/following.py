@@ -50,9 +50,10 @@ class Followed:
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     def tell(self, entry: Answer, epoch: int) -> None:
-        """A lower version of the same owner is an older one that was read later; an earlier owner's says nothing."""
+        """Of the same owner what was read later may be older, as what it said when a write failed stands twice; an earlier owner's
+        says nothing."""
         known = self.entry
-        older = isinstance(known, JobRecord) and isinstance(entry, JobRecord) and entry.version < known.version
+        older = isinstance(known, JobRecord) and isinstance(entry, JobRecord) and _is_older(entry, known)
         if epoch < self.epoch or (epoch == self.epoch and older):
             return
         self.entry, self.epoch = entry, epoch
@@ -71,6 +72,13 @@ class Followed:
             return self.entry
         finally:
             self._waiters.remove(waiter)
+
+
+def _is_older(entry: JobRecord, known: JobRecord) -> bool:
+    if entry.version != known.version:
+        return entry.version < known.version
+    told, before = entry.outcome.progress, known.outcome.progress
+    return before is not None and (told is None or told.at_ms < before.at_ms)
 
 
 class Reading:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 
 from pipeline.jobs.following import NOWHERE, Answer, Ends, Followed, Found
+from pipeline.model.blobs import Blobs
 from pipeline.model.durations import parse_duration_ms
-from pipeline.model.errors import InvalidJob, JobMissing, JobUnsuccessful, ResultTimeout
+from pipeline.model.errors import BlobError, InvalidJob, JobMissing, JobUnsuccessful, ResultTimeout
 from pipeline.model.job_ids import absent, made_ms
 from pipeline.model.job_states import SUCCEEDED, TERMINAL, JobState
 from pipeline.model.job_types import JobType
-from pipeline.model.jobs import JobDuplicate, JobRecord
+from pipeline.model.jobs import JobDuplicate, JobProgress, JobRecord
 
 LOOK_AGAIN_S = 0.1
 """And twice as long each time."""
@@ -23,7 +24,10 @@ LOOK_AGAIN_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """A job as its queue has it now. `attempt` counts executions; times are milliseconds since the epoch, 0 for none."""
+    """A job as its queue has it now. `attempt` counts executions; times are milliseconds since the epoch, 0 for none.
+
+    `input_ref`, `result_ref`: blobs in which they lie where they are large, and who deletes them (see `model.blobs`).
+    """
 
     id: str
     state: JobState
@@ -35,6 +39,13 @@ class JobStatus:
     error: str = ""
     warning: str | None = None
     reason: str | None = None
+    progress: JobProgress | None = None
+    input_ref: str | None = None
+    result_ref: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL
 
 
 class Following(Protocol):
@@ -63,6 +74,7 @@ class Reach:
     type: JobType | None
     off_loop: Callable[[Callable[[], Any]], Awaitable[Any]]
     now_ms: Callable[[], int]
+    blobs: Blobs | None = None
 
 
 class JobHandle:
@@ -97,7 +109,7 @@ class JobHandle:
         return _status(record)
 
     async def result(self, timeout: str | float | None = None) -> Any:
-        """What its handler returned, when it has. Raises JobUnsuccessful, JobMissing, ResultTimeout."""
+        """What its handler returned, when it has. Raises JobUnsuccessful, JobMissing, ResultTimeout, BlobError."""
         seconds = None if timeout is None else parse_duration_ms(timeout, "timeout") / 1000
         try:
             async with asyncio.timeout(seconds):
@@ -107,7 +119,25 @@ class JobHandle:
             if self._absent:
                 raise self._missing(self.id) from None
             raise ResultTimeout(f"job {self.id} had no ending within {timeout}: it goes on, ask again") from None
-        return self._result(record)
+        return await self._result(record)
+
+    async def updates(self) -> AsyncIterator[JobStatus]:
+        """How it stands, each time when that has changed, ending with its ending. For a follower that is slow, the newest counts.
+
+        What is written of a job is told: progress at most every 500 ms, and of a short job nothing but its ending. Raises JobMissing.
+        """
+        await self._begin()
+        followed, last = self._followed, None
+        while True:
+            seen = last
+            entry = await followed.wait(lambda entry: entry is not seen)  # noqa: B023
+            if isinstance(entry, JobDuplicate):
+                followed = await self._first_of(entry)
+                continue
+            last = entry
+            yield _status(entry)
+            if entry.state in TERMINAL:
+                return
 
     async def duplicate_of(self) -> str | None:
         """The id of the job that came first, when this request was the same as another; waits until the queue has looked at it."""
@@ -158,15 +188,22 @@ class JobHandle:
         entry = await self._followed.wait(_has_ending)
         if isinstance(entry, JobRecord):
             return entry
-        if self._first is None:
-            self._first = self._reach.follower.watch(entry.of)
-            self._first.partition = self._followed.partition
-            if self._first.entry is None:
-                await self._find(self._first)
-        ended = await self._first.wait(_has_ending)
+        ended = await (await self._first_of(entry)).wait(_has_ending)
         if isinstance(ended, JobDuplicate):
             raise self._missing(entry.of)
         return ended
+
+    async def _first_of(self, duplicate: JobDuplicate) -> Followed:
+        """The job that came first."""
+        if self._first is None:
+            first = self._reach.follower.watch(duplicate.of)
+            first.partition = self._followed.partition
+            if first.entry is None:
+                await self._find(first)
+            if isinstance(first.entry, JobDuplicate):
+                raise self._missing(duplicate.of)
+            self._first = first
+        return self._first
 
     async def _record_now(self, followed: Followed) -> JobRecord:
         entry = await self._find(followed)
@@ -176,6 +213,15 @@ class JobHandle:
             return await self._record_now(first)
         return entry
 
+    async def _stored(self, ref: str) -> bytes:
+        blobs = self._reach.blobs
+        if blobs is None:
+            raise BlobError(
+                f"the result of job {self.id} lies in a blob store: set PIPELINE_BLOBS to the one its workers have"
+            )
+        found: bytes = await self._reach.off_loop(lambda: blobs.get(ref))
+        return found
+
     def _missing(self, job_id: str) -> JobMissing:
         kept_ms = self._reach.type.policy.retention.age_ms if self._reach.type is not None else 0
         expired = absent(job_id, self._reach.now_ms(), kept_ms) == "expired"
@@ -183,13 +229,14 @@ class JobHandle:
             return JobMissing(f"job {job_id} is expired: finished jobs are not kept for so long", expired=True)
         return JobMissing(f"job {job_id} is not known: it is not in the store of its queue")
 
-    def _result(self, record: JobRecord) -> Any:
+    async def _result(self, record: JobRecord) -> Any:
         outcome = record.outcome
         if record.state in SUCCEEDED:
-            if outcome.result is None:
+            result = outcome.result if outcome.result_ref is None else await self._stored(outcome.result_ref)
+            if result is None:
                 return None
             gives = self._reach.type.gives if self._reach.type is not None else Any
-            return TypeAdapter[Any](gives).validate_json(outcome.result)
+            return TypeAdapter[Any](gives).validate_json(result)
         job_id, state = record.request.id, record.state.value
         if record.state is JobState.CANCELLED:
             raise JobUnsuccessful(f"job {job_id} was cancelled: {outcome.reason or 'no reason given'}", state)
@@ -219,4 +266,7 @@ def _status(record: JobRecord) -> JobStatus:
         error.message if error is not None else "",
         record.outcome.warning,
         record.outcome.reason,
+        record.outcome.progress,
+        record.request.payload_ref,
+        record.outcome.result_ref,
     )

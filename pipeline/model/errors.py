@@ -17,7 +17,11 @@
     |  `- IncompatibleSchema   a schema change would break readers
     |- PublishError            a record could not be published
     |  `- BufferFull           the bounded buffer is full and its policy is to say so
-    |- InvalidJob              a job that can't be asked for: unknown type, wrong or too large an input, a secret
+    |- InvalidJob              a job that can't be asked for: an unknown type, an input that does not fit it
+    |  |- PayloadTooLarge      its input has more bytes than a job may have
+    |  `- SecretInPayload      its input looks as if it held a secret
+    |- BlobError               a blob store did not do what it was asked
+    |  `- BlobMissing          it has no blob of this name
     |- ContractMissing         a task names an execution contract that its worker does not have
     |- AgentMissing            a task names an agent that its worker does not have, or none where one is needed
     |- JobMissing              no job of this id: unknown, or expired
@@ -114,6 +118,31 @@ class BrokerStartError(PipelineError):
 
 class InvalidJob(PipelineError):
     """What was asked for can't be a job: an unknown type, an input that does not fit it, one that is too large or holds a secret."""
+
+
+class PayloadTooLarge(InvalidJob):
+    """The input has `size` bytes, more than the `most` that a job may have."""
+
+    def __init__(self, message: str, size: int, most: int) -> None:
+        super().__init__(message)
+        self.size = size
+        self.most = most
+
+
+class SecretInPayload(InvalidJob):
+    """The field `field` of the input (a path such as `items[2].token`) looks as if it held a secret. The message never has the value."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class BlobError(PipelineError):
+    """The blob store said no, or did not answer."""
+
+
+class BlobMissing(BlobError):
+    """There is no blob of this name."""
 
 
 class ContractMissing(PipelineError):

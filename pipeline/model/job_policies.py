@@ -6,15 +6,19 @@ Everything is checked where it is said, in one sentence that names the field.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.model.cron import Cron
 from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.job_resources import NOT_STATED, JobResources, check_resources
 from pipeline.model.jobs import JobRequest, Schedule
-from pipeline.model.policies import Backoff
+from pipeline.model.permissions import check_permissions
+from pipeline.model.policies import Backoff, BatchPolicy, ExecutorKind
 
 DAY_MS = 86_400_000
+INLINE_BYTES_MAX = 900_000
+"""Of a job's input and its result together: an entry with its history, error and log fits into what topics take by default."""
 ATTEMPTS_MAX = 1_000
 PRIORITY_MAX = 1_000_000
 TEXT_MAX = 500
@@ -48,7 +52,11 @@ class JobPolicy:
     `concurrency`: running at once in one process (0: no limit of its own). `cost`: what one of them counts in a tenant's share.
     `max_stalled_count`: so often may its worker die with it before it is given up. `dedup_window_ms`: where a request has an id and
     names no window; `release_on_failure`: the window ends when its first job ends other than completed. `terminal`: exception
-    types that are not retried. `dead_letter`: whether given-up jobs are written to the dead letters.
+    types that are not retried. `dead_letter`: whether given-up jobs are written to the dead letters. `permissions`: what a worker must
+    have been granted to run one; `secrets`: whether an input that looks as if it held a secret is refused.
+    `blobs`: whether large inputs and results are deleted when the job is forgotten, or kept for whoever runs the store to delete.
+    `batch`: the handler gets so many jobs in one call. `executor="process"`: each job runs in a child process, which its deadline kills and
+    where `resources` hold; elsewhere they are only stated.
     """
 
     attempts: int = 5
@@ -65,6 +73,11 @@ class JobPolicy:
     release_on_failure: bool = False
     terminal: tuple[type[BaseException], ...] = ()
     permissions: frozenset[str] = frozenset()
+    secrets: Literal["refuse", "allow"] = "refuse"
+    blobs: Literal["delete", "keep"] = "delete"
+    batch: BatchPolicy | None = None
+    executor: ExecutorKind = "auto"
+    resources: JobResources = NOT_STATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +115,7 @@ class JobOptions:
     """What one request may ask for, as people write it: durations as "5m" or seconds, `run_at` as milliseconds since the epoch.
 
     None: as the type's policy says. `expires`: not started within this time after it was asked for (or after `run_at`), never.
+    `webhook`: the name of one that the application declared, which hears of the job's ending.
     """
 
     delay: Duration | None = None
@@ -116,6 +130,7 @@ class JobOptions:
     tenant: str = ""
     workflow_id: str | None = None
     expires: Duration | None = None
+    webhook: str | None = None
     tags: tuple[str, ...] = ()
 
 
@@ -143,7 +158,7 @@ def request_of(
         expires_ms = (due_ms or now_ms) + _positive("expires", options.expires)
     if options.attempts is not None:
         _between("attempts", options.attempts, 1, ATTEMPTS_MAX)
-    for name in ("dedup_id", "key", "workflow_id"):
+    for name in ("dedup_id", "key", "workflow_id", "webhook"):
         if getattr(options, name) is not None:
             check_text(name, getattr(options, name))
     if options.tenant:
@@ -165,6 +180,7 @@ def request_of(
         dedup_id=options.dedup_id,
         dedup_window_ms=_window_ms(options, policy),
         tags=_tags(options.tags),
+        webhook=options.webhook,
     )
 
 
@@ -237,10 +253,35 @@ def check_job(policy: JobPolicy) -> JobPolicy:
     _between("cost", policy.cost, 1, 1_000)
     _between("max_stalled_count", policy.max_stalled_count, 0, 1_000)
     _between("dedup_window_ms", policy.dedup_window_ms, 1, 365 * DAY_MS)
+    check_permissions(policy.permissions)
+    if policy.secrets not in ("refuse", "allow"):
+        raise ConfigurationError(f'secrets={policy.secrets!r:.80} must be "refuse" or "allow"')
+    check_resources(policy.resources)
+    if policy.executor not in ("auto", "process"):
+        raise ConfigurationError(f'executor={policy.executor!r:.80} must be "auto" or "process"')
+    if policy.batch is not None and policy.executor == "process":
+        raise ConfigurationError('batch and executor="process" exclude each other: a process runs one job at a time')
+    if policy.batch is not None:
+        _check_batch(policy.batch, policy.concurrency)
+    if policy.blobs not in ("delete", "keep"):
+        raise ConfigurationError(f'blobs={policy.blobs!r:.80} must be "delete" or "keep"')
     _between("retention.completed", policy.retention.completed, 0, 10_000_000)
     _between("retention.failed", policy.retention.failed, 0, 10_000_000)
     _between("retention.age_ms", policy.retention.age_ms, 0, 36_500 * DAY_MS)
     return policy
+
+
+def _check_batch(batch: BatchPolicy, concurrency: int) -> None:
+    _between("batch.size", batch.size, 1, 10_000)
+    _between("batch.wait_ms", batch.wait_ms, 0, 60_000)
+    if batch.whole:
+        raise ConfigurationError(
+            "batch with whole=True is for subscriptions: each job of a batch has an ending of its own"
+        )
+    if 0 < concurrency < batch.size:
+        raise ConfigurationError(
+            f"concurrency={concurrency} is less than batch.size={batch.size}, so no batch would ever be full: raise it or leave it out"
+        )
 
 
 def check_queue(policy: QueuePolicy) -> QueuePolicy:

@@ -20,7 +20,7 @@ class JobRequest:
 
     `payload` is the encoded input, or `payload_ref` says where it lies. `key`: jobs of one key run one at a time, in order.
     `due_ms`: not before; `expires_ms`: not started by then, never. `attempts`, `backoff`, `timeout_ms` take the place of
-    the type's where they are given. `schedule`: the schedule whose tick it is.
+    the type's where they are given. `schedule`: the schedule whose tick it is. `webhook`: the name of the one that hears of its ending.
     """
 
     id: str
@@ -42,6 +42,7 @@ class JobRequest:
     tags: tuple[str, ...] = ()
     traceparent: str | None = None
     schedule: str | None = None
+    webhook: str | None = None
 
     @property
     def record_key(self) -> bytes:
@@ -52,10 +53,19 @@ class JobRequest:
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """What a running job says of itself; `total` is 0 when it does not know."""
+    """What a running job says of itself: how far it is, what it is at, and the last lines it logged. `total` is 0 when it does not
+    know; `at_ms`: when it said so. What an execution said last is kept when it ends, and is there for the next one."""
 
-    processed: int
+    processed: int = 0
     total: int = 0
+    note: str = ""
+    log: str = ""
+    at_ms: int = 0
+
+    @property
+    def percentage(self) -> float | None:
+        """0 to 100; None when it is not known how much there is."""
+        return min(100.0, 100 * self.processed / self.total) if self.total > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +93,8 @@ class JobRecord(NamedTuple):
     `version` grows with each change of its state that others may be late for: an ending for another version changes nothing. `attempt`
     counts executions of this round, `stalls` those that ended with their worker and count apart. `number`: its place among the
     jobs that the partition admitted; `ready_ms`: when it came due. `next_ms`: when it is due, or tried again. `offset`: of its last
-    record in the inbox that was applied. `cancelling`: cancelled while it runs; `letter_due`: its dead letter is not acknowledged.
+    record in the inbox that was applied. `cancelling`: cancelled while it runs; `letter_due`: its dead letter is not acknowledged;
+    `webhook_due`: its ending is not yet on its way to its webhook.
     """
 
     request: JobRequest
@@ -100,6 +111,7 @@ class JobRecord(NamedTuple):
     cancelling: bool = False
     letter_due: bool = False
     outcome: JobOutcome = NOTHING_YET
+    webhook_due: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +171,14 @@ class Completed:
     result_ref: str | None = None
 
 
-JobEnding = Completed | Failure | Cancelled
+@dataclass(frozen=True, slots=True)
+class Stalled:
+    """The process that ran it ended, or hung and was killed; `how` in words."""
+
+    how: str
+
+
+JobEnding = Completed | Failure | Cancelled | Stalled
 """How an execution ended; `Cancelled`: the handler was stopped, because its job was cancelled or its worker let go of it."""
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 MASK: Final = "[secret]"
+_PATH_NAME: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,28 @@ def mask_secrets(text: str) -> str:
                         text = shape.pattern.sub(shape.put, text)
                         break
     return text
+
+
+def secret_field(value: object) -> str | None:
+    """Where in a value as JSON has it the first secret is, as a path such as `items[2].token`; None where there is none.
+
+    Only names of fields are in it, never a part of a value, and no name that looks like a secret itself.
+    """
+    if isinstance(value, str):
+        return "" if mask_secrets(value) != value else None
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if mask_secrets(name) != name:
+                return MASK
+            found = "" if isinstance(inner, str) and inner and names_secret(name) else secret_field(inner)
+            if found is not None:
+                return f"{name[:_PATH_NAME]}{'' if found[:1] in ('', '[') else '.'}{found}"
+    elif isinstance(value, list | tuple):
+        for at, inner in enumerate(value):
+            found = secret_field(inner)
+            if found is not None:
+                return f"[{at}]{'' if found[:1] in ('', '[') else '.'}{found}"
+    return None
 
 
 def names_secret(name: str) -> bool:

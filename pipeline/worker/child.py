@@ -41,6 +41,7 @@ from pipeline.worker.logs import configure, logger
 
 if TYPE_CHECKING:
     from pipeline.app import Pipeline
+    from pipeline.worker.jobs.child_work import JobWork
 
 DUMP_SIGNAL = signal.SIGUSR2
 """Tells a child to write down where it is; it is killed then."""
@@ -270,12 +271,24 @@ def _limit_memory(limit_bytes: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
 
 
-def _load(head: Head, channel: socket.socket) -> Work:
+def _limit_processors(count: int | None) -> None:
+    """To so many of those that the worker may run on; which, goes by the process, so that they are shared out."""
+    if count is not None and hasattr(os, "sched_setaffinity"):
+        all_of_them = sorted(os.sched_getaffinity(0))
+        first = os.getpid() % len(all_of_them)
+        os.sched_setaffinity(0, [*all_of_them[first:], *all_of_them[:first]][:count])
+
+
+def _load(head: Head, channel: socket.socket) -> Work | JobWork:
     from pipeline.worker.process import load
 
     sys.path.extend(path for path in head["sys_path"] if path not in sys.path)
     app = load(head["target"])
     configure(app.settings.log_format, app.settings.log_level)
+    if head["job"]:
+        from pipeline.worker.jobs.child_work import JobWork
+
+        return JobWork(app, head["job"], channel)
     return Work(app, head["group"], channel)
 
 
@@ -290,12 +303,13 @@ def main(arguments: Sequence[str]) -> int:
                 continue
             try:
                 work = _load(head, channel)
-            except (ConfigurationError, StopIteration) as error:
+            except (ConfigurationError, StopIteration, KeyError) as error:
                 channel.sendall(pack({"kind": "unloadable", "why": str(error) or "the group is not declared in it"}))
                 return 2
             except PipelineError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 3
+            _limit_processors(head["processors"])
             _limit_memory(head["memory_bytes"])
             channel.sendall(pack({"kind": "ready"}))
     return 0

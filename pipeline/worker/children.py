@@ -38,6 +38,7 @@ _STACK_BYTES = 6_000
 class ChildSpec:
     """What every child of a pool runs: a subscription (`group` as declared) of the application `target`.
 
+    `job`: a type of job of that queue instead; `processors`: so many it may run on.
     `cancels`: its handler is a coroutine, which the child cancels itself at the deadline.
     """
 
@@ -46,6 +47,8 @@ class ChildSpec:
     timeout_ms: int
     cancels: bool = False
     memory_bytes: int | None = None
+    job: str = ""
+    processors: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,17 @@ class Death:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One record for a child. `ended` hears once what became of it, unless the job is cancelled."""
+    """One record for a child. `ended` hears once what became of it, unless the job is cancelled; `told` what it says while it runs.
+
+    `timeout_ms`: where it has a deadline of its own.
+    """
 
     unit: Unit
     frame: bytes
     ended: Callable[[Answer | Death], None]
     deadline_s: float = 0.0
+    timeout_ms: int = 0
+    told: Callable[[Head], None] | None = None
 
 
 class Child:
@@ -99,7 +107,14 @@ class Child:
                 start_new_session=True,
             )
         loop.add_reader(self._channel.fileno(), self._readable)
-        first = {"target": spec.target, "group": spec.group, "sys_path": sys.path, "memory_bytes": spec.memory_bytes}
+        first = {
+            "target": spec.target,
+            "group": spec.group,
+            "job": spec.job,
+            "sys_path": sys.path,
+            "memory_bytes": spec.memory_bytes,
+            "processors": spec.processors,
+        }
         self._send(pack(first))
 
     @property
@@ -240,7 +255,8 @@ class Children:
                 break
             if child.ready and child.job is None and not child.late:
                 job = self._waiting.popleft()
-                job.deadline_s = self._loop.time() + self.spec.timeout_ms / 1000 + (LATE_S if self.spec.cancels else 0)
+                timeout_ms = job.timeout_ms or self.spec.timeout_ms
+                job.deadline_s = self._loop.time() + timeout_ms / 1000 + (LATE_S if self.spec.cancels else 0)
                 child.run(job)
         coming = sum(not child.ready for child in self._children)
         if len(self._waiting) > coming and len(self._children) < self.size and not self._stopped:
@@ -273,6 +289,10 @@ class Children:
         elif kind == "handled":
             if child.job is not None:
                 child.job.deadline_s = float("inf")
+            return
+        elif kind == "told":
+            if child.job is not None and child.job.told is not None:
+                child.job.told(head)
             return
         elif (job := child.job) is not None and not child.late:
             child.job, self._crashes = None, 0

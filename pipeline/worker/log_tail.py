@@ -61,18 +61,18 @@ class TailLogger:
         self._bound = bound or {}
 
     def bind(self, **fields: Any) -> TailLogger:
-        return TailLogger(self._logger.bind(**fields), self._tail, {**self._bound, **fields})
+        return type(self)(self._logger.bind(**fields), self._tail, {**self._bound, **fields})
 
     def new(self, **fields: Any) -> TailLogger:
-        return TailLogger(self._logger.new(**fields), self._tail, fields)
+        return type(self)(self._logger.new(**fields), self._tail, fields)
 
     def unbind(self, *names: str) -> TailLogger:
         kept = {name: value for name, value in self._bound.items() if name not in names}
-        return TailLogger(self._logger.unbind(*names), self._tail, kept)
+        return type(self)(self._logger.unbind(*names), self._tail, kept)
 
     def try_unbind(self, *names: str) -> TailLogger:
         kept = {name: value for name, value in self._bound.items() if name not in names}
-        return TailLogger(self._logger.try_unbind(*names), self._tail, kept)
+        return type(self)(self._logger.try_unbind(*names), self._tail, kept)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._logger, name)

@@ -25,6 +25,7 @@ told apart by the scraper's `instance` label: no shared files, no merging.
 | pipeline_stalled | gauge | group | those that have not ended yet |
 | pipeline_loop_blocks_total | counter | | times that the event loop did not turn for a second |
 | pipeline_process_deaths_total | counter | group | child processes that ended while they ran a record |
+| pipeline_jobs_stalled_total | counter | group | jobs whose worker or process ended while they ran; they run again, or are given up |
 | pipeline_transactions_committed_total | counter | group | transactions of exactly_once that were committed |
 | pipeline_transactions_aborted_total | counter | group | those that were given up, their records done again |
 | pipeline_transaction_commit_seconds_total | counter | group | time from the last record to the commit's answer, summed up |
@@ -69,6 +70,11 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Running], float]], ...] = (
         "pipeline_process_deaths",
         "Child processes that ended while they ran a record.",
         lambda r: r.engine.stats.process_deaths,
+    ),
+    (
+        "pipeline_jobs_stalled",
+        "Jobs whose worker or process ended while they ran.",
+        lambda r: r.engine.stats.stalled_jobs,
     ),
     ("pipeline_commit_failures", "Partitions whose commit was refused.", lambda r: r.engine.commit_failures),
 )

@@ -24,6 +24,7 @@ class Stats:
     unreadable_batches: int = 0
     amplification_alarms: int = 0
     process_deaths: int = 0
+    stalled_jobs: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     hops: Counter[tuple[str, str]] = field(default_factory=Counter)
     dead: Counter[str] = field(default_factory=Counter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.model.errors import ConfigurationError
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 
 def target_of(app: Pipeline) -> str | None:
     """Where a handler's module keeps this very application in a variable; None when none does (a notebook, a local variable)."""
-    for subscription in app.subscriptions:
-        name = getattr(subscription.handler, "__module__", "") or ""
+    for handler in _handlers(app):
+        name = getattr(handler, "__module__", "") or ""
         module = sys.modules.get(name)
         for variable, value in vars(module).items() if module is not None else ():
             if value is app:
@@ -22,6 +23,13 @@ def target_of(app: Pipeline) -> str | None:
                 known = spec.name if spec is not None else name
                 return None if known == "__main__" else f"{known}:{variable}"
     return None
+
+
+def _handlers(app: Pipeline) -> Iterator[object]:
+    for subscription in app.subscriptions:
+        yield subscription.handler
+    for declared in app.job_types.values():
+        yield declared.handler
 
 
 def needed(target: str | None, name: str) -> str:

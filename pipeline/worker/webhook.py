@@ -1,6 +1,7 @@
-"""One POST of an alert to a URL, signed. Blocks; meant for a thread of its own.
+"""One POST to a URL, signed. Blocks; meant for a thread of its own.
 
-Pipeline-Alert-Id: what the alert is about, the same whenever it is sent again
+Pipeline-Alert-Id: what an alert is about, the same whenever it is sent again
+Pipeline-Job-Id, Pipeline-Delivery-Id: of the ending of a job; the second one is the same whenever it is sent again
 Pipeline-Timestamp: seconds since the epoch
 Pipeline-Signature: sha256= and the hex HMAC-SHA256 of `TIMESTAMP.BODY` with the shared secret (left out without one)
 """
@@ -13,6 +14,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,26 +47,30 @@ class Webhook:
 
     url: str = field(repr=False)
     secret: str = field(default="", repr=False)
+    what: str = "alert_webhook (PIPELINE_ALERT_WEBHOOK)"
 
     def __post_init__(self) -> None:
         if urlsplit(self.url).scheme not in ("http", "https") or not self.host:
-            raise ConfigurationError(
-                "alert_webhook (PIPELINE_ALERT_WEBHOOK) must be a URL such as https://alerts.example/hook"
-            )
+            raise ConfigurationError(f"{self.what} must be a URL such as https://alerts.example/hook")
 
     @property
     def host(self) -> str:
         return urlsplit(self.url).hostname or ""
 
     def post(self, alert: Alert, timeout_s: float) -> None:
-        """Raises Refused for an answer that stays the same (most of 3xx and 4xx), OSError for one that may not."""
+        """An alert; raises as `send` does."""
         body = json.dumps(alert.as_json(), separators=(",", ":")).encode()
+        self.send({"Pipeline-Alert-Id": alert.alert_id}, body, timeout_s)
+
+    def send(self, about: Mapping[str, str], body: bytes, timeout_s: float) -> None:
+        """JSON, with headers that say what it is about. Raises Refused for an answer that stays the same (most of 3xx and 4xx), OSError
+        for one that may not."""
         timestamp = str(int(time.time()))
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "agent-run-pipeline",
-            "Pipeline-Alert-Id": alert.alert_id,
             "Pipeline-Timestamp": timestamp,
+            **about,
         }
         if self.secret:
             headers["Pipeline-Signature"] = signature(self.secret, timestamp, body)

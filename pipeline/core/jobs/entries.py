@@ -55,4 +55,11 @@ class Interrupt:
     version: int
 
 
-Effect = Entry | Settle | Letter | Interrupt
+@dataclass(frozen=True, slots=True)
+class DropBlobs:
+    """Delete these once every entry before this is acknowledged: nothing refers to them any more."""
+
+    refs: tuple[str, ...]
+
+
+Effect = Entry | Settle | Letter | Interrupt | DropBlobs

@@ -38,11 +38,12 @@ class Job:
 
     `settles`: the offset of its request in the inbox, until its first entry is `written` (-1). `dirty`: what is true of it is not
     written. `gated`: it may not start before its entry is acknowledged. `laned`: it stands in a lane. `timer_ms`: when the timers
-    call for it (0: never). `outcome` too is in the packed bytes while there are such.
+    call for it (0: never). `blobs`: its input or its result lies in one. `outcome` too is in the packed bytes while there are such.
     """
 
     __slots__ = (
         "attempt",
+        "blobs",
         "cancelling",
         "dirty",
         "expires_ms",
@@ -68,6 +69,7 @@ class Job:
         "tenant",
         "timer_ms",
         "version",
+        "webhook_due",
         "written",
     )
 
@@ -87,7 +89,9 @@ class Job:
         self.number = number
         self.version = self.attempt = self.stalls = 0
         self.ready_ms = self.next_ms = self.timer_ms = self.started_ms = self.finished_ms = 0
-        self.cancelling = self.letter_due = self.dirty = self.gated = self.laned = self.written = False
+        self.blobs = request.payload_ref is not None
+        self.cancelling = self.letter_due = self.webhook_due = False
+        self.dirty = self.gated = self.laned = self.written = False
         self.outcome = NOTHING_YET
         self.state = JobState.QUEUED
 
@@ -119,6 +123,7 @@ class Job:
             self.cancelling,
             self.letter_due,
             self.outcome,
+            self.webhook_due,
         )
 
 
@@ -140,6 +145,7 @@ def restored(kind: Kind, record: JobRecord, value: bytes) -> Job:
     """The job as its entry has it, packed."""
     job = Job(kind, record.request, record.offset, record.number)
     job.settles, job.written = -1, True
+    job.blobs = job.blobs or record.outcome.result_ref is not None
     for name in _SMALL:
         setattr(job, name, getattr(record, name))
     packed(job, value)
@@ -148,7 +154,7 @@ def restored(kind: Kind, record: JobRecord, value: bytes) -> Job:
 
 _SMALL = (
     *("state", "version", "attempt", "stalls", "ready_ms", "next_ms", "started_ms", "finished_ms"),
-    *("cancelling", "letter_due"),
+    *("cancelling", "letter_due", "webhook_due"),
 )
 
 Finished = Job | JobDuplicate

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pipeline.core.jobs import retention
 from pipeline.core.jobs.board import QUEUED, RUNNING, SCHEDULED, Board
 from pipeline.core.jobs.dedup import Name, window_of
+from pipeline.core.jobs.delivering import deliver
 from pipeline.core.jobs.entries import Entry, Letter
 from pipeline.core.jobs.job import Job, restored
 from pipeline.model.errors import CodecError
@@ -92,6 +93,9 @@ class Restoring:
             if not count % SLICE:
                 yield
             self._due(job, now_ms)
+        for _, job in finished:
+            if isinstance(job, Job) and job.webhook_due:
+                deliver(board, job, now_ms)
 
     def _read(self, key: bytes, value: bytes) -> JobEntry | None:
         try:

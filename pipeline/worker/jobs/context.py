@@ -8,9 +8,9 @@ from typing import Any
 
 from pipeline.core.jobs.job import Job
 from pipeline.model.job_ids import made_ms
-from pipeline.model.jobs import JobRequest
-from pipeline.model.outbox import Outbox
-from pipeline.worker.log_tail import LogTail, TailLogger
+from pipeline.model.jobs import JobProgress, JobRequest
+from pipeline.model.outbox import UNDER_WAY, Outbox
+from pipeline.worker.jobs.telling import JobLog, Said
 from pipeline.worker.sending import OutRecord
 
 
@@ -27,28 +27,30 @@ class JobContext:
     """One execution of one job."""
 
     __slots__ = (
-        *("_attempts", "_home", "_log", "_logger", "_outbox", "_request", "asked", "attempt"),
-        *("deadline_s", "ended", "stalls", "tail"),
+        *("_attempts", "_home", "_log", "_logger", "_outbox", "_request", "_teller", "asked", "attempt"),
+        *("deadline_s", "ended", "last_progress", "stalls"),
     )
 
-    def __init__(self, job: Job, timeout_ms: int, logger: Any, home: Home) -> None:
+    def __init__(self, job: Job, timeout_ms: int, teller: Said, logger: Any, home: Home) -> None:
         assert job.request is not None
         self._request: JobRequest = job.request
         self._attempts = job.attempts
         self._logger = logger
-        self._log: TailLogger | None = None
+        self._log: JobLog | None = None
+        self._teller = teller
         self._home = home
         self._outbox: Outbox | None = None
         self.asked: list[OutRecord] = []
         """Jobs that it asks for."""
         self.ended = False
-        self.tail: LogTail | None = None
         self.attempt = job.attempt
         """1 for the first execution."""
         self.stalls = job.stalls
         """Executions of it that ended with their worker; they are not counted as attempts."""
         self.deadline_s = timeout_ms / 1000
         """Seconds that this execution may take in all."""
+        self.last_progress: JobProgress | None = job.outcome.progress
+        """What the execution before this one said last, also when its worker was killed: where to go on. None for the first."""
 
     @property
     def id(self) -> str:
@@ -88,13 +90,18 @@ class JobContext:
         """An idempotency key for one of several side effects."""
         return f"{self.idempotency_key}:{step}"
 
+    def progress(self, processed: int, total: int = 0, note: str = "") -> None:
+        """How far it is, of how many (0: not known), and what it is at. Kept with the job and streamed to whoever follows it, at
+        most every 500 ms; a call costs little, so call it for each item. Raises ValueError."""
+        self._teller.progress(processed, total, note)
+
     @property
     def log(self) -> Any:
-        """A structlog logger bound to this job. Should the attempt fail, its last lines go with the failure."""
+        """A structlog logger bound to this job; `job.log("text")` is `job.log.info("text")`. Its last lines are kept with the job
+        and streamed like progress; should the attempt fail, they go with the failure."""
         if self._log is None:
             bound = self._logger.bind(job=self.id, type=self.type, tenant=self.tenant, attempt=self.attempt)
-            self.tail = LogTail()
-            self._log = TailLogger(bound, self.tail)
+            self._log = JobLog(bound, self._teller.logged())
         return self._log
 
     async def enqueue(self, job: str | Callable[..., Any], given: object = None, **options: Any) -> Any:
@@ -102,7 +109,11 @@ class JobContext:
 
         Its id is the same on every attempt. Gives a `JobHandle`, whose result can't be awaited here.
         """
-        return await self._home.enqueue(job, given, **options)
+        before = UNDER_WAY.set(self)  # in a batch it is not told by itself
+        try:
+            return await self._home.enqueue(job, given, **options)
+        finally:
+            UNDER_WAY.reset(before)
 
     def outbox(self) -> Outbox | None:
         """See `model.outbox`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,6 +15,7 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnno
 
 from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import ConfigurationError, InvalidJob
+from pipeline.model.job_batches import ItemResult
 from pipeline.model.job_policies import (
     Duration,
     JobPolicy,
@@ -25,11 +26,24 @@ from pipeline.model.job_policies import (
     check_text,
     known_arguments,
 )
+from pipeline.model.job_resources import JobResources
 from pipeline.model.job_types import JobQueue, JobType
+from pipeline.model.job_webhooks import check_type_name
 from pipeline.model.outcome import Warn
-from pipeline.model.policies import Backoff, FlowPolicy, HandlerKind, RetryPolicy, Subscription, check_flow
+from pipeline.model.permissions import check_permissions
+from pipeline.model.policies import (
+    Backoff,
+    BatchPolicy,
+    ExecutorKind,
+    FlowPolicy,
+    HandlerKind,
+    RetryPolicy,
+    Subscription,
+    check_flow,
+)
 from pipeline.model.topics import check_topic
 from pipeline.worker.declaring import is_async
+from pipeline.worker.jobs.webhooks import Webhooks
 
 DEFAULT_QUEUE = "default"
 RUNNING_AT_ONCE = 100
@@ -57,13 +71,19 @@ class JobDeclaration:
     release_on_failure: bool | None = None
     terminal: tuple[type[BaseException], ...] | None = None
     permissions: typing.Iterable[str] | None = None
+    secrets: typing.Literal["refuse", "allow"] | None = None
+    blobs: typing.Literal["delete", "keep"] | None = None
+    batch: BatchPolicy | None = None
+    executor: ExecutorKind | None = None
+    resources: JobResources | None = None
 
     def policy(self) -> JobPolicy:
         """Raises ConfigurationError naming the argument, before there is a handler."""
-        check_text("name", self.name)
+        check_type_name(check_text("name", self.name))
         plain = (
             *("attempts", "backoff", "jitter", "concurrency", "priority", "cost", "max_stalled_count", "dead_letter"),
-            *("retention", "release_on_failure", "terminal"),
+            *("retention", "release_on_failure", "terminal", "secrets", "blobs", "batch"),
+            *("executor", "resources"),
         )
         given: dict[str, Any] = {name: value for name in plain if (value := getattr(self, name)) is not None}
         if self.timeout is not None:
@@ -71,16 +91,16 @@ class JobDeclaration:
         if self.dedup_window is not None:
             given["dedup_window_ms"] = parse_duration_ms(self.dedup_window, "dedup_window")
         if self.permissions is not None:
-            given["permissions"] = frozenset(self.permissions)
+            given["permissions"] = check_permissions(self.permissions)
         return check_job(JobPolicy(**given))
 
     def type(self, handler: Callable[..., Any]) -> JobType:
-        takes, gives, alone = _signature(self.name, handler)
+        takes, gives, alone = _signature(self.name, handler, self.batch is not None)
         return JobType(self.name, handler, self.policy(), takes, gives, is_async(handler), alone)
 
 
-def _signature(name: str, handler: Callable[..., Any]) -> tuple[object, object, bool]:
-    """What it takes and gives, and whether it wants no context."""
+def _signature(name: str, handler: Callable[..., Any], batch: bool) -> tuple[object, object, bool]:
+    """What it takes and gives (a batch handler: for each job), and whether it wants no context."""
     target = handler if inspect.isroutine(handler) else type(handler).__call__
     try:
         hints = typing.get_type_hints(target)
@@ -95,6 +115,8 @@ def _signature(name: str, handler: Callable[..., Any]) -> tuple[object, object, 
         )
     takes = hints.get(parameters[0].name, Any)
     gives = _without_warn(hints.get("return", Any))
+    if batch:
+        takes, gives = _item_of(name, takes), _item_result(gives)
     for what, hint in (("input", takes), ("result", gives)):
         try:
             TypeAdapter(hint)
@@ -104,6 +126,26 @@ def _signature(name: str, handler: Callable[..., Any]) -> tuple[object, object, 
                 "use a BaseModel, a dataclass, a TypedDict or plain types"
             ) from error
     return takes, gives, len(needed) == 1 and len(parameters) == 1
+
+
+def _item_of(name: str, hint: Any) -> Any:
+    """What a batch handler takes of each job."""
+    if hint is Any:
+        return Any
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if origin not in (list, Sequence) or len(members) != 1:
+        raise ConfigurationError(
+            f"the batch handler of job {name!r} takes {hint!r}: annotate its first parameter as a list of inputs"
+        )
+    return members[0]
+
+
+def _item_result(hint: Any) -> Any:
+    """`list[ItemResult[X]]` gives X; whatever else it says, any result."""
+    items = typing.get_args(hint)
+    item = items[0] if len(items) == 1 else hint
+    results = typing.get_args(item)
+    return results[0] if typing.get_origin(item) is ItemResult and len(results) == 1 else Any
 
 
 def _without_warn(hint: Any) -> Any:
@@ -141,6 +183,7 @@ class Queues:
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
         self._queue_of: dict[str, str] = {}
+        self.webhooks = Webhooks()
 
     def configure(
         self, name: str, policy: QueuePolicy | None, flow: FlowPolicy | None, concurrency: int | None
@@ -182,12 +225,18 @@ class Queues:
     def names(self) -> tuple[str, ...]:
         return tuple(self._queue_of)
 
+    @property
+    def types(self) -> dict[str, JobType]:
+        return {name: declared for queue in self._queues.values() for name, declared in queue.types.items()}
+
     def subscriptions(self) -> tuple[Subscription, ...]:
-        return tuple(_subscription(name, made) for name, made in self._queues.items())
+        own = self.webhooks.types()
+        return tuple(_subscription(name, made, own) for name, made in self._queues.items())
 
 
-def _subscription(name: str, made: _Queue) -> Subscription:
-    queue = JobQueue(name, made.types, made.policy)
+def _subscription(name: str, made: _Queue, own: typing.Mapping[str, JobType]) -> Subscription:
+    """`own`: types that each queue has beside its declared ones."""
+    queue = JobQueue(name, {**made.types, **own}, made.policy)
     return Subscription(
         topic=queue.topic,
         group=name,

@@ -14,7 +14,7 @@ from pipeline.model.errors import BufferFull, ClusterError, RecordTooLarge
 from pipeline.model.jobs import JobEnding
 from pipeline.model.outcome import Failure, FailureKind
 from pipeline.worker.jobs.host import Host
-from pipeline.worker.jobs.running import Run
+from pipeline.worker.jobs.runs import Run
 from pipeline.worker.sending import RESEND_MS, Outlet, OutRecord
 
 TOO_LARGE = "OutputRefused"

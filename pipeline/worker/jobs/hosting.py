@@ -11,28 +11,35 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.core.jobs.entries import Effect, Entry, Interrupt, Letter, Packing, Settle
+from pipeline.core.jobs.entries import DropBlobs, Effect, Entry, Interrupt, Letter, Packing, Settle
 from pipeline.core.jobs.sharing import Sharing
+from pipeline.core.jobs.telling import told
 from pipeline.core.unit import Unit
+from pipeline.model.blobs import Blobs
 from pipeline.model.cluster import Headers
 from pipeline.model.errors import SchemaUnavailable
 from pipeline.model.headers import STORE_EPOCH
 from pipeline.model.job_types import JobQueue
-from pipeline.model.jobs import Completed, JobEnding
+from pipeline.model.jobs import Completed, JobEnding, JobProgress
 from pipeline.model.outcome import Failure
+from pipeline.model.permissions import Permissions
 from pipeline.worker.engine import Engine
 from pipeline.worker.jobs.admitting import Admission
+from pipeline.worker.jobs.blobs import PayloadBlobs, drop
 from pipeline.worker.jobs.boards import Boards, Opening, Restore
 from pipeline.worker.jobs.context import Home
 from pipeline.worker.jobs.handing_on import HandOns
 from pipeline.worker.jobs.host import Host
 from pipeline.worker.jobs.letters import letter_of
-from pipeline.worker.jobs.running import JobRuns, Run
+from pipeline.worker.jobs.processes import JobProcesses
+from pipeline.worker.jobs.running import JobRuns, Shell
+from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.strangers import Read, Strangers
+from pipeline.worker.jobs.values import Values
 from pipeline.worker.jobs.writing import Place, StoreWriter, Written
 
 UNWRITTEN_MAX = 20_000
@@ -55,7 +62,10 @@ class JobParts:
     packing: Packing
     fetch_schema: Callable[[int], None]
     read: Read
+    permissions: Permissions
     home: Home
+    blobs: Blobs | None = None
+    processes: Mapping[str, JobProcesses] = field(default_factory=dict)
 
 
 class JobExecutor:
@@ -70,7 +80,7 @@ class JobExecutor:
         self._concurrency = flow.concurrency
         self._sync_s = flow.commit_interval_ms / 1000
         self._boards = Boards(parts.queue, parts.packing, engine.log)
-        self._runs = JobRuns(parts.queue.types, loop, self._run_ended, engine.log, parts.home)
+        self._runs = JobRuns(parts.queue.types, self._shell(engine), self._values(engine), parts.processes)
         self._hand_ons = HandOns(engine.parts.producer, self._handed_on, engine.wake)
         self._hosts: dict[Unit, Host] = {}
         self._admission = Admission(engine, parts.inbox, self._hosts)
@@ -84,6 +94,13 @@ class JobExecutor:
         self._restoring: Restore | None = None
         self._given_up: set[Unit] = set()
         engine.concluded, engine.give_up = self._concluded, self._give_up
+
+    def _values(self, engine: Engine) -> Values:
+        parts = self._parts
+        return Values(parts.queue.types, parts.permissions, PayloadBlobs(engine.parts.topics.source, parts.blobs))
+
+    def _shell(self, engine: Engine) -> Shell:
+        return Shell(self._loop, self._run_ended, self._run_told, engine.clock.read, engine.log, self._parts.home)
 
     # -- the step
 
@@ -103,6 +120,7 @@ class JobExecutor:
                 endings, host.endings = host.endings, []
                 host.board.spread_ms = self._engine.clock.spread_ms
                 host.board.ended(endings, now_ms)
+                self._stalled(host)
             at_ms = host.board.next_ms()
             if at_ms is not None and at_ms <= now_ms:
                 host.board.due(now_ms)
@@ -171,6 +189,7 @@ class JobExecutor:
             "board restored", partition=unit.partition, entries=restore.entries, careful=board.careful,
             strangers=len(scan.strangers),
         )  # fmt: skip
+        self._stalled(host)
         self._perform(host, now_ms)
         self._admission.opened(host, now_ms)
 
@@ -200,6 +219,18 @@ class JobExecutor:
         elif host.unit.open:
             host.endings.append((run.job, run.version, ending))
         self._engine.wake()
+
+    def _stalled(self, host: Host) -> None:
+        """Jobs whose worker or process ended with them; they run again, or were given up."""
+        lost, host.board.lost = host.board.lost, []
+        self._engine.stats.stalled_jobs += len(lost)
+        for job_id, type_name, stalls in lost:
+            self._engine.log.warning("job stalled", job=job_id, type=type_name, stalls=stalls)
+
+    def _run_told(self, run: Run, progress: JobProgress, write: bool) -> None:
+        host: Host = run.host
+        if host.unit.open and told(host.board, run.job, run.version, progress, write and not _waits(host)):
+            self._engine.wake()
 
     def _handed_on(self, run: Run, ending: JobEnding) -> None:
         host: Host = run.host
@@ -240,6 +271,9 @@ class JobExecutor:
                 self._settle(host, done.settles)
         elif isinstance(done, Settle):
             self._settle(host, done.offset)
+        elif isinstance(done, DropBlobs):
+            if self._parts.blobs is not None:
+                self._loop.run_in_executor(None, drop, self._parts.blobs, done.refs, self._engine.log)
         elif isinstance(done, Letter):
             error = done.record.outcome.error
             self._engine.stats.dead_lettered(error.error_class if error is not None else "")
@@ -319,7 +353,7 @@ class JobExecutor:
         self._runs.abandon()
 
     async def stop(self) -> None:
-        tasks = [run.task for run in self._runs.running]
+        tasks = self._runs.tasks()
         self.abandon()
         if tasks:
             await asyncio.wait(tasks, timeout=5.0)

@@ -1,80 +1,62 @@
-"""One execution of a job: its input decoded, its handler called, what came of it as an ending."""
+"""Executions of jobs: handlers called alone or in batches, and what came of each as an ending."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError
-
 from pipeline.core.jobs.job import Job
 from pipeline.model.job_types import JobType
-from pipeline.model.jobs import Completed, JobEnding
+from pipeline.model.jobs import JobEnding, JobProgress, Stalled
 from pipeline.model.outbox import UNDER_WAY
-from pipeline.model.outcome import Cancelled, Failure, FailureKind, Warn
-from pipeline.model.validation import first_fault
+from pipeline.model.outcome import Cancelled, Failure
+from pipeline.worker.child import failure_in
+from pipeline.worker.children import Death
 from pipeline.worker.execution import failure_of, timed_out
+from pipeline.worker.jobs.batching import Batches
 from pipeline.worker.jobs.context import Home, JobContext
-from pipeline.worker.sending import OutRecord
+from pipeline.worker.jobs.processes import JobProcesses, asked_in
+from pipeline.worker.jobs.runs import Run
+from pipeline.worker.jobs.telling import Teller
+from pipeline.worker.jobs.values import Values, kept
 
 THREADS_MAX = 64
-BAD_INPUT, BAD_RESULT = "BadInput", "BadResult"
 
 
-class Run:
-    """A job that runs; `version` is what its ending names. `ended_by` says why it was stopped: "timeout", "cancelled", "let go".
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """Where jobs run. `ended` hears of every ending, `told` of what handlers say (and whether it is to be written now), both in the loop's
+    thread."""
 
-    `begun`: its task has had its first turn. One that is cancelled before that never has one, and tells no ending. `asked`: records of
-    jobs that it asked for.
-    """
-
-    __slots__ = ("asked", "begun", "deadline", "ended_by", "host", "job", "task", "timeout_ms", "version")
-
-    def __init__(self, host: Any, job: Job, timeout_ms: int) -> None:
-        self.host = host
-        self.job = job
-        self.version = job.version
-        self.timeout_ms = timeout_ms
-        self.ended_by = ""
-        self.begun = False
-        self.asked: list[OutRecord] = []
-        self.task: asyncio.Task[None]
-        self.deadline: asyncio.TimerHandle | None = None
-
-
-class _Calls:
-    """How handlers of one type are called."""
-
-    __slots__ = ("dump", "read", "type")
-
-    def __init__(self, declared: JobType) -> None:
-        self.type = declared
-        self.read: Callable[[bytes], Any] = TypeAdapter[Any](declared.takes).validate_json
-        self.dump: Callable[[Any], bytes] = TypeAdapter[Any](declared.gives).dump_json
+    loop: asyncio.AbstractEventLoop
+    ended: Callable[[Run, JobEnding], None]
+    told: Callable[[Run, JobProgress, bool], None]
+    now_ms: Callable[[], int]
+    log: Any
+    home: Home
 
 
 class JobRuns:
-    """Runs what it is given in tasks of the loop; `def` handlers in threads. `ended` hears of every ending, in the loop's thread."""
+    """Runs what it is given in tasks of the loop; `def` handlers in threads."""
 
     def __init__(
-        self,
-        types: Mapping[str, JobType],
-        loop: asyncio.AbstractEventLoop,
-        ended: Callable[[Run, JobEnding], None],
-        log: Any,
-        home: Home,
+        self, types: Mapping[str, JobType], shell: Shell, values: Values, processes: Mapping[str, JobProcesses]
     ) -> None:
-        self._home = home
-        self._calls = {name: _Calls(declared) for name, declared in types.items()}
-        self._loop = loop
-        self._ended = ended
-        self._log = log
+        self._types = types
+        self._shell = shell
+        self._loop = shell.loop
+        self._values = values
+        self._processes = processes
+        self._batches = {
+            name: Batches(declared, self, shell.loop, values)
+            for name, declared in types.items()
+            if declared.policy.batch is not None
+        }
         self._threads: ThreadPoolExecutor | None = None
         self.running: dict[Run, None] = {}  # a set that keeps its order
 
@@ -82,73 +64,114 @@ class JobRuns:
         assert job.request is not None
         run = Run(host, job, job.request.timeout_ms or job.kind.policy.timeout_ms)
         self.running[run] = None
-        run.deadline = self._loop.call_later(run.timeout_ms / 1000, self.interrupt, run, "timeout")
+        batches = self._batches.get(job.request.type)
+        if batches is not None:
+            batches.add(run)
+            return
+        if job.request.type not in self._processes:  # there the deadline is the process's, from when it has begun
+            self.watch(run)
         run.task = self._loop.create_task(self._run(run))
+
+    def watch(self, run: Run) -> None:
+        """Its time begins."""
+        run.deadline = self._loop.call_later(run.timeout_ms / 1000, self.interrupt, run, "timeout")
 
     def interrupt(self, run: Run, reason: str) -> None:
         """Stop it, as far as it can be stopped: a thread goes on to its end, and what comes of it is not looked at."""
-        if not run.ended_by:
-            run.ended_by = reason
-            if run.begun:
-                run.task.cancel()
+        if run.ended_by or run not in self.running:
+            return
+        run.ended_by = reason
+        if run.job.kind.name in self._batches:
+            self.finish(run, self.stopped(run))
+            self._batches[run.job.kind.name].left(run)
+        elif run.task is not None and run.begun:
+            run.task.cancel()
 
     async def _run(self, run: Run) -> None:
         run.begun = True
         try:
-            ending = self._stopped(run) if run.ended_by else await self._execute(run)
+            ending = self.stopped(run) if run.ended_by else await self._execute(run)
         except asyncio.CancelledError:
-            ending = self._stopped(run)
+            ending = self.stopped(run)
         except (SystemExit, KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
             ending = failure_of(error, run.job.kind.policy.terminal)
+        self.finish(run, ending)
+
+    def finish(self, run: Run, ending: JobEnding) -> None:
+        """It has its ending; another one changes nothing."""
         if run.deadline is not None:
             run.deadline.cancel()
-        if run.ended_by == "abandoned":
+        if run.ended_by == "abandoned" or run not in self.running:
             return
+        if run.teller is not None:
+            run.teller.close()
         del self.running[run]
-        self._ended(run, ending)
+        self._shell.ended(run, kept(ending) if isinstance(ending, Failure) else ending)
 
     async def _execute(self, run: Run) -> JobEnding:
-        request = run.job.request
-        assert request is not None
-        calls = self._calls[request.type]
-        context = JobContext(run.job, run.timeout_ms, self._log, self._home)
+        processes = self._processes.get(run.job.kind.name)
+        if processes is not None:
+            return await self._in_process(run, processes)
+        given = await self._values.given(run.job)
+        if isinstance(given, Failure):
+            return given
+        context = self.context(run)
         UNDER_WAY.set(context)
         try:
-            return await self._handle(run, calls, context, request.payload)
+            return await self._handle(run, context, given.value)
         finally:
             context.ended = True
-            run.asked = context.asked
 
-    async def _handle(self, run: Run, calls: _Calls, context: JobContext, payload: bytes) -> JobEnding:
+    async def _handle(self, run: Run, context: JobContext, given: object) -> JobEnding:
+        declared = self._types[run.job.kind.name]
         try:
-            given = calls.read(payload)
-        except ValidationError as error:
-            where, what = first_fault(error)
-            text = f"the input does not fit what {calls.type.name} takes: {where or 'the input'}: {what}"
-            return Failure(FailureKind.TERMINAL, BAD_INPUT, "ValidationError", text)
-        arguments = (given,) if calls.type.alone else (given, context)
-        try:
-            if calls.type.is_async:
-                returned = await calls.type.handler(*arguments)  # type: ignore[misc]
-            else:
-                call = partial(copy_context().run, calls.type.handler, *arguments)
-                returned = await self._loop.run_in_executor(self._pool(), call)
+            returned = await self.call(declared, (given,) if declared.alone else (given, context))
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            failure = failure_of(error, run.job.kind.policy.terminal)
-            return replace(failure, log=context.tail.text()) if context.tail is not None else failure
-        if isinstance(returned, Warn):
-            return Completed(None, returned.reason)
-        try:
-            return Completed(None if returned is None else calls.dump(returned))
-        except PydanticSerializationError as error:
-            text = f"{calls.type.name} returned {type(returned).__name__}, which has no JSON form: {error}"
-            return Failure(FailureKind.TERMINAL, BAD_RESULT, type(returned).__name__, text)
+            return self.failed(run, error)
+        return await self._values.completed(run.job, returned)
 
-    def _stopped(self, run: Run) -> JobEnding:
+    async def _in_process(self, run: Run, processes: JobProcesses) -> JobEnding:
+        """A process that ended with the job is a stall, as if the whole worker had."""
+        payload = await self._values.payload(run.job)
+        if isinstance(payload, Failure):
+            return payload
+        shell = self._shell
+        run.teller = Teller(shell.loop, partial(shell.told, run), shell.now_ms)
+        how = await processes.call(run, payload, run.teller.relay)
+        if isinstance(how, Failure):
+            return how
+        if isinstance(how, Death):
+            return replace(timed_out(run.timeout_ms), stack=how.stack) if how.late else Stalled(how.how)
+        if how.head["kind"] == "failed":
+            return failure_in(how.head)
+        run.asked = asked_in(how)
+        return await self._values.encoded(run.job, how.blobs[0], how.head["warning"])
+
+    def call(self, declared: JobType, arguments: tuple[object, ...]) -> Awaitable[object]:
+        if declared.is_async:
+            called: Awaitable[object] = declared.handler(*arguments)  # type: ignore[assignment]
+            return called
+        return self._loop.run_in_executor(self._pool(), partial(copy_context().run, declared.handler, *arguments))
+
+    def context(self, run: Run) -> JobContext:
+        shell = self._shell
+        run.teller = Teller(shell.loop, partial(shell.told, run), shell.now_ms)
+        context = JobContext(run.job, run.timeout_ms, run.teller, shell.log, shell.home)
+        run.asked = context.asked
+        return context
+
+    @staticmethod
+    def failed(run: Run, error: Exception) -> Failure:
+        failure = failure_of(error, run.job.kind.policy.terminal)
+        tail = run.teller.tail if run.teller is not None else None
+        return replace(failure, log=tail.text()) if tail is not None else failure
+
+    @staticmethod
+    def stopped(run: Run) -> JobEnding:
         if run.ended_by == "timeout":
             return timed_out(run.timeout_ms)
         if run.ended_by:
@@ -160,12 +183,23 @@ class JobRuns:
             self._threads = ThreadPoolExecutor(THREADS_MAX, "pipeline-jobs")
         return self._threads
 
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """What is under way."""
+        return {run.task for run in self.running if run.task is not None}
+
     def abandon(self) -> None:
         for run in self.running:
             run.ended_by = "abandoned"
+            if run.teller is not None:
+                run.teller.abandon()
             if run.deadline is not None:
                 run.deadline.cancel()
-            run.task.cancel()
+        for task in self.tasks():
+            task.cancel()
+        for batches in self._batches.values():
+            batches.abandon()
+        for processes in self._processes.values():
+            processes.abandon()
         self.running.clear()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)

@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from pipeline.core.jobs.entries import Entry, Letter, Settle
+from pipeline.core.jobs.entries import DropBlobs, Entry, Letter, Settle
 from pipeline.model.cluster import Headers
 from pipeline.model.errors import BufferFull, ClusterError
 from pipeline.model.store_keys import job_key, schedule_key
 from pipeline.worker.sending import RESEND_MS, Outlet
 
-Written = Entry | Letter | Settle
+Written = Entry | Letter | Settle | DropBlobs
 JOBS, SCHEDULES = job_key(""), schedule_key("")
 
 
@@ -45,7 +45,7 @@ class _Item:
 
     def __init__(self, what: Written) -> None:
         self.what = what
-        self.acknowledged = isinstance(what, Settle)
+        self.acknowledged = isinstance(what, Settle | DropBlobs)
         self.alone = isinstance(what, Entry) and what.key.startswith(SCHEDULES)
         self.sent = 0
 
@@ -169,7 +169,7 @@ class StoreWriter:
             return max(self._again_ms, now_ms + 1)
         self._again_ms = None
         self._unsent.clear()
-        waiting = [item for item in self._items if not isinstance(item.what, Settle)]
+        waiting = [item for item in self._items if not isinstance(item.what, Settle | DropBlobs)]
         first = next((at for at, item in enumerate(waiting) if not item.acknowledged), len(waiting))
         again = waiting[first:]
         _newest(again)

@@ -12,8 +12,12 @@ from pipeline.model.job_policies import JobPolicy
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import JobEnding, JobRequest
 from pipeline.model.outcome import Cancelled
+from pipeline.model.permissions import Permissions
+from pipeline.worker.jobs.blobs import PayloadBlobs
 from pipeline.worker.jobs.context import Home
-from pipeline.worker.jobs.running import JobRuns, Run
+from pipeline.worker.jobs.running import JobRuns, Shell
+from pipeline.worker.jobs.runs import Run
+from pipeline.worker.jobs.values import Values
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2])
@@ -32,9 +36,16 @@ def test_one_that_is_stopped_ends_also_before_its_first_turn(turns: int) -> None
         loop = asyncio.get_running_loop()
         declared = JobType("j", handler, alone=True)
         home = Home("memory://", "", never)
-        runs = JobRuns(
-            {"j": declared}, loop, lambda run, ending: ended.append((run, ending)), structlog.get_logger(), home
+        shell = Shell(
+            loop,
+            lambda run, ending: ended.append((run, ending)),
+            lambda *_: None,
+            lambda: 0,
+            structlog.get_logger(),
+            home,
         )
+        values = Values({"j": declared}, Permissions(), PayloadBlobs("jobs.q", None))
+        runs = JobRuns({"j": declared}, shell, values, {})
         runs.start(None, Job(Kind("j", JobPolicy()), JobRequest("1", "j", b"null"), 0, 0))
         for _ in range(turns):
             await asyncio.sleep(0)

@@ -723,7 +723,11 @@ def test_what_can_be_known_is_said_to_the_caller() -> None:
         (InvalidJob, "job 'unknown' is not declared", {"job": "unknown"}),
         (InvalidJob, "id: Field required", {"given": {"text": "no id"}}),
         (InvalidJob, "more than 900000", {"given": Ticket(id="a", text="x" * 1_000_000)}),
-        (InvalidJob, "looks as if it holds a secret", {"given": Ticket(id="a", text="sk-" + "proj-" + "a1B2c3D4" * 6)}),
+        (
+            InvalidJob,
+            "looks as if it held a secret in text,",
+            {"given": Ticket(id="a", text="sk-" + "proj-" + "a1B2c3D4" * 6)},
+        ),
         (ConfigurationError, "delay", {"delay": -1}),
         (ConfigurationError, "attempts", {"attempts": 0}),
         (ConfigurationError, "without dedup_id", {"dedup_window": "1h"}),

@@ -1,0 +1,32 @@
+"""One execution of a job, from its start to its ending."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from pipeline.core.jobs.job import Job
+from pipeline.worker.jobs.telling import Teller
+from pipeline.worker.sending import OutRecord
+
+
+class Run:
+    """A job that runs; `version` is what its ending names. `ended_by` says why it was stopped: "timeout", "cancelled", "let go".
+
+    `begun`: its task has had its first turn. One that is cancelled before that never has one, and tells no ending. `asked`: records of
+    jobs that it asked for. `task`: what runs it, which the jobs of a batch share; None while it waits for the others.
+    """
+
+    __slots__ = ("asked", "begun", "deadline", "ended_by", "host", "job", "task", "teller", "timeout_ms", "version")
+
+    def __init__(self, host: Any, job: Job, timeout_ms: int) -> None:
+        self.host = host
+        self.job = job
+        self.version = job.version
+        self.timeout_ms = timeout_ms
+        self.ended_by = ""
+        self.begun = False
+        self.asked: list[OutRecord] = []
+        self.task: asyncio.Task[None] | None = None
+        self.teller: Teller | None = None
+        self.deadline: asyncio.TimerHandle | None = None

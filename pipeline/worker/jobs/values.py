@@ -1,0 +1,121 @@
+"""What a job's handler is given, and what it returned, between their bytes and their types; who may not run it, and what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from pipeline.core.jobs.job import Job
+from pipeline.model.headers import ErrorInfo, clip_error
+from pipeline.model.job_types import JobType
+from pipeline.model.jobs import Completed
+from pipeline.model.outcome import Failure, FailureKind, Warn
+from pipeline.model.permissions import Permissions
+from pipeline.model.scrubbing import Sensitive
+from pipeline.model.validation import first_fault
+from pipeline.worker.jobs.blobs import PayloadBlobs
+
+BAD_INPUT, BAD_RESULT, NOT_PERMITTED = "BadInput", "BadResult", "PermissionMissing"
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An input as its handler takes it."""
+
+    value: Any
+
+
+class _Adapted:
+    """The functions of one type, made once."""
+
+    __slots__ = ("dump", "read")
+
+    def __init__(self, declared: JobType) -> None:
+        self.read: Callable[[bytes], Any] = TypeAdapter[Any](declared.takes).validate_json
+        self.dump: Callable[[Any], bytes] = TypeAdapter[Any](declared.gives).dump_json
+
+
+class Values:
+    """Of the types of one queue."""
+
+    def __init__(self, types: Mapping[str, JobType], permissions: Permissions, blobs: PayloadBlobs) -> None:
+        self._adapted = {name: _Adapted(declared) for name, declared in types.items()}
+        self._permissions = permissions
+        self._blobs = blobs
+
+    async def given(self, job: Job) -> Given | Failure:
+        """The input, where the worker may run the job and it fits."""
+        payload = await self.payload(job)
+        if isinstance(payload, Failure):
+            return payload
+        try:
+            return Given(self._adapted[job.kind.name].read(payload))
+        except ValidationError as error:
+            return misfit(job.kind.name, error)
+
+    async def payload(self, job: Job) -> bytes | Failure:
+        """Asked before every execution: what the worker may do may have changed since the one before."""
+        request = job.request
+        assert request is not None
+        missing = self._permissions.missing(job.kind.policy.permissions)
+        if missing:
+            return _not_permitted(request.type, missing)
+        return request.payload if request.payload_ref is None else await self._blobs.input(request.payload_ref)
+
+    async def completed(self, job: Job, returned: object, warning: str | None = None) -> Completed | Failure:
+        """The ending of an execution that returned this."""
+        if isinstance(returned, Warn):
+            return Completed(None, returned.reason)
+        if returned is None:
+            return Completed(None, warning)
+        name = job.kind.name
+        try:
+            result = self._adapted[name].dump(returned)
+        except PydanticSerializationError as error:
+            return no_json(name, returned, error)
+        return await self.encoded(job, result, warning)
+
+    async def encoded(self, job: Job, result: bytes | None, warning: str | None) -> Completed | Failure:
+        """The same of a result as JSON."""
+        if result is None:
+            return Completed(None, warning)
+        ending = await self._blobs.completed(job, result)
+        return replace(ending, warning=warning) if warning is not None and isinstance(ending, Completed) else ending
+
+
+def misfit(type_name: str, error: ValidationError) -> Failure:
+    where, what = first_fault(error)
+    text = f"the input does not fit what {type_name} takes: {where or 'the input'}: {what}"
+    return Failure(FailureKind.TERMINAL, BAD_INPUT, "ValidationError", text)
+
+
+def no_json(type_name: str, returned: object, error: Exception) -> Failure:
+    text = f"{type_name} returned {type(returned).__name__}, which has no JSON form: {error}"
+    return Failure(FailureKind.TERMINAL, BAD_RESULT, type(returned).__name__, text)
+
+
+def _not_permitted(type_name: str, missing: list[str]) -> Failure:
+    text = (
+        f"{type_name} needs the permission {', '.join(missing)}, which this worker is not granted: add it to PIPELINE_PERMISSIONS "
+        "of the workers that may, then retry the job"
+    )
+    return Failure(FailureKind.TERMINAL, NOT_PERMITTED, NOT_PERMITTED, text)
+
+
+def kept(failure: Failure) -> Failure:
+    """It is kept in the topics, and shown: nothing in it may look like a secret, and all of it must fit into an entry."""
+    message, stack, log = Sensitive().scrub_all(failure.message, failure.stack, failure.log)
+    told = clip_error(ErrorInfo(failure.error_class, failure.error_type, message, stack))
+    return replace(
+        failure,
+        error_class=told.error_class,
+        error_type=told.error_type,
+        message=told.message,
+        stack=told.stack,
+        log=log,
+        scrubbed=True,
+    )

@@ -1,0 +1,57 @@
+"""The application whose jobs run in child processes in test_processes.py."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+from pipeline import JobContext, Pipeline, Reject, Resources, Settings
+
+app = Pipeline("processes", settings=Settings(broker="memory://processes"))
+
+
+@app.job("pid", executor="process")
+def pid(number: int, job: JobContext) -> dict[str, int]:
+    return {"pid": os.getpid(), "number": number, "attempt": job.attempt}
+
+
+@app.job("slow", executor="process", timeout="500ms")
+def slow(_given: None) -> None:
+    time.sleep(60)
+
+
+@app.job("slow_async", executor="process", timeout="500ms")
+async def slow_async(_given: None) -> None:
+    await asyncio.sleep(60)
+
+
+@app.job("dies", executor="process", max_stalled_count=2)
+def dies(_given: None) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.job("hungry", executor="process", resources=Resources(memory="1GiB"))
+def hungry(size: int) -> int:
+    return len(bytearray(size))
+
+
+@app.job("narrow", executor="process", resources=Resources(cpu=1))
+def narrow(_given: None) -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@app.job("tells", executor="process")
+def tells(count: int, job: JobContext) -> int:
+    begin = job.last_progress.processed if job.last_progress else 0
+    for number in range(begin, count):
+        job.progress(number + 1, count)
+    job.log("counted", until=count)
+    return begin
+
+
+@app.job("fails", executor="process")
+def fails(_given: None, job: JobContext) -> None:
+    job.log.warning("about to")
+    raise Reject("password=hunter2222 is wrong")
