@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from pipeline.jobs.operating import JobOperations
 from pipeline.model.cluster import Cluster
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.job_policies import options_of
@@ -46,7 +47,7 @@ _memory_logs: dict[str, MemorySchemaLog] = {}
 """Schema ids of memory clusters: shared by everything in this process that uses the same address, like the cluster itself."""
 
 
-class Pipeline:
+class Pipeline(JobOperations):
     """An application: its name, its subscriptions and its clients. Nothing connects before it is used.
 
     `name` is the client id that brokers see. Settings come from the environment unless given.
@@ -214,6 +215,13 @@ class Pipeline:
     def _job_name(self, job: str | Callable[..., Any]) -> str:
         return job if isinstance(job, str) else self._queues.name_of(job)
 
+    def _queue_of(self, job: str) -> str | None:
+        found = self._queues.find(job)
+        return None if found is None else found[0]
+
+    def _kept_ms(self, queue: str) -> int:
+        return self._queues.kept_ms(queue)
+
     @property
     def alert_hooks(self) -> tuple[Callable[..., Any], ...]:
         return tuple(self._alert_hooks)
@@ -347,6 +355,7 @@ class Pipeline:
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.stop()
+        self.close_desks()
         client, self._client = self._client, None
         if client is not None:
             client.close()
