@@ -31,3 +31,15 @@ def grouped(request: pytest.FixtureRequest) -> Iterator[Side]:
     made = _side(request, request.param)
     yield made
     made.close()
+
+
+@pytest.fixture(params=["memory", "kafka"])
+def broker(request: pytest.FixtureRequest) -> str:
+    """The address of a cluster."""
+    return f"memory://{uuid.uuid4().hex}" if request.param == "memory" else str(request.getfixturevalue("kafka"))
+
+
+@pytest.fixture
+def prefix() -> str:
+    """An environment of the test's own."""
+    return f"t{uuid.uuid4().hex[:8]}."
