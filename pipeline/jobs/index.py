@@ -184,9 +184,7 @@ class JobIndex:
                 place = TopicPartition(message.topic(), message.partition())
                 last[place] = message
                 epoch = epoch_of(message.headers())
-                if (
-                    epoch >= epochs[place]
-                ):  # else a worker wrote it that was taken for dead; what is true stands behind it
+                if epoch >= epochs[place]:  # else it is of a worker that was taken for dead
                     epochs[place] = epoch
                     self._entry(changes, message)
             changes.write()

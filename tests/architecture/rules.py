@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "topology": "model",
         "emit": "model",
         "settings": "model",
-        "jobs": "model core codec topology inspect",
+        "jobs": "model codec topology inspect",
         "inspect": "model core topology",
         "worker": "model core codec topology",
         "filters": "model",

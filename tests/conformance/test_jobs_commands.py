@@ -178,7 +178,7 @@ def test_jobs_are_cancelled_and_run_now_and_why_names_what_they_wait_for(operato
     assert [each["asked"] for each in mixed] == [False, False]
 
 
-def test_f1_stats_health_and_tail(operator: Operator) -> None:
+def test_b6_b10_f1_stats_health_and_tail(operator: Operator) -> None:
     for words in (("classify", '{"id": "a"}'), ("fragile", '{"id": "a"}'), ("warns",)):
         operator.enqueue(*words)
     found = soon(lambda: (s := operator.json("jobs", "stats"))["total"]["ended"] == 3 and s)

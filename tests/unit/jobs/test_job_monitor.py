@@ -269,6 +269,31 @@ def test_f2_metrics_of_jobs_say_what_stands_where_and_what_ended() -> None:
     play(app, story)
 
 
+def test_f2_counters_of_jobs_never_go_back_when_partitions_move() -> None:
+    app = application()
+    declare(app)
+
+    async def story(world: World) -> None:
+        worker = await world.start(app)
+        registry = CollectorRegistry()
+        registry.register(WorkerCollector(worker))
+
+        def completed() -> float:
+            samples = _samples(generate_latest(registry).decode())
+            return sum(float(n) for name, labels, n in samples if name == "pipeline_jobs_ended_total" and "good" in labels)
+
+        for _ in range(20):
+            await app.enqueue("good")
+        await until(lambda: completed() == 20)
+        other = application("other")
+        declare(other)
+        second = await world.start(other)
+        await until(lambda: all(len(each.running[0].engine.partitions) == 1 for each in (worker, second)))
+        assert completed() == 20
+
+    play(app, story)
+
+
 def _samples(text: str) -> list[tuple[str, str, str]]:
     found = []
     for each in text.splitlines():
