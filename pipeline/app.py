@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from pipeline.jobs.operating import JobOperations
+from pipeline.jobs.requesting import JobRequests
 from pipeline.model.cluster import Cluster
 from pipeline.model.errors import ConfigurationError
-from pipeline.model.job_policies import options_of
 from pipeline.model.policies import (
     DEFAULT_TIERS,
     AfterDeadLetter,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from pipeline.emit.publisher import Publisher
     from pipeline.emit.recorder import Recorder
     from pipeline.jobs.client import JobClient, Place
-    from pipeline.jobs.handle import JobHandle
     from pipeline.model.blobs import Blobs, BlobStore
     from pipeline.model.job_policies import QueuePolicy
     from pipeline.model.job_types import JobType
@@ -47,7 +47,7 @@ _memory_logs: dict[str, MemorySchemaLog] = {}
 """Schema ids of memory clusters: shared by everything in this process that uses the same address, like the cluster itself."""
 
 
-class Pipeline:
+class Pipeline(JobRequests, JobOperations):
     """An application: its name, its subscriptions and its clients. Nothing connects before it is used.
 
     `name` is the client id that brokers see. Settings come from the environment unless given. `blobs`: a store of your own for large
@@ -191,34 +191,6 @@ class Pipeline:
         topics; both who enqueues and who works declare it. Raises `ConfigurationError`."""
         self._queues.webhooks.declare(name, url, secret)
 
-    async def enqueue(self, job: str | Callable[..., Any], given: object = None, **options: Any) -> JobHandle:
-        """Ask for a job by its name or its handler; returns when the brokers have acknowledged it.
-
-        Options: delay, run_at, key, priority, tenant, dedup_id, dedup_window, attempts, backoff, timeout, expires, workflow_id,
-        tags, webhook. Raises InvalidJob for the input, `ConfigurationError` for an option, PublishError.
-        """
-        return (await self.jobs.enqueue(self._job_name(job), [given], options_of(options)))[0]
-
-    async def enqueue_many(
-        self, job: str | Callable[..., Any], given: Iterable[object], **options: Any
-    ) -> list[JobHandle]:
-        """`enqueue` for many inputs with the same options: they go out together."""
-        return await self.jobs.enqueue(self._job_name(job), list(given), options_of(options))
-
-    def enqueue_sync(self, job: str | Callable[..., Any], given: object = None, **options: Any) -> JobHandle:
-        """`enqueue` for a caller without asyncio."""
-        return self.jobs.enqueue_sync(self._job_name(job), [given], options_of(options))[0]
-
-    async def cancel(
-        self, job: str | Callable[..., Any], job_id: str, *, key: str | None = None, reason: str = "cancelled"
-    ) -> None:
-        """Ask for a job to be cancelled. `key`: the key, else the dedup_id, that it was asked for with."""
-        await self.jobs.cancel(self._job_name(job), job_id, key, reason)
-
-    def job_handle(self, job: str | Callable[..., Any], job_id: str) -> JobHandle:
-        """A handle of a job that was asked for some time."""
-        return self.jobs.handle(self._job_name(job), job_id)
-
     @property
     def jobs(self) -> JobClient:
         """Asks for jobs; closed by `stop`, or close it."""
@@ -233,6 +205,13 @@ class Pipeline:
 
     def _job_name(self, job: str | Callable[..., Any]) -> str:
         return job if isinstance(job, str) else self._queues.name_of(job)
+
+    def _queue_of(self, job: str) -> str | None:
+        found = self._queues.find(job)
+        return None if found is None else found[0]
+
+    def _kept_ms(self, queue: str) -> int:
+        return self._queues.kept_ms(queue)
 
     @property
     def alert_hooks(self) -> tuple[Callable[..., Any], ...]:
@@ -390,6 +369,7 @@ class Pipeline:
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.stop()
+        self.close_desks()
         client, self._client = self._client, None
         if client is not None:
             client.close()

@@ -76,6 +76,11 @@ class Collector:
         source = self.entry.topics.source
         return {place.partition: member for member in members for place in member.partitions if place.topic == source}
 
+    def paused_by(self) -> str | None:
+        """Who paused the group, and why; None when nobody did."""
+        switch = self._paused
+        return None if switch is None else f"{switch.who}: {switch.why}".strip(": ") or "an operator"
+
     def partitions(self) -> int:
         spec = self.admin.topics([self.entry.topics.source]).get(self.entry.topics.source)
         if spec is None:
@@ -108,9 +113,7 @@ class Collector:
             elif self._is_ours(copy) and wanted(copy.key, copy.event_id):
                 dead[copy.partition].append(copy)
         owners = self.owners()
-        paused = (
-            None if self._paused is None else f"{self._paused.who}: {self._paused.why}".strip(": ") or "an operator"
-        )
+        paused = self.paused_by()
         return [
             PartitionView(
                 self.entry.group,

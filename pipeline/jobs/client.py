@@ -87,7 +87,7 @@ class JobClient:
         if (outbox := self._outbox(queue)) is not None:
             return self._hand_on(outbox, asker, queue, requests, records)
         handles = self._handles(queue, asker.type, requests)
-        await self._write(queue.place.inbox, records)
+        await self.write(queue.place.inbox, records)
         return handles
 
     def _own_ids(self, job: str, count: int) -> list[str] | None:
@@ -162,7 +162,7 @@ class JobClient:
 
     async def _command(self, job: str, command: JobCommand, key: str) -> None:
         _, queue = await self._ready(job)
-        await self._write(queue.place.inbox, [(key.encode(), queue.inbox.command(command))])
+        await self.write(queue.place.inbox, [(key.encode(), queue.inbox.command(command))])
 
     def handle(self, job: str, job_id: str) -> JobHandle:
         """Of a job that somebody asked for some time. May wait for the registry the first time."""
@@ -170,6 +170,21 @@ class JobClient:
         queue = self._queue(place)
         self._prepare(queue)
         return self._handle(queue, declared, job_id)
+
+    def asker(self, job: str) -> Asker:
+        """Checks what is asked of a type of job. Raises InvalidJob."""
+        declared, place = self._found(job)
+        return self._asker(self._queue(place), declared)
+
+    def now_ms(self) -> int:
+        """The cluster's time."""
+        return self._parts.now_ms()
+
+    def again(self, inbox: str, job_id: str, version: int) -> None:
+        """A job of this queue was asked for one more round after this version of it: handles wait for that."""
+        queue = self._queues.get(inbox)
+        if queue is not None:
+            queue.follower.again(job_id, version)
 
     # -- parts
 
@@ -239,8 +254,8 @@ class JobClient:
 
     # -- writing
 
-    async def _write(self, topic: str, records: Sequence[tuple[bytes, bytes]]) -> None:
-        """Returns when all are acknowledged. Raises PublishError."""
+    async def write(self, topic: str, records: Sequence[tuple[bytes, bytes]], partition: int = -1) -> None:
+        """Returns when all are acknowledged. `partition`: of all of them, instead of by key. Raises PublishError."""
         if not records:
             return
         loop, heard = asyncio.get_running_loop(), asyncio.Event()
@@ -251,19 +266,19 @@ class JobClient:
 
         answers = Answers(len(records), all_heard)
         for key, value in records:
-            while not self._sent(topic, key, value, answers):
+            while not self._sent(topic, key, value, answers, partition):
                 await asyncio.sleep(FULL_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ACKNOWLEDGED_S):
                 await heard.wait()
         _check(topic, answers)
 
-    def _sent(self, topic: str, key: bytes, value: bytes, answers: Answers) -> bool:
+    def _sent(self, topic: str, key: bytes, value: bytes, answers: Answers, partition: int = -1) -> bool:
         """False: there is no room for it now."""
         if self._producer is None:
             self._producer = self._parts.cluster.producer(self._parts.client_id)
         try:
-            self._producer.send(topic, key, value, delivered=answers.heard)
+            self._producer.send(topic, key, value, None, partition, delivered=answers.heard)
         except BufferFull:
             return False
         return True

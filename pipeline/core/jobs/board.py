@@ -310,6 +310,7 @@ class Board:
     def run_again(self, job: Job, now_ms: int) -> None:
         """What was running is lost without an ending: that execution counts as a stall, not as an attempt."""
         job.stalls += 1
+        job.kind.ended[STALLED] += 1
         self.lost.append((job.id, job.kind.name, job.stalls))
         if job.cancelling:
             self.finish(job, CANCELLED, now_ms)
@@ -380,6 +381,7 @@ class Board:
         if request.dedup_id is not None and not good and job.kind.policy.release_on_failure:
             self.release(request, job)
         (job.kind.good if good else job.kind.bad).append((now_ms, job.version, job))
+        job.kind.ended[state._value_] += 1
 
     def release(self, request: JobRequest, job: Job) -> None:
         assert request.dedup_id is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from typing import TYPE_CHECKING
 
 from pipeline.model.job_policies import JobPolicy
@@ -17,10 +17,11 @@ class Kind:
     """A job type at work: how many run, which tenants' shares wait until fewer do (by lane), which finished jobs are kept.
 
     `known`: somebody declared it. `limit`: so many may run on this board, and `queued` of them stand in lanes; `served`: see
-    `core.jobs.sharing`. `good`, `bad`: when they finished, with which version, and the job.
+    `core.jobs.sharing`. `good`, `bad`: when they finished, with which version, and the job. `ended`: how many since the board was
+    made, by outcome, and how many executions stalled.
     """
 
-    __slots__ = ("bad", "good", "known", "limit", "name", "policy", "queued", "running", "served", "waiting")
+    __slots__ = ("bad", "ended", "good", "known", "limit", "name", "policy", "queued", "running", "served", "waiting")
 
     def __init__(self, name: str, policy: JobPolicy, known: bool = True) -> None:
         self.name = name
@@ -31,6 +32,7 @@ class Kind:
         self.waiting: tuple[OrderedDict[Share, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
         self.good: deque[tuple[int, int, Finished]] = deque()
         self.bad: deque[tuple[int, int, Finished]] = deque()
+        self.ended: dict[str, int] = defaultdict(int)
 
 
 class Job:

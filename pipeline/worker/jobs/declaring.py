@@ -221,6 +221,12 @@ class Queues:
             f"{getattr(handler, '__qualname__', handler)!r} is not a job of this application: use @app.job"
         )
 
+    def kept_ms(self, queue: str) -> int:
+        """For how long finished jobs of a queue are kept at most."""
+        known = self._queues.get(queue)
+        ages = [declared.policy.retention.age_ms for declared in known.types.values()] if known is not None else []
+        return max(ages, default=RetentionPolicy().age_ms)
+
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._queue_of)

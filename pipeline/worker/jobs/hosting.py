@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.core.jobs.board import Board
 from pipeline.core.jobs.entries import DropBlobs, Effect, Entry, Interrupt, Letter, Packing, Settle
 from pipeline.core.jobs.sharing import Sharing
 from pipeline.core.jobs.telling import told
@@ -39,6 +40,7 @@ from pipeline.worker.jobs.processes import JobProcesses
 from pipeline.worker.jobs.running import JobRuns, Shell
 from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.strangers import Read, Strangers
+from pipeline.worker.jobs.tally import Tally
 from pipeline.worker.jobs.values import Values
 from pipeline.worker.jobs.writing import Place, StoreWriter, Written
 
@@ -90,6 +92,7 @@ class JobExecutor:
         self._syncer = loop.call_later(self._sync_s, self._sync)
         self._sharing = Sharing()
         self._left_over: Counter[str] = Counter()
+        self.tally = Tally()
         self._looking_up: asyncio.Task[None] | None = None
         self._restoring: Restore | None = None
         self._given_up: set[Unit] = set()
@@ -119,6 +122,8 @@ class JobExecutor:
             if host.endings:
                 endings, host.endings = host.endings, []
                 host.board.spread_ms = self._engine.clock.spread_ms
+                job, _, ending = endings[0]
+                self.tally.sample(job, ending, now_ms)
                 host.board.ended(endings, now_ms)
                 self._stalled(host)
             at_ms = host.board.next_ms()
@@ -154,6 +159,7 @@ class JobExecutor:
         self._given_up.discard(host.unit)
         host.dropped = True
         self._hand_ons.forget(host)
+        self.tally.dropped(host.board)
         self._left_over.update(run.job.kind.name for run in self._runs.running if run.host is host)
 
     async def _look_up(self, schema_id: int) -> None:
@@ -208,6 +214,7 @@ class JobExecutor:
         host: Host = run.host
         if isinstance(ending, Failure):
             self._engine.stats.failed(ending.kind.value)
+            self.tally.failures[run.job.kind.name, ending.kind.value] += 1
             self._engine.log.warning(
                 "attempt failed", job=run.job.id, type=run.job.kind.name, attempt=run.job.attempt,
                 error=ending.error_type, message=ending.message[:300],
@@ -339,6 +346,10 @@ class JobExecutor:
         for run in tuple(self._runs.running):
             if run.host is host:
                 self._runs.interrupt(run, "let go")
+
+    def boards(self) -> list[Board]:
+        """Those of the partitions that are ours; any thread may ask."""
+        return [host.board for host in list(self._hosts.values())]
 
     def running(self) -> int:
         return len(self._runs.running)

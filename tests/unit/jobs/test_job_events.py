@@ -1,0 +1,216 @@
+"""Subscribers to what happens to jobs: completed, failed, cancelled, retrying, stalled, progress (B6)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import structlog
+
+from pipeline import Pipeline
+from pipeline.jobs.events import JobEvent, Telling
+from pipeline.model.errors import ConfigurationError
+from pipeline.model.job_policies import Fixed
+from pipeline.model.job_states import JobState
+from pipeline.model.jobs import JobOutcome, JobProgress, JobRecord, JobRequest
+from pipeline.model.outcome import Warn
+from tests.unit.jobs.worlds import World, application, play, until
+
+
+@pytest.fixture(autouse=True)
+def silent() -> None:
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
+
+
+class Heard:
+    """Events as they come, in a task of its own; `stop` it."""
+
+    def __init__(self, app: Pipeline, **chosen: Any) -> None:
+        self.events: list[JobEvent] = []
+        self._iterator: AsyncIterator[JobEvent] = app.job_events(**chosen)
+        self._task = asyncio.ensure_future(self._listen())
+
+    async def _listen(self) -> None:
+        async for event in self._iterator:
+            self.events.append(event)
+
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        return [(event.kind, event.type) for event in self.events]
+
+    async def began(self) -> None:
+        """It reads from where the store ends by now."""
+        await asyncio.sleep(0.5)
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+def declare(app: Pipeline) -> None:
+    @app.job("good")
+    async def good(_given: None) -> int:
+        return 1
+
+    @app.job("warns")
+    async def warns(_given: None) -> Warn:
+        return Warn("half of it")
+
+    @app.job("bad", attempts=2, backoff=Fixed("1s"), jitter=0)
+    async def bad(_given: None) -> None:
+        raise RuntimeError("down")
+
+    @app.job("silent", attempts=1, dead_letter=False)
+    async def without_letters(_given: None) -> None:
+        raise RuntimeError("down")
+
+    @app.job("later")
+    async def later(_given: None) -> None: ...
+
+
+def test_b6_endings_of_all_kinds_are_told_once_each() -> None:
+    app = application()
+    declare(app)
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        heard = Heard(app)
+        await heard.began()
+        for job in ("good", "warns", "bad", "silent"):
+            await app.enqueue(job)
+        waiting = await app.enqueue("later", delay="1h")
+        await asyncio.sleep(5)
+        await app.desk().cancel(waiting.id, "not needed")
+        await until(lambda: ("cancelled", "later") in heard.told)
+        await asyncio.sleep(3)
+        assert sorted(heard.told) == [
+            ("cancelled", "later"), ("completed", "good"), ("completed", "warns"), ("failed", "bad"), ("failed", "silent"),
+            ("retrying", "bad"),
+        ]  # fmt: skip
+        by_kind = {(event.kind, event.type): event for event in heard.events}
+        assert by_kind["failed", "bad"].error == "RuntimeError: down"
+        assert by_kind["failed", "bad"].record.attempt == 2
+        assert by_kind["retrying", "bad"].record.next_ms > by_kind["retrying", "bad"].time_ms
+        assert by_kind["completed", "warns"].record.outcome.warning == "half of it"
+        assert by_kind["cancelled", "later"].record.outcome.reason == "not needed"
+        await heard.stop()
+
+    play(app, story)
+
+
+def test_b6_a_job_whose_worker_died_is_told_as_stalled() -> None:
+    app, ran = application(), list[str]()
+
+    @app.job("long")
+    async def long(_given: None) -> None:
+        ran.append("began")
+        if len(ran) == 1:
+            await asyncio.sleep(3_600)
+
+    async def story(world: World) -> None:
+        first = await world.start(app)
+        heard = Heard(app)
+        await heard.began()
+        handle = await app.enqueue(long)
+        await until(lambda: bool(ran))
+        await asyncio.sleep(5)  # it is written that it runs
+        world.kill(first)
+        await world.start(app)
+        await until(lambda: ("completed", "long") in heard.told, 300)
+        assert heard.told == [("stalled", "long"), ("completed", "long")]
+        assert heard.events[0].record.stalls == 1
+        assert {event.job_id for event in heard.events} == {handle.id}
+        await heard.stop()
+
+    play(app, story)
+
+
+def test_b6_kinds_and_types_are_chosen_and_the_past_is_read_and_gone_on_with() -> None:
+    app = application()
+    declare(app)
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        for job in ("good", "good", "bad"):
+            await app.enqueue(job)
+        await asyncio.sleep(8)
+        everything = Heard(app, since="1h")
+        failed = Heard(app, since="1h", kinds=("failed",))
+        good = Heard(app, since="1h", types=("good",))
+        none = Heard(app)
+        await until(lambda: len(everything.events) == 4)
+        await until(lambda: len(failed.events) == 1 and len(good.events) == 2)
+        assert none.events == []
+        assert [event.kind for event in failed.events] == ["failed"]
+        positions = {event.at[0]: event.at[1] for event in everything.events}
+        await app.enqueue("good")
+        on = Heard(app, after=positions)
+        await until(lambda: len(on.events) == 1)
+        await asyncio.sleep(2)
+        assert on.told == [("completed", "good")]
+        for each in (everything, failed, good, none, on):
+            await each.stop()
+        with pytest.raises(ConfigurationError, match="kinds='done' must be some of completed"):
+            async for _ in app.job_events(kinds=("done",)):
+                pass
+        with pytest.raises(ConfigurationError, match="queue 'other' is not on this cluster"):
+            async for _ in app.job_events("other"):
+                pass
+
+    play(app, story)
+
+
+# -- from entries to events
+
+
+def entry(state: JobState, version: int, stalls: int = 0, progress: JobProgress | None = None) -> JobRecord:
+    return JobRecord(JobRequest("j", "t"), state, version, stalls=stalls, outcome=JobOutcome(progress=progress))
+
+
+def test_progress_is_told_when_it_changes() -> None:
+    telling = Telling()
+    first, second = JobProgress(1, 10), JobProgress(2, 10)
+    running = JobState.RUNNING
+    assert telling.kinds(entry(running, 1)) == []
+    assert telling.kinds(entry(running, 1, progress=first)) == ["progress"]
+    assert telling.kinds(entry(running, 1, progress=first)) == []
+    assert telling.kinds(entry(running, 1, progress=second)) == ["progress"]
+    assert telling.kinds(entry(JobState.COMPLETED, 2, progress=second)) == ["completed"]
+
+
+def test_an_ending_that_is_written_twice_is_told_once_and_a_new_round_anew() -> None:
+    telling = Telling()
+    assert telling.kinds(entry(JobState.DEAD_LETTER, 2)._replace(letter_due=True)) == []
+    assert telling.kinds(entry(JobState.DEAD_LETTER, 2)) == ["failed"], "when its dead letter is acknowledged"
+    assert telling.kinds(entry(JobState.DEAD_LETTER, 2)) == []
+    assert telling.kinds(entry(JobState.QUEUED, 3)) == []
+    assert telling.kinds(entry(JobState.DEAD_LETTER, 5)) == ["failed"]
+    assert telling.kinds(entry(JobState.RUNNING, 4)) == [], "an older version says nothing"
+
+
+def test_a_stall_is_told_with_whatever_else_the_entry_says() -> None:
+    telling = Telling()
+    assert telling.kinds(entry(JobState.QUEUED, 2, stalls=1)) == ["stalled"]
+    assert telling.kinds(entry(JobState.QUEUED, 4, stalls=1)) == []  # let go in order
+    assert telling.kinds(entry(JobState.DEAD_LETTER, 6, stalls=2)) == ["stalled", "failed"]
+
+
+def test_what_a_worker_that_was_taken_for_dead_writes_is_not_told() -> None:
+    telling = Telling()
+    assert telling.trusted(0, 3)
+    assert not telling.trusted(0, 2)
+    assert telling.trusted(1, 2)
+    assert telling.trusted(0, 4)
+
+
+def test_so_many_jobs_are_remembered_and_no_more() -> None:
+    telling = Telling(remembered=2)
+    for number in range(3):
+        record = JobRecord(JobRequest(str(number), "t"), JobState.COMPLETED, 1)
+        assert telling.kinds(record) == ["completed"]
+    assert telling.kinds(JobRecord(JobRequest("2", "t"), JobState.COMPLETED, 1)) == []
+    assert telling.kinds(JobRecord(JobRequest("0", "t"), JobState.COMPLETED, 1)) == ["completed"], (
+        "forgotten: told again"
+    )
