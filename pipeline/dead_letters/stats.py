@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pipeline.dead_letters.query import FROM, Query
 from pipeline.dead_letters.states import STATES, State, position_of
@@ -55,30 +57,37 @@ class Stats:
 
 
 def stats(db: sqlite3.Connection, query: Query, now_ms: int, top: int = 20) -> Stats:
-    """The most frequent `top` of each kind. The query must be exact."""
-    condition, parameters = query.condition.text, query.condition.parameters
+    """The most frequent `top` of each kind. The query must be exact.
+
+    Everything is read twice, once along each index: by what the groups have in common, which is then added up, and by time.
+    """
+    condition, parameters, source = query.condition.text, query.condition.parameters, _source(query)
+    db.execute("DROP TABLE IF EXISTS temp.counted")
+    db.execute(
+        "CREATE TEMP TABLE counted AS SELECT l.error, l.type, l.tenant, count(*) n, min(l.ts) oldest, max(l.ts) newest, max(l.id) last "
+        f"FROM {source} WHERE {condition} GROUP BY 1, 2, 3",
+        parameters,
+    )
 
     def grouped(what: str) -> list[tuple[object, int, int, int, int]]:
         statement = (
-            f"SELECT {what}, count(*) n, min(l.ts), max(l.ts), max(l.id) FROM {FROM} WHERE {condition} "
+            f"SELECT {what}, sum(n) n, min(oldest), max(newest), max(last) FROM counted "
             "GROUP BY 1 ORDER BY n DESC, 1 LIMIT ?"
         )
-        return list(db.execute(statement, (*parameters, top)))
+        return list(db.execute(statement, (top,)))
 
     group = query.wanted.group
     mine, of = ("WHERE grp = ?", (group,)) if group else ("", ())
     rows = db.execute(f"SELECT state, count(*) FROM letters {mine} GROUP BY state", of)
     states = {STATES[n]: count for n, count in rows}
-    total, oldest, newest = db.execute(
-        f"SELECT count(*), min(l.ts), max(l.ts) FROM {FROM} WHERE {condition}", parameters
-    ).fetchone()
+    total, oldest, newest = db.execute("SELECT total(n), min(oldest), max(newest) FROM counted").fetchone()
     names = dict(db.execute("SELECT id, name FROM types").fetchall())
     return Stats(
-        total=total,
+        total=int(total),
         states=states,
-        errors=tuple(_error(db, row) for row in grouped("l.error")),
-        types=_groups(grouped("l.type"), lambda n: names.get(n, "?")),
-        tenants=_groups(grouped("l.tenant"), lambda tenant: "(none)" if tenant is None else str(tenant)),
+        errors=tuple(_error(db, row) for row in grouped("error")),
+        types=_groups(grouped("type"), lambda n: names.get(n, "?")),
+        tenants=_groups(grouped("tenant"), lambda tenant: "(none)" if tenant is None else str(tenant)),
         ages=_by_age(db, query, now_ms),
         oldest_ms=oldest,
         newest_ms=newest,
@@ -99,13 +108,24 @@ def _error(db: sqlite3.Connection, row: tuple[object, int, int, int, int]) -> Gr
     return Group(folded or "(no message)", row[1], row[2], row[3], _place(row[4]), error_class, error_type)
 
 
+def _source(query: Query) -> str:
+    """SQLite joins what a count does not need, for every row of it: only what the condition names is joined."""
+    return FROM if re.search(r"\b[et]\.", query.condition.text) else "letters l"
+
+
 def _by_age(db: sqlite3.Connection, query: Query, now_ms: int) -> tuple[Group, ...]:
-    cases = " ".join(f"WHEN l.ts > {now_ms - limit} THEN {index}" for index, (_, limit) in enumerate(AGES))
-    statement = (
-        f"SELECT CASE {cases} ELSE {len(AGES)} END age, count(*), min(l.ts), max(l.ts), max(l.id) "
-        f"FROM {FROM} WHERE {query.condition.text} GROUP BY age ORDER BY age"
-    )
-    rows = db.execute(statement, query.condition.parameters)
+    """One range of the index by time after the other: grouping by an expression would sort every row."""
+    edges = [None, *(now_ms - limit for _, limit in AGES), None]
+    parts: list[str] = []
+    parameters: list[object] = []
+    for index, (before, after) in enumerate(pairwise(edges)):
+        within = [f"l.ts <= {before}"] * (before is not None) + [f"l.ts > {after}"] * (after is not None)
+        parts.append(
+            f"SELECT {index} age, count(*) n, min(l.ts), max(l.ts), max(l.id) FROM {_source(query)} "
+            f"WHERE {' AND '.join([query.condition.text, *within])}"
+        )
+        parameters += query.condition.parameters
+    rows = [row for row in db.execute(" UNION ALL ".join(parts), parameters) if row[1]]
     return tuple(
         Group(AGES[row[0]][0] if row[0] < len(AGES) else OLDER, row[1], row[2], row[3], _place(row[4])) for row in rows
     )
