@@ -277,7 +277,7 @@ BREAKS = (
     Break("jobs-writes-done-out-of-order", "worker.jobs.writing", "while items and items[0].acknowledged:\n            done.append(items.popleft().what)", "for item in [each for each in items if each.acknowledged]:\n            items.remove(item)\n            done.append(item.what)", WRITER),
     Break("jobs-writes-answered-twice", "worker.jobs.writing", "if item.sent != sending:", "if False:", WRITER),
     Break("jobs-writes-resent-as-they-were", "worker.jobs.writing", "        _newest(again)\n", "", WRITER),
-    Break("jobs-stopped-before-their-first-turn", "worker.jobs.running", "            if run.begun:\n                run.task.cancel()", "            run.task.cancel()", "tests/unit/jobs/test_job_runs.py"),
+    Break("jobs-stopped-before-their-first-turn", "worker.jobs.running", "elif run.task is not None and run.begun:", "elif run.task is not None:", "tests/unit/jobs/test_job_runs.py"),
     Break("jobs-paused-queues-spin", "worker.jobs.admitting", "if taken and (", "if (", JOBS),
     Break("jobs-retries-early-for-another-clock", "core.jobs.board", "now_ms + self.spread_ms", "now_ms", BOARD),
     Break("jobs-answers-without-their-first", "core.jobs.board", "            self.ledger.at_once(job)\n", "            pass\n", BOARD),
