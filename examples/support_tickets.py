@@ -1,9 +1,10 @@
 """Support tickets as background jobs: classify -> retrieve context -> draft -> evaluate, each a job of its own.
 
 pipeline topics apply support_tickets:app
-pipeline run support_tickets:app
+PIPELINE_PERMISSIONS=articles:read pipeline run support_tickets:app
 python support_tickets.py           # asks for a ticket and waits for its answer
 
+Who may read the articles is the worker's to say: without the permission that step is a dead letter with the reason, and was not run.
 What a job has done is kept with it, and the next one goes out together with its ending. So no step runs twice because of a crash in
 another one, and no model call that was answered and kept is paid for twice.
 """
@@ -103,7 +104,15 @@ def application(name: str = "tickets", models: Models | None = None, **settings:
         job.log.info("classified", ticket=ticket.id, category=category)
         return await then("retrieve", Step(ticket=ticket, category=category), job)
 
-    @app.job("retrieve", queue="steps", timeout="10s", attempts=3, concurrency=50, retention=KEPT)
+    @app.job(
+        "retrieve",
+        queue="steps",
+        timeout="10s",
+        attempts=3,
+        concurrency=50,
+        retention=KEPT,
+        permissions=["articles:read"],
+    )
     async def retrieve(step: Step, job: JobContext) -> Step:
         context = ARTICLES.get(step.category, ARTICLES["other"])
         return await then("draft", step.model_copy(update={"context": context}), job)

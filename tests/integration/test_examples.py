@@ -166,6 +166,7 @@ def test_sync_agent_batch_costs_and_router(shell: Shell, tmp_path: Path) -> None
 def test_support_tickets(shell: Shell) -> None:
     """The whole chain, as its page says it is run. What a production queue must show of it is in tests/unit/jobs."""
     shell.run("pipeline topics apply support_tickets:app --partitions 2")
+    shell.environment["PIPELINE_PERMISSIONS"] = "articles:read"
     with shell.running("pipeline run support_tickets:app --processes 2"):
         out = shell.run("python support_tickets.py")
         again = shell.run("python support_tickets.py")

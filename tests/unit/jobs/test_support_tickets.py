@@ -1,6 +1,6 @@
 """The worked example's operational checks: what a production queue must show of examples/support_tickets.py, on whole workers in memory.
 
-Not here: a permission that is checked when a job runs, and limits that hold across processes.
+Not here: limits that hold across processes.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ class Provider:
         return dict(Counter(purpose for purpose, _, _ in self.calls))
 
 
-def app_of(provider: Provider, name: str = "app") -> Pipeline:
-    return application(name, provider, settings=Settings(broker=ADDRESS, session_timeout_s=6.0))
+def app_of(provider: Provider, name: str = "app", permissions: str = "articles:read") -> Pipeline:
+    return application(
+        name, provider, settings=Settings(broker=ADDRESS, session_timeout_s=6.0, permissions=permissions)
+    )
 
 
 def ticket(number: int = 1, **more: Any) -> Ticket:
@@ -229,6 +231,33 @@ def test_a_job_is_traced_to_its_output() -> None:
         assert known == {f"classify:{handle.id}", f"draft:{steps[1].next_job}", f"evaluate:{steps[2].next_job}"}
 
     play(app, story)
+
+
+def test_permissions_are_checked_when_a_job_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it runs and not where it was asked for: a worker that may not is asked by a service that may."""
+
+    class Articles(dict[str, list[str]]):
+        def get(self, *_: Any) -> list[str]:  # type: ignore[override]
+            raise AssertionError("they were read")
+
+    monkeypatch.setattr(support_tickets, "ARTICLES", Articles())
+    provider = Provider()
+    worker, service = app_of(provider, "worker", permissions="articles:list, mail:*"), app_of(provider, "service")
+
+    async def story(world: World) -> None:
+        await world.start(worker)
+        handle = await submit(service, ticket())
+        with pytest.raises(JobUnsuccessful, match="articles:read"):
+            await outcome(service, handle)
+        assert provider.count() == {"classify": 1}, "what needs no permission ran, and nothing after it"
+        await until(lambda: len(world.read("jobs.steps.steps.dlq")) == 1)
+        (letter,) = world.read("jobs.steps.steps.dlq")
+        headers = {name: value.decode() for name, value in letter.headers() or ()}
+        assert headers["pl.error.class"] == "PermissionMissing"
+        assert "articles:read" in headers["pl.error.message"]
+        service.jobs.close()
+
+    play(worker, story)
 
 
 # -- common fakes, shown absent (beside those that a check above shows: limits, step memory, dead letters, input in failures)
