@@ -29,6 +29,7 @@ class Asker:
         declared: JobType,
         inbox: str,
         blobs: Blobs | None = None,
+        *,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self.type = declared

@@ -89,7 +89,7 @@ class JobFleet(Fleet):
         for name in KINDS:
             found = client._found(name)
             queue = client._queue(found[1])
-            queue.askers[name] = Asker(found[0], self._random.randbytes)
+            queue.askers[name] = Asker(found[0], found[1].inbox, random=self._random.randbytes)
         client._prepare(queue)
 
     async def ask(self, asked: Asked) -> None:
