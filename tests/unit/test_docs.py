@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from pipeline import FlowPolicy, Pipeline, Retries, Settings
 from pipeline.core.progress import METADATA_LIMIT, Progress, encode
 from pipeline.emit.policy import BufferPolicy
 from pipeline.model import headers
+from pipeline.model.job_policies import JobOptions
 from pipeline.model.policies import BatchPolicy, IsolationPolicy
 from pipeline.views import metrics as views_metrics
 from pipeline.worker.context import Context
+from pipeline.worker.jobs.declaring import JobDeclaration
 from pipeline.worker.metrics import StatusServer
 from pipeline.worker.regulating import METADATA_FULL
 from tests.unit import command_parsing
@@ -168,6 +171,14 @@ def test_every_argument_of_subscribe_is_documented() -> None:
     heads = set(re.findall(r"^#+ `(\w+)", (GUIDE / "handling.md").read_text(encoding="utf-8"), re.MULTILINE))
     assert arguments == heads & arguments
     assert heads <= arguments, "a heading names an argument that does not exist"
+
+
+@pytest.mark.parametrize("asked", [JobDeclaration, JobOptions])
+def test_every_argument_of_jobs_is_documented(asked: type) -> None:
+    page = (ROOT / "docs/guide/jobs.md").read_text(encoding="utf-8")
+    names = {each.name for each in fields(asked)} - {"name"}
+    assert len(names) > 10
+    assert {name for name in names if f"`{name}`" not in page} == set()
 
 
 @pytest.mark.parametrize(("policy", "page"), [
