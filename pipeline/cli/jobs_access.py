@@ -50,8 +50,13 @@ def bare_queue(queue: str, broker: str | None) -> Iterator[Opened]:
     try:
         yield Opened(app, app.desk(queue))
     finally:
-        app.close_desks()
-        app.jobs.close()
+        close(app)
+
+
+def close(app: Pipeline) -> None:
+    """What a command opened of its queues."""
+    app.close_desks()
+    app.jobs.close()
 
 
 @contextlib.contextmanager

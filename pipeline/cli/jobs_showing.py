@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.output import Column, clean, line, table
 from pipeline.cli.why import clock, until
-from pipeline.model.job_states import TERMINAL
 from pipeline.model.secret_shapes import mask_secrets
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from pipeline.model.jobs import JobDuplicate, JobRecord
 
 ERROR_CHARACTERS = 80
-_ENDED = frozenset(state.value for state in TERMINAL)
 
 
 def job_json(row: JobRow) -> dict[str, Any]:

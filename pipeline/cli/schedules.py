@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.access import BrokerOption, JsonOption, load_app, now_ms, quiet_clients
-from pipeline.cli.jobs_access import AppArgument, InputArgument, QueueOption, open_queue
+from pipeline.cli.jobs_access import AppArgument, InputArgument, QueueOption, close, open_queue
 from pipeline.cli.jobs_asking import (
     AttemptsOption,
     KeyOption,
@@ -25,7 +25,6 @@ from pipeline.cli.output import clean, emit_json, line, table
 from pipeline.cli.why import clock, until
 
 if TYPE_CHECKING:
-    from pipeline.app import Pipeline
     from pipeline.jobs.desk import QueueDesk
     from pipeline.jobs.rows import ScheduleRow
 
@@ -108,18 +107,13 @@ def add(
         try:
             await application.schedule(name, job, value, cron=cron, zone=zone, misfire=misfire, **options)
         finally:
-            _close(application)
+            close(application)
 
     asyncio.run(put())
     if as_json:
         emit_json({"schedule": name, "asked": True})
     else:
         line(f"Schedule {clean(name)}: {clean(cron)} in {clean(zone)}; a worker of its queue takes it up.", "green")
-
-
-def _close(application: Pipeline) -> None:
-    application.close_desks()
-    application.jobs.close()
 
 
 def _ask(

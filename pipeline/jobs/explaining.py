@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.inspect.collect import Collector
+from pipeline.jobs.counting import ENDED
 from pipeline.jobs.finding import WantedJobs
 from pipeline.jobs.health import QueueHealth, health_of
 from pipeline.jobs.reading import QueueReader
 from pipeline.jobs.rows import DUPLICATE, JobRow
 from pipeline.model.cluster import GroupMember
 from pipeline.model.job_policies import lane_of
-from pipeline.model.job_states import TERMINAL, JobState
+from pipeline.model.job_states import JobState
 
 LANES = ("high", "normal", "low")
 TIMEOUT_S = 10.0
-_ENDED = frozenset(state.value for state in TERMINAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class JobExplanation:
 
     @property
     def ended(self) -> bool:
-        return self.job is not None and self.job.state in _ENDED
+        return self.job is not None and self.job.state in ENDED
 
 
 def explain(reader: QueueReader, job_id: str, control_topic: str, now_ms: int) -> JobExplanation:
@@ -48,7 +48,7 @@ def explain(reader: QueueReader, job_id: str, control_topic: str, now_ms: int) -
         return JobExplanation(job_id, None, health_of(reader.cluster, reader.topics, now_ms, TIMEOUT_S))
     if row.state == DUPLICATE:
         return JobExplanation(job_id, row, first=reader.job(row.of or ""))
-    if row.state in _ENDED:
+    if row.state in ENDED:
         return JobExplanation(job_id, row)
     collector = Collector(reader.cluster, reader.topics.layout, control_topic)
     try:
