@@ -9,6 +9,7 @@ import pty
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,6 +89,7 @@ class Dead:
         made = self.scene.publish(
             key, {"n": origin} if value is None else value, headers, partition, self.topic[len(self.scene.prefix) :]
         )
+        time.sleep(0.002)  # the next one dies in a later millisecond: the order by time is then said
         return f"{made[0]}:{made[1]}"
 
     def run(self, *words: str, code: int = 0, stdin: str | None = None) -> str:
