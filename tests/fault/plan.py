@@ -1,4 +1,4 @@
-"""The fault plan as data: its 25 rows, what each is checked by, and in which variants it runs."""
+"""The fault plan as data: its 29 rows, what each is checked by, and in which variants it runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fault import rows_brokers, rows_killers, rows_network, rows_records, rows_topics, rows_workers
+from tests.fault import rows_brokers, rows_jobs, rows_killers, rows_network, rows_records, rows_topics, rows_workers
 from tests.fault.feed import Mix
 from tests.fault.trial import Trial
 
@@ -78,4 +78,8 @@ ROWS = (
     _row(23, "retention shorter than the delay", "refuses to start", rows_topics.retention_too_short, graceful=True),
     _row(24, "partitions added", "detected and reported", rows_topics.partitions_added, lasts_s=20.0, mix=Mix(failing=0.05)),
     _row(25, "torn transaction", "all or none", rows_workers.torn_transaction, EOS, lasts_s=20.0),
+    _row(26, "jobs: worker killed", "I1-I4, one ending, dedup", rows_jobs.killed, judged=True, lasts_s=15.0),
+    _row(27, "jobs: zombie", "I2, I3, one ending", rows_jobs.zombie, judged=True, lasts_s=25.0),
+    _row(28, "jobs: brokers killed in turn", "I1-I4", rows_jobs.brokers_in_turn, judged=True, lasts_s=20.0),
+    _row(29, "jobs: rebalance storm", "I1-I4, nothing twice", rows_jobs.rebalance_storm, judged=True, graceful=True, lasts_s=20.0),
 )  # fmt: skip

@@ -12,7 +12,7 @@ AWAY_S = 2.0
 """How long a killed node stays away."""
 
 
-def _kill_and_restart(trial: Trial, node: int, what: str) -> None:
+def kill_and_restart(trial: Trial, node: int, what: str) -> None:
     trial.ground.kill(node)
     trial.disturb(what, away=True)
     trial.pause(AWAY_S)
@@ -27,7 +27,7 @@ def brokers_in_turn(trial: Trial) -> None:
     trial.prepare(2)
     for number, node in enumerate(NODES):
         trial.until_done(0.1 + 0.25 * number)
-        _kill_and_restart(trial, node, "broker killed")
+        kill_and_restart(trial, node, "broker killed")
 
 
 def leaders_move(trial: Trial) -> None:
@@ -36,7 +36,7 @@ def leaders_move(trial: Trial) -> None:
     for share in (0.15, 0.55):
         trial.until_done(share)
         partition = trial.draw.randrange(trial.plan.partitions)
-        _kill_and_restart(trial, trial.ground.leaders(trial.scene.topic())[partition], "leader killed")
+        kill_and_restart(trial, trial.ground.leaders(trial.scene.topic())[partition], "leader killed")
         topics = (trial.scene.topic(), *trial.lanes(), trial.scene.lane("dlq"))
         trial.wait("leaders are elected back", lambda topics=topics: trial.ground.led_by_preferred(topics), 60)
         trial.disturb("leaders elected back")
@@ -50,10 +50,10 @@ def coordinator_killed(trial: Trial) -> None:
     for share in (0.15, 0.55):
         trial.until_done(share)
         node = trial.wait("the group has a coordinator", lambda: trial.ground.coordinator(group))
-        _kill_and_restart(trial, node, "coordinator of the group killed")
+        kill_and_restart(trial, node, "coordinator of the group killed")
     if trial.plan.eos:
         leaders = trial.ground.leaders("__transaction_state")
-        _kill_and_restart(trial, max(NODES, key=list(leaders.values()).count), "coordinator of transactions killed")
+        kill_and_restart(trial, max(NODES, key=list(leaders.values()).count), "coordinator of transactions killed")
 
 
 def disk_full(trial: Trial) -> None:
