@@ -91,10 +91,11 @@ class Telling:
     def kinds(self, record: JobRecord) -> list[EventKind]:
         job_id, now = record.request.id, _known(record)
         before = self._known.pop(job_id, None)
-        self._known[job_id] = now
+        older = before is not None and before.version > now.version
+        self._known[job_id] = before if before is not None and older else now
         if len(self._known) > self._remembered:
             self._known.popitem(last=False)
-        if before is not None and before.version > now.version:
+        if older:
             return []  # written over again after a crash, by an owner that knew less
         found: list[EventKind] = []
         if now.stalls > (0 if before is None else before.stalls):

@@ -188,6 +188,7 @@ def test_an_ending_that_is_written_twice_is_told_once_and_a_new_round_anew() -> 
     assert telling.kinds(entry(JobState.QUEUED, 3)) == []
     assert telling.kinds(entry(JobState.DEAD_LETTER, 5)) == ["failed"]
     assert telling.kinds(entry(JobState.RUNNING, 4)) == [], "an older version says nothing"
+    assert telling.kinds(entry(JobState.DEAD_LETTER, 5)) == [], "and what was told before it is not told again"
 
 
 def test_a_stall_is_told_with_whatever_else_the_entry_says() -> None:
