@@ -79,7 +79,7 @@ def _planned(bootstrap: str, topic: str, target: str, where: str = "", decode: s
     app = application(bootstrap)
 
     @app.subscribe(topic, group=GROUP, tiers=("10s",))
-    async def handle(event: dict) -> None:  # type: ignore[type-arg]
+    async def handle(event: dict[str, Any], ctx: Any) -> None:
         """Never runs: only its lanes are needed."""
 
     admin = app.cluster.admin()

@@ -14,7 +14,7 @@ from pipeline.cli.access import BrokerOption, JsonOption, load_app, quiet_client
 from pipeline.cli.jobs_access import AppArgument, InputArgument, QueueOption, open_queue
 from pipeline.cli.output import clean, emit_json, line
 from pipeline.model.durations import parse_duration_ms
-from pipeline.model.errors import ConfigurationError, JobUnsuccessful, ResultTimeout
+from pipeline.model.errors import ConfigurationError, ResultTimeout
 
 if TYPE_CHECKING:
     from pipeline.app import Pipeline
@@ -148,6 +148,9 @@ def result(
 
     Example: pipeline jobs result 0192f3a1-5d7c-7e2b-8c44-0a1b2c3d4e5f --timeout 1m
     """
+    from pipeline.cli.jobs_showing import plain
+    from pipeline.jobs.endings import result_of
+
     until_s = time.monotonic() + parse_duration_ms(timeout, "--timeout") / 1000
     with open_queue(queue, broker) as opened:
         while True:
@@ -160,7 +163,8 @@ def result(
                 raise ResultTimeout(f"job {job_id} is {record.state.value}: it had no ending within {timeout}")
             time.sleep(LOOK_S)
             opened.reader.refresh()
-    value = _value(record)
+        encoded = result_of(record, opened.app.blobs)
+    value = None if encoded is None else plain(encoded)
     emit_json({"id": record.request.id, "state": record.state.value, "result": value} if as_json else value)
 
 
@@ -178,19 +182,6 @@ def _ended(record: JobRecord) -> bool:
     from pipeline.model.job_states import TERMINAL
 
     return record.state in TERMINAL
-
-
-def _value(record: JobRecord) -> Any:
-    from pipeline.cli.jobs_showing import plain
-    from pipeline.model.job_states import SUCCEEDED
-
-    outcome = record.outcome
-    if record.state in SUCCEEDED:
-        return None if outcome.result is None else plain(outcome.result)
-    why = f"{outcome.error.error_type}: {outcome.error.message}" if outcome.error is not None else outcome.reason or ""
-    raise JobUnsuccessful(
-        f"job {record.request.id} has no result, it is {record.state.value}: {why}", record.state.value
-    )
 
 
 def register(app: typer.Typer) -> None:

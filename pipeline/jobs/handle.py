@@ -9,12 +9,13 @@ from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 
+from pipeline.jobs.endings import result_of
 from pipeline.jobs.following import NOWHERE, Answer, Ends, Followed, Found
 from pipeline.model.blobs import Blobs
 from pipeline.model.durations import parse_duration_ms
-from pipeline.model.errors import BlobError, InvalidJob, JobMissing, JobUnsuccessful, ResultTimeout
+from pipeline.model.errors import InvalidJob, JobMissing, ResultTimeout
 from pipeline.model.job_ids import absent, made_ms
-from pipeline.model.job_states import SUCCEEDED, TERMINAL, JobState
+from pipeline.model.job_states import TERMINAL, JobState
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import JobDuplicate, JobProgress, JobRecord
 
@@ -213,15 +214,6 @@ class JobHandle:
             return await self._record_now(first)
         return entry
 
-    async def _stored(self, ref: str) -> bytes:
-        blobs = self._reach.blobs
-        if blobs is None:
-            raise BlobError(
-                f"the result of job {self.id} lies in a blob store: set PIPELINE_BLOBS to the one its workers have"
-            )
-        found: bytes = await self._reach.off_loop(lambda: blobs.get(ref))
-        return found
-
     def _missing(self, job_id: str) -> JobMissing:
         kept_ms = self._reach.type.policy.retention.age_ms if self._reach.type is not None else 0
         expired = absent(job_id, self._reach.now_ms(), kept_ms) == "expired"
@@ -230,23 +222,16 @@ class JobHandle:
         return JobMissing(f"job {job_id} is not known: it is not in the store of its queue")
 
     async def _result(self, record: JobRecord) -> Any:
-        outcome = record.outcome
-        if record.state in SUCCEEDED:
-            result = outcome.result if outcome.result_ref is None else await self._stored(outcome.result_ref)
-            if result is None:
-                return None
-            gives = self._reach.type.gives if self._reach.type is not None else Any
-            return TypeAdapter[Any](gives).validate_json(result)
-        job_id, state = record.request.id, record.state.value
-        if record.state is JobState.CANCELLED:
-            raise JobUnsuccessful(f"job {job_id} was cancelled: {outcome.reason or 'no reason given'}", state)
-        error = outcome.error
-        text = f"{error.error_type}: {error.message}" if error is not None else "no error is kept"
-        raise JobUnsuccessful(
-            f"job {job_id} was given up after {record.attempt} attempts: {text}",
-            state,
-            error.error_class if error is not None else "",
+        blobs = self._reach.blobs
+        result = (
+            result_of(record, blobs)
+            if record.outcome.result_ref is None
+            else await self._reach.off_loop(lambda: result_of(record, blobs))
         )
+        if result is None:
+            return None
+        gives = self._reach.type.gives if self._reach.type is not None else Any
+        return TypeAdapter[Any](gives).validate_json(result)
 
 
 def _has_ending(entry: JobRecord | JobDuplicate) -> bool:

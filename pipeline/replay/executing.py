@@ -34,7 +34,7 @@ STALL_S = 120.0
 COMMIT_EVERY_S, LOOK_EVERY_S, LOOK_ENDED_S = 0.1, 0.5, 0.05
 RECORD_EVERY_S, RECORD_SOON_S = 0.1, 0.02
 """Results of the batches acknowledged meanwhile go out together: written per fetch they took a tenth of the processor time. Sooner
-where the window is half full, since what has no acknowledged result takes place in it."""
+where the window is half full, since what has no acknowledged result takes place in it, and when everything is out: the end waits."""
 
 
 class Executor:
@@ -222,7 +222,8 @@ class Executor:
         self._producer.serve(0.0)
         at = time.monotonic()
         since = at - self._recorded_at
-        recording = now or since >= (RECORD_SOON_S if self._sending.crowded else RECORD_EVERY_S)
+        soon = self._sending.crowded or all(flow.fetched and not flow.pending for flow in self._flows.values())
+        recording = now or since >= (RECORD_SOON_S if soon else RECORD_EVERY_S)
         if recording:
             self._recorded_at = at
         for flow in self._flows.values():

@@ -126,9 +126,7 @@ def unreadable(topic: str, fault: FetchFault) -> PipelineError:
     partition, offset = fault.partition.partition, fault.offset
     at = f"{topic} partition {partition} can't be read at offset {offset} ({fault.text})"
     if fault.kind == "not_authorized":
-        return NotAuthorized(
-            f"{topic} can't be read: {fault.text}; grant the right to read it, then run the plan again"
-        )
+        return NotAuthorized(f"{fault.text}; then run the plan again")
     if fault.kind == "unknown_topic":
         return PlanError(f"topic {topic} does not exist any more ({fault.text}): make a new plan")
     if fault.kind == "bad_batch":

@@ -116,6 +116,7 @@ class Declaration:
                 f"executor='process' of group={self.group!r} is for a plain `def` handler without batch: "
                 "a coroutine is cancelled by its timeout anyway"
             )
+        _check_callable(handler, self.group)
         typed, event_types = _wanted(handler)
         batch = BatchPolicy(size=self.batch) if isinstance(self.batch, int) else self.batch
         return Subscription(
@@ -145,6 +146,22 @@ class Declaration:
 def is_async(handler: Callable[..., Any]) -> bool:
     """`async def`, also as an object that is called, such as a Router."""
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
+
+
+def _check_callable(handler: Callable[..., Any], group: str) -> None:
+    """Raises ConfigurationError for one that can't be called as it will be: each record would die of it."""
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):
+        return  # some of those built in say nothing of themselves
+    try:
+        signature.bind("the event", "the context")
+    except TypeError as error:
+        name = getattr(handler, "__name__", type(handler).__name__)
+        raise ConfigurationError(
+            f"the handler {name}{signature} of group={group!r} can't be called with an event and a Context ({error}): "
+            f"write def {name}(event, ctx), for a batch def {name}(events, ctx)"
+        ) from None
 
 
 def _wanted(handler: Callable[..., Any]) -> tuple[bool, frozenset[type] | None]:

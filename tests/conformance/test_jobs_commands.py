@@ -53,10 +53,19 @@ def operator(broker: str, prefix: str, tmp_path: Path, monkeypatch: pytest.Monke
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
     for name, value in (("BROKER", broker), ("PREFIX", prefix), ("STATE_DIR", str(tmp_path / "state"))):
         monkeypatch.setenv(f"PIPELINE_{name}", value)
+    monkeypatch.setenv("PIPELINE_BLOBS", str(tmp_path / "blobs"))
     module = jobs_at_work.made(tmp_path, f"operated_{abs(hash(prefix + broker))}", monkeypatch)
     jobs_at_work.make_topics(module.app)
     with jobs_at_work.served(module.app):
         yield Operator(module)
+
+
+def test_a_large_result_is_read_from_the_blob_store(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = operator.enqueue("classify", json.dumps({"id": "x" * 120_000}))
+    assert operator.json("jobs", "result", job, "--timeout", "30s")["result"] == {"label": "x" * 120_000 + "!"}
+    assert operator.json("jobs", "show", job)["result_ref"].startswith("queue:")
+    monkeypatch.delenv("PIPELINE_BLOBS")
+    assert "set PIPELINE_BLOBS" in operator.run("jobs", "result", job, code=1)
 
 
 def test_jobs_are_asked_for_listed_shown_and_their_results_printed(operator: Operator) -> None:

@@ -217,7 +217,7 @@ def test_every_metric_is_documented() -> None:
     assert StatusServer
     registry = CollectorRegistry()
     app = Pipeline("docs", settings=Settings(broker="memory://docs"))
-    app.subscribe("t", group="g")(lambda event: None)
+    app.subscribe("t", group="g")(lambda event, ctx: None)
     registry.register(metrics.WorkerCollector(Worker(app)))
     registry.register(PublisherCollector({}))
     worker = _metric_names(generate_latest(registry).decode())
