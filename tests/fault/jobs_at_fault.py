@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from pipeline import Pipeline
 from pipeline.jobs.handle import JobHandle
 from pipeline.model.errors import JobUnsuccessful, PublishError
-from pipeline.model.job_states import TERMINAL
+from pipeline.model.job_states import TERMINAL, JobState
 from pipeline.model.jobs import JobRecord
 from tests.fault.trial import Trial
 from tests.integration.harness import Process
@@ -31,13 +31,14 @@ EARLY_MS = 1.0
 
 @dataclass
 class Asked:
-    """`unsure`: the brokers did not say that they have the request."""
+    """`follows`: it asks for another job. `unsure`: the brokers did not say that they have the request."""
 
     name: str
     key: str | None
     dedup: str | None
     fails: int
-    due_ms: float
+    due_ms: float = 0.0
+    follows: bool = False
     handle: JobHandle | None = None
     unsure: bool = False
     ended: str = ""
@@ -46,30 +47,32 @@ class Asked:
 class Jobs:
     """In the place of a trial's records: its scene, its load, its judgement."""
 
-    def __init__(self, trial: Trial, concurrency: int = PLACES) -> None:
+    def __init__(self, trial: Trial, concurrency: int = PLACES, **job: Any) -> None:
+        """`job`: what the type of job declares besides."""
         self.trial = trial
         self.scene = JobScene(
             trial.ground.direct, trial.scene.prefix.rstrip("."), trial.scene.folder, trial.plan.partitions
         )
         trial.scene = self.scene
         self.concurrency = concurrency
+        self._job = job
         self.asked: list[Asked] = []
         self._count = max(200, trial.plan.records // SHARE)
         self._trouble: list[str] = []
         self._thread = threading.Thread(target=self._run, name="asks", daemon=True)
         self.scene.make_topics(make_app(self.spec()))
 
-    def spec(self) -> dict[str, Any]:
-        return self.scene.job_spec(concurrency=self.concurrency)
+    def spec(self, **more: Any) -> dict[str, Any]:
+        spec = self.scene.job_spec(self._job, concurrency=self.concurrency)
+        return {**spec, "app": "tests.fault.workload:app", "kind": "jobs", **more}
 
-    def worker(self) -> Process:
-        process = self.scene.start(self.spec())
+    def worker(self, **more: Any) -> Process:
+        process = self.scene.start(self.spec(**more))
         self.trial.live.append(process)
         return process
 
-    def begin(self, workers: int) -> None:
-        started = [self.worker() for _ in range(workers)]
-        self.trial.shared(started)
+    def begin(self, workers: list[Process]) -> None:
+        self.trial.shared(workers)
         self.trial.say(f"{self._count:,} jobs in {self.trial.plan.load_s:.0f} s")
         self._thread.start()
 
@@ -81,7 +84,7 @@ class Jobs:
         key = None if kind < 0.1 else f"k{number % KEYS}"
         dedup = f"d{number // 2}" if 0.1 <= kind < 0.14 else None
         fails = 9 if kind > 0.99 else 1 if kind > 0.95 else 0
-        return Asked(f"{number}", None if dedup else key, dedup, fails, 0.0)
+        return Asked(f"{number}", None if dedup else key, dedup, fails, follows=number % 10 == 0)
 
     def _run(self) -> None:
         try:
@@ -103,7 +106,9 @@ class Jobs:
         await app.stop()
 
     async def _ask_one(self, app: Pipeline, each: Asked, number: int) -> None:
-        task = {"name": each.name, "sleep": 0.3 if number % 20 == 0 else 0.005, "fails": each.fails}
+        task: dict[str, Any] = {"name": each.name, "sleep": 0.3 if number % 20 == 0 else 0.005, "fails": each.fails}
+        if each.follows:
+            task["asks"] = [{"name": f"after {each.name}"}]
         options: dict[str, Any] = {"key": each.key, "dedup_id": each.dedup}
         if each.key is None and each.dedup is None:
             options["delay"] = "1500ms"
@@ -155,6 +160,8 @@ class Jobs:
         if self._thread.is_alive():
             trial.problem("jobs have no ending")
         trial.wait("the inbox is settled", self.scene.inbox_settled, 60)
+        with suppress(AssertionError):  # then it is lost, and counted below
+            trial.wait("what jobs asked for is done", lambda: not self._missing(self.scene.jobs.told()), 60)
         for process in list(trial.live):
             code = process.stop(60)
             trial.live.remove(process)
@@ -164,7 +171,7 @@ class Jobs:
             trial.problem(sentence)
         told = self.scene.jobs.told()
         result.records = len(self.asked)
-        result.lost = sum(each.handle is not None and not each.ended for each in self.asked)
+        result.lost = sum(each.handle is not None and not each.ended for each in self.asked) + len(self._missing(told))
         result.duplicates = self._duplicates(told)
         result.bound = 0 if trial.plan.graceful else self._allowed()
         result.order_breaks = self._disorder(told)
@@ -178,6 +185,12 @@ class Jobs:
         ):
             if many:
                 trial.problem(f"{many} {what}")
+
+    def _missing(self, told: list[Told]) -> set[str]:
+        """What was to follow a job that is done, and is not."""
+        done = {each.name for each in told if each.what == "done"}
+        wanted = {each.name for each in self.asked if each.follows}
+        return {f"after {name}" for name in done & wanted} - done
 
     def _allowed(self) -> int:
         lost = sum(len(process.said("partition lost")) for process in self.scene.processes)
@@ -198,18 +211,25 @@ class Jobs:
         due = {each.name: each.due_ms for each in self.asked if each.due_ms}
         return sum(each.what == "start" and each.at_ms < due.get(each.name, 0.0) - EARLY_MS for each in told)
 
+    def _records(self) -> Iterator[JobRecord]:
+        """What the store says, along its log."""
+        with closing(make_app(self.spec()).desk()) as desk:
+            for message in self.scene.entries():
+                if message.value() is not None:
+                    entry = desk.unpack(message.key() or b"", message.value() or b"")
+                    if isinstance(entry, JobRecord):
+                        yield entry
+
+    def newest(self) -> dict[str, JobState]:
+        return {record.request.id: record.state for record in self._records()}
+
     def _endings(self) -> int:
-        """What the store says, along its log: one terminal state of each version, and none after another."""
-        desk = make_app(self.spec()).desk()
-        endings: dict[str, set[tuple[int, str]]] = defaultdict(set)
-        for message in self.scene.entries():
-            if message.value() is None:
-                continue
-            entry = desk.unpack(message.key() or b"", message.value() or b"")
-            if isinstance(entry, JobRecord) and entry.state in TERMINAL:
-                endings[entry.request.id].add((entry.version, entry.state.value))
-        desk.close()
-        return sum(len({state for _, state in found}) > 1 for found in endings.values())
+        """How many jobs have two terminal states."""
+        endings: dict[str, set[JobState]] = defaultdict(set)
+        for record in self._records():
+            if record.state in TERMINAL:
+                endings[record.request.id].add(record.state)
+        return sum(len(states) > 1 for states in endings.values())
 
     def _dedup(self, told: list[Told]) -> int:
         """Both requests of an id, when the brokers have both, are one job: one name of the two is in the ledger."""
@@ -224,6 +244,6 @@ class Jobs:
 @contextmanager
 def jobs_of(trial: Trial, workers: int = 2) -> Iterator[Jobs]:
     jobs = Jobs(trial)
-    jobs.begin(workers)
+    jobs.begin([jobs.worker() for _ in range(workers)])
     yield jobs
     jobs.finish()

@@ -1,4 +1,4 @@
-"""The fault plan as data: its 29 rows, what each is checked by, and in which variants it runs."""
+"""The fault plan as data: its 31 rows, what each is checked by, and in which variants it runs."""
 
 from __future__ import annotations
 
@@ -82,4 +82,6 @@ ROWS = (
     _row(27, "jobs: zombie", "I2, I3, one ending", rows_jobs.zombie, judged=True, lasts_s=25.0),
     _row(28, "jobs: brokers killed in turn", "I1-I4", rows_jobs.brokers_in_turn, judged=True, lasts_s=20.0),
     _row(29, "jobs: rebalance storm", "I1-I4, nothing twice", rows_jobs.rebalance_storm, judged=True, graceful=True, lasts_s=20.0),
+    _row(30, "jobs: killed between store and commit", "I1-I4, one ending", rows_jobs.killed_before_the_commit, judged=True, lasts_s=25.0),
+    _row(31, "jobs: redrive killed", "one more round each, in order", rows_jobs.redrive_killed, judged=True, share=0.1),
 )  # fmt: skip

@@ -66,6 +66,6 @@ def test_an_offset_that_a_silent_leader_does_not_tell_is_an_error(field: Ground)
 
 
 def test_every_row_of_the_plan_is_there() -> None:
-    assert [row.number for row in ROWS] == list(range(1, 30))
+    assert [row.number for row in ROWS] == list(range(1, 32))
     assert all(row.variants for row in ROWS)
     assert len(NODES) == 3

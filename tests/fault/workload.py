@@ -1,4 +1,4 @@
-"""The application of worker processes under fault: the obedient one, with what a row does to the process around it.
+"""The application of worker processes under fault: the obedient one, or that of jobs, with what a row does to the process around it.
 
 `HARNESS_SPEC` may say: `skew_ms` (its clock is wrong by that), `die_at_commit` (ends itself before its n-th commit is sent),
 `hears_late_s` (of partitions that it lost), `cheat` (breaks a promise on purpose, so that tests of the checker see it turn red).
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import FlowPolicy, Pipeline, Settings
-from tests.integration import obedient
+from tests.integration import job_scene, obedient
 from tests.integration.ledger import Ledger
 
 
@@ -132,6 +132,8 @@ def make_app(spec: dict[str, Any]) -> Pipeline:
     cheat = spec.get("cheat", "")
     if cheat in _CHEATS:
         _CHEATS[cheat]()
+    if spec["kind"] == "jobs":
+        return job_scene.make_app(spec)
     ledger = _LEDGERS.get(cheat, Ledger)(Path(spec["ledger"]))
     if spec["kind"] in ("avro", "effects"):
         return _noting_app(spec, ledger)

@@ -70,7 +70,8 @@ class JobLedger:
 
 
 async def _obey(task: dict[str, Any], job: JobContext, ledger: JobLedger) -> dict[str, Any]:
-    """`gate`: a file to wait for; `sleep`: seconds; `fails`: so many attempts fail; `asks`: inputs of jobs that follow."""
+    """`gate`: a file to wait for; `sleep`: seconds; `fails`: so many attempts fail; `mended`: so do all until that file is there;
+    `asks`: inputs of jobs that follow."""
     name = str(task.get("name", job.id))
     ledger.tell("start", name, job)
     while "gate" in task and not os.path.exists(task["gate"]):
@@ -79,7 +80,7 @@ async def _obey(task: dict[str, Any], job: JobContext, ledger: JobLedger) -> dic
         await asyncio.sleep(task["sleep"])
     for following in task.get("asks", ()):
         await job.enqueue("obey", following)
-    if job.attempt <= task.get("fails", 0):
+    if job.attempt <= task.get("fails", 0) or ("mended" in task and not os.path.exists(task["mended"])):
         ledger.tell("fail", name, job)
         raise RuntimeError("the input says so")
     ledger.tell("done", name, job)

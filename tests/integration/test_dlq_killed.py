@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipeline import Context, Pipeline
+from pipeline import Context
 from pipeline.dead_letters import RedrivePolicy, Wanted, list_dead_letters, redrive_dead_letters, release_dead_letters
 from pipeline.dead_letters import redrive as engine
 from pipeline.dead_letters.api import OPEN
@@ -22,67 +16,21 @@ from pipeline.dead_letters.desk import Desk
 from pipeline.model.headers import decode
 from pipeline.model.topics import RESULTS_TOPIC
 from pipeline.replay.results import read_results
-from tests.integration.harness import GROUP, ROOT, SOURCE, running, until_async
-from tests.integration.test_dlq_redrive import ANA, PARTITIONS, Redriving, place
+from tests.integration.harness import GROUP, SOURCE, running, until_async
+from tests.integration.redrive_process import ANA, CANARY, WINDOW, killed
+from tests.integration.test_dlq_redrive import PARTITIONS, Redriving, place
 from tests.integration.test_worker_hold import Holding
 from tests.integration.test_worker_hold import place as holding
 
 __all__ = ["holding", "place"]
 pytestmark = [pytest.mark.first, pytest.mark.timeout(180)]
-WINDOW = 400
-CHILD = "import sys; from tests.integration.test_dlq_killed import child; child(*sys.argv[1:])"
-CANARY = "canary sent"
-
-
-def child(bootstrap: str, prefix: str, state: str, stage: str, what: str) -> None:
-    """A redrive, or a release of every key, that is killed at one of its stages."""
-    app = Pipeline("t", broker=bootstrap, settings=_settings(bootstrap, prefix, state))
-    patched: Any = engine
-    options_of = patched.run_options
-    left = 2 if stage == "sent" and what == "redrive" else 1
-
-    def at(name: str) -> None:
-        nonlocal left
-        left -= name == stage
-        if not left:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def options(*given: Any, **more: Any) -> Any:
-        return options_of(*given, **more, stage=at, window=WINDOW)
-
-    patched.run_options = options
-    if what == "release":
-        release_dead_letters(app, [], ANA, group=GROUP)
-        return
-    patched.members = lambda *_: 1  # a canary needs workers, and none is to run it before the kill
-    with Desk.of(app, GROUP) as desk:
-        desk.refresh()
-        policy = RedrivePolicy(rate=1_000)
-        prepared = engine.prepare(desk, desk.matching(OPEN), ANA.who, 1, policy, 5 if stage == CANARY else 0)
-        told = engine.Progress(canary=lambda _found: at(CANARY))
-        engine.run(desk, prepared, ANA, int(time.time() * 1000), policy, progress=told)
-
-
-def _settings(bootstrap: str, prefix: str, state: str) -> Any:
-    from pipeline import Settings
-
-    return Settings(broker=bootstrap, prefix=prefix, state_dir=state)
-
-
-def killed(scene: Any, stage: str, what: str = "redrive") -> None:
-    words = [scene.bootstrap, scene.prefix, str(scene.folder / "state"), stage, what]
-    process = subprocess.run(
-        [sys.executable, "-c", CHILD, *words], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60, check=False,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert process.returncode == -signal.SIGKILL, process.stderr[-2_000:]
 
 
 @pytest.mark.parametrize("stage", ["audited", "sent", "acknowledged", "recorded", CANARY])
 def test_killed_at_any_stage_and_begun_anew_nothing_is_lost_and_order_holds(place: Redriving, stage: str) -> None:
     count = 2_000
     place.die_many(count)
-    killed(place.scene, stage)
+    killed(place.scene, stage, GROUP)
     lane = place.scene.lane("replay")
     after = place.scene.count(lane)
     assert after < count, "it was killed too late to prove anything"
@@ -148,7 +96,7 @@ def test_a_release_that_is_killed_is_finished_by_the_same_command(holding: Holdi
         async with running(holding.app, 1):
             await holding.until_dead(3)
             await holding.until_held(1)
-            await asyncio.to_thread(killed, holding.scene, "acknowledged", "release")
+            await asyncio.to_thread(killed, holding.scene, "acknowledged", GROUP, "release")
             holding.publish("a", 3)
             done = await asyncio.to_thread(release_dead_letters, holding.app, ["a"], ANA, group=GROUP)
             assert (done.end, done.held) == ("finished", ()), done

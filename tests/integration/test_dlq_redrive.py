@@ -20,7 +20,6 @@ import pytest
 
 from pipeline import Context, Pipeline, Reject
 from pipeline.dead_letters import (
-    Actor,
     RedrivePolicy,
     Wanted,
     edit_dead_letter,
@@ -38,9 +37,9 @@ from pipeline.model.headers import DeliveryHeaders, ErrorInfo, dead_letter_heade
 from pipeline.model.topics import AUDIT_TOPIC
 from pipeline.replay.audit import read_audit
 from tests.integration.harness import GROUP, ROOT, SOURCE, Scene, running, until_async
+from tests.integration.redrive_process import ANA
 
 PARTITIONS = 2
-ANA = Actor("ana@ops", "the provider is back")
 pytestmark = pytest.mark.timeout(180)
 
 
