@@ -64,6 +64,12 @@ _PRODUCING = {
     "message.max.bytes": 100_000_000,
 }
 _BULK = {"linger.ms": 5}
+_ADMIN = {
+    # A request that waits for one node asks for a connection to it whenever there is none, and librdkafka (2.16) makes that one at
+    # once, without its backoff: while a node is down that is a loop which takes a whole processor. With connections to all nodes
+    # the waiting request asks for none.
+    "enable.sparse.connections": False,
+}
 _FIXED = frozenset(
     {
         "enable.auto.commit",
@@ -199,6 +205,6 @@ def transaction_settings(address: str, policy: TransactionPolicy, client_setting
 
 def admin_settings(address: str, client_settings: Mapping[str, str]) -> dict[str, Any]:
     own = {name: value for name, value in _COMMON.items() if name != "allow.auto.create.topics"}
-    return {**own, "bootstrap.servers": address, "client.id": "pipeline-admin", "log_level": 2} | chosen(
+    return {**own, **_ADMIN, "bootstrap.servers": address, "client.id": "pipeline-admin", "log_level": 2} | chosen(
         client_settings, "admin"
     )

@@ -25,6 +25,8 @@ and what came of it. Everything is judged by a checker that reads the topics, th
   most work in flight, which is what ran and what was done in three commit intervals, longer only by what a fault kept commits
   from the brokers; nothing on graceful stops and for outputs in `exactly_once`.
 - *order breaks*: a record began while a lower one of its key had no ending yet, or its output came behind a higher one's.
+- Rows of jobs: their callers go on asking; a job is lost when nobody hears of its ending, and has run twice when its handler came to
+  its end twice. No job begins early, has two endings, or runs twice for one dedup id.
 - *recovery*: from the end of the fault until every partition with work did some, at most 45 s.
 - Also looked at in every row: no retry before its time, no commit past what was not settled, none that takes another back, no record
   run again after a commit that settled it, every acknowledged record readable.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -63,6 +64,33 @@ def test_an_offset_that_a_silent_leader_does_not_tell_is_an_error(field: Ground)
     finally:
         field.proxies.heal()
     until("they answer again", answered)
+
+
+def test_a_request_that_waits_for_a_node_that_is_away_takes_no_processor(field: Ground) -> None:
+    """librdkafka makes a connection for it anew, and at once, each time that the last one was refused."""
+    app = Pipeline("t", settings=Settings(broker=field.direct))
+    admin = app.cluster.admin()
+    topic = f"away-{uuid.uuid4().hex[:8]}"
+    admin.create_topics([TopicSpec(topic, 6, 3)])
+    places = [TopicPartition(topic, p) for p in range(6)]
+    until("all leaders answer", lambda: all(end == 0 for end in _ends(admin, places)))
+    field.kill(field.leaders(topic)[0])
+    try:
+        began, cpu = time.monotonic(), time.process_time()
+        for _ in range(3):
+            _ends(admin, places)
+        seconds = time.monotonic() - began
+        assert (time.process_time() - cpu) / max(seconds, 1.0) < 0.25, f"of a processor, for {seconds:.1f} s"
+    finally:
+        field.restore()
+
+
+def _ends(admin: Any, places: list[TopicPartition]) -> list[int]:
+    """None while a leader is away, or a node does not know of the topic yet."""
+    try:
+        return list(admin.end_offsets(places, timeout_s=1.0).values())
+    except ClusterUnavailable:
+        return [-1]
 
 
 def test_every_row_of_the_plan_is_there() -> None:
