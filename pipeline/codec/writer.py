@@ -46,6 +46,17 @@ _SMALL: Final = tuple(_varint(number << 1) for number in range(8_192))
 
 
 def _long(number: int) -> bytes:
+    if 1 << 34 <= number < 1 << 41:  # a time in milliseconds, of the years 1970 to 2039: six bytes, without a loop
+        return bytes(
+            (
+                number << 1 & 127 | 128,
+                number >> 6 & 127 | 128,
+                number >> 13 & 127 | 128,
+                number >> 20 & 127 | 128,
+                number >> 27 & 127 | 128,
+                number >> 34,
+            )
+        )
     if not -_LONG_MAX - 1 <= number <= _LONG_MAX:
         raise OverflowError(f"{number} does not fit a long")
     return _varint((number << 1) ^ (number >> 63))
