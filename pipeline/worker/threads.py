@@ -28,7 +28,7 @@ from pipeline.worker.execution import SKIP, concluded, failure_of, timed_out
 from pipeline.worker.stalls import stack_of
 
 THREADS_MAX = 64
-CHUNK_MAX = 128
+CHUNK_MAX = 256
 CHUNK_S = 0.004
 """How long a chunk should take: below it, hand over more at once."""
 THREADS_MIN = 1

@@ -88,12 +88,16 @@ def copies(messages: Iterable[Any]) -> list[Copy]:
 
 
 def commits(bootstrap: str, group: str) -> list[Commit]:
-    return [
+    found = [
         Commit(
             stored.at_ms, stored.place.topic, stored.place.partition, decode_progress(stored.offset, stored.metadata)
         )
         for stored in stored_commits(bootstrap, group)
     ]
+    assert not found or any(commit.progress.epoch for commit in found), (
+        "no stored commit can be read: nothing is judged"
+    )
+    return found
 
 
 def number_of(message: Any) -> int:

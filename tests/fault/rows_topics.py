@@ -6,10 +6,13 @@ import contextlib
 import signal
 import time
 from collections import Counter
+from collections.abc import Collection
 
 from pipeline.core.progress import Progress, decode
 from pipeline.model.cluster import TopicPartition, TopicSpec
 from pipeline.replay.fetching import FETCH
+from tests.fault.history import Origin
+from tests.fault.reading import copies, read_all
 from tests.fault.trial import Trial
 from tests.integration.harness import until
 from tests.integration.replays import Replays, check_history, origins
@@ -57,12 +60,24 @@ def dead_letters_refused(trial: Trial) -> None:
         trial.problem(f"{after - before} dead letters were written while it was forbidden")
     rejected = {(m.partition, m.offset) for m in trial.tally.update().marks if m.what == "reject"}
     written = {(int(h["pl.origin.partition"]), int(h["pl.origin.offset"])) for h in trial.dead_headers()}
-    for partition, offset in rejected - written:
-        progress = trial.scene.progress(partition)
+    committed = {tp: decode(at.offset, at.metadata) for tp, at in trial.scene.committed().items()}
+    for origin, (place, offset) in _where_they_stand(trial, rejected - written).items():
+        progress = committed.get(place, Progress(0, 0))
         if offset < progress.end and offset not in progress.open:
-            trial.problem(f"{(partition, offset)} was committed past without its dead letter")
+            trial.problem(f"{origin} was committed past in {place.topic} at {offset} without its dead letter")
     trial.ground.allow_writes(dead)
     trial.healed({partition for partition, _ in rejected - written})
+
+
+def _where_they_stand(trial: Trial, origins: Collection[Origin]) -> dict[Origin, tuple[TopicPartition, int]]:
+    """Each one's newest copy in a lane: what lies behind one of its key that failed has gone on there. Else its place in the source."""
+    found = {each: (TopicPartition(trial.scene.topic(), each[0]), each[1]) for each in origins}
+    hops: dict[Origin, int] = {}
+    for copy in copies(read_all(trial.ground.direct, trial.lanes())):
+        if copy.origin in found and copy.hop > hops.get(copy.origin, 0):
+            hops[copy.origin] = copy.hop
+            found[copy.origin] = (TopicPartition(copy.topic, copy.partition), copy.offset)
+    return found
 
 
 def _settled(trial: Trial, topic: str) -> int:

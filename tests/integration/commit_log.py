@@ -57,7 +57,8 @@ def _parse(key: bytes, value: bytes, group: str, at: int, at_ms: int = 0) -> Sto
     version, offset = struct.unpack_from(">hq", value)
     text = 14 if version >= 3 else 10
     metadata = _compact_text(value, text) if version >= _FLEXIBLE_SINCE else _text(value, text)[0]
-    return Stored(at, TopicPartition(topic, partition), offset, metadata, None, at_ms)
+    # confluent-kafka sends the end of a C text with it, and takes it away again when it reads.
+    return Stored(at, TopicPartition(topic, partition), offset, metadata.rstrip("\0"), None, at_ms)
 
 
 def _java_hash(text: str) -> int:

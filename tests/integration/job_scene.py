@@ -50,15 +50,18 @@ class JobLedger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600)
+        self._reader = path.open("rb")
+        self._told: list[Told] = []
+        self._rest = b""
 
     def tell(self, what: str, name: str, job: JobContext) -> None:
         line = [time.time() * 1000, os.getpid(), what, name, job.key or "", job.id, job.attempt, job.stalls]
         os.write(self._file, json.dumps(line).encode() + b"\n")
 
     def told(self, *kinds: str) -> list[Told]:
-        with self.path.open() as file:
-            found = [Told(*json.loads(line)) for line in file if line.endswith("\n")]
-        return [each for each in found if not kinds or each.what in kinds]
+        *lines, self._rest = (self._rest + self._reader.read()).split(b"\n")
+        self._told += [Told(*json.loads(line)) for line in lines]
+        return [each for each in self._told if not kinds or each.what in kinds]
 
     def names(self, *kinds: str) -> list[str]:
         return [each.name for each in self.told(*kinds)]
