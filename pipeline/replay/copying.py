@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
-from operator import itemgetter, methodcaller
 
 from pipeline.model.cluster import Acknowledgements, Headers, Message, OutRecord
 from pipeline.model.headers import (
@@ -29,8 +27,6 @@ _OFFSET_HERE, _TIME_HERE = 7_700_000_000_000_000_077, 8_800_000_000_000_000_088
 PLAIN_NAMES_MAX = 10_000
 """Header names that copies keep are remembered, at most so many."""
 _NONE: Headers = []
-_KEY, _VALUE, _OFFSET = methodcaller("key"), methodcaller("value"), methodcaller("offset")
-_HEADERS, _TIME, _NAME = methodcaller("headers"), methodcaller("timestamp"), itemgetter(0)
 _Frame = tuple[str, bytes, Headers]
 """The header that holds both, as (name, pattern), and the headers behind it."""
 
@@ -116,14 +112,17 @@ class _SourceCopier:
         return found
 
     def __call__(self, partition: int, messages: Sequence[Message]) -> Copies:
-        offsets, copies = list(map(_OFFSET, messages)), Copies()
-        given = [headers or _NONE for headers in map(_HEADERS, messages)]
-        if self._plain.issuperset(map(_NAME, chain.from_iterable(given))):
+        offsets, copies = [message.offset() for message in messages], Copies()
+        given = [message.headers() or _NONE for message in messages]
+        if {name for headers in given for name, _ in headers} <= self._plain:
             name, pattern, rest = self._frame(partition, 1)
-            fields = zip(map(_KEY, messages), map(_VALUE, messages), given, offsets, map(_TIME, messages), strict=True)
             records: list[OutRecord] = [
-                (key, value, [*headers, (name, pattern % (offset, at if at > 0 else 0)), *rest])
-                for key, value, headers, offset, (_, at) in fields
+                (
+                    m.key(),
+                    m.value(),
+                    [*headers, (name, pattern % (offset, t if (t := m.timestamp()[1]) > 0 else 0)), *rest],
+                )
+                for m, headers, offset in zip(messages, given, offsets, strict=True)
             ]
         else:
             records = self._sorted_out(partition, messages, given, copies)
