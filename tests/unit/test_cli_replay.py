@@ -33,7 +33,7 @@ def app(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pat
     app = Pipeline("t", settings=Settings(broker=address))
 
     @app.subscribe("events", group="g", value="json", tiers=("1s",))
-    async def handle(value: dict[str, Any]) -> None:
+    async def handle(value: dict[str, Any], ctx: Any) -> None:
         """Never runs."""
 
     admin = app.cluster.admin()
