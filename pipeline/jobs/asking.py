@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from pipeline.jobs.drawing import random_bytes
 from pipeline.model.blobs import BlobOwner, Blobs, blob_name
 from pipeline.model.errors import InvalidJob, PayloadTooLarge, SecretInPayload
 from pipeline.model.job_ids import RANDOM_BYTES, job_id
@@ -30,7 +30,7 @@ class Asker:
         inbox: str,
         blobs: Blobs | None = None,
         *,
-        random: Callable[[int], bytes] = random_bytes,
+        random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self.type = declared
         self._adapter: TypeAdapter[Any] = TypeAdapter(declared.takes)

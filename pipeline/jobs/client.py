@@ -26,10 +26,6 @@ from pipeline.model.outbox import Outbox, current
 
 ACKNOWLEDGED_S = 30.0
 FULL_S = 0.01
-MANY = 64
-HEAR_S = 0.001
-"""Answers to so many records at once are taken by who waits for them, so often: in the producer's own thread each of them would wait for
-the interpreter's lock, which a worker in the same process has most of the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,9 +270,6 @@ class JobClient:
                 await asyncio.sleep(FULL_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ACKNOWLEDGED_S):
-                while len(records) >= MANY and answers.left and self._producer is not None:
-                    self._producer.hear()
-                    await asyncio.sleep(HEAR_S)
                 await heard.wait()
         _check(topic, answers)
 

@@ -47,9 +47,6 @@ from pipeline.worker.jobs.writing import Place, StoreWriter, Written
 UNWRITTEN_MAX = 20_000
 """Entries that wait for their acknowledgement, at which no more is taken from the inbox and nothing more is started."""
 
-HEARD_HERE = 64
-"""With so many under way their answers are taken in a step: in the producer's own thread each would wait for the interpreter's lock."""
-
 SLICE_S = 0.02
 """So long at a time for boards that are made from their stores."""
 
@@ -113,8 +110,6 @@ class JobExecutor:
     def pump(self) -> None:
         now_ms = self._engine.clock.read()
         self._restore(now_ms)
-        if sum(host.writer.under_way for host in self._hosts.values()) >= HEARD_HERE:
-            self._engine.parts.producer.hear()
         for host in tuple(self._hosts.values()):
             if not host.unit.open:
                 self._drop(host)

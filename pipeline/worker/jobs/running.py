@@ -20,7 +20,6 @@ from pipeline.worker.children import Death
 from pipeline.worker.execution import failure_of, timed_out
 from pipeline.worker.jobs.batching import Batches
 from pipeline.worker.jobs.context import Home, JobContext
-from pipeline.worker.jobs.deadlines import Deadlines
 from pipeline.worker.jobs.processes import JobProcesses, asked_in
 from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.telling import Teller
@@ -59,7 +58,6 @@ class JobRuns:
             if declared.policy.batch is not None
         }
         self._threads: ThreadPoolExecutor | None = None
-        self._deadlines = Deadlines(shell.loop, partial(self.interrupt, reason="timeout"))
         self.running: dict[Run, None] = {}  # a set that keeps its order
 
     def start(self, host: Any, job: Job) -> None:
@@ -71,12 +69,12 @@ class JobRuns:
             batches.add(run)
             return
         if job.request.type not in self._processes:  # there the deadline is the process's, from when it has begun
-            self._deadlines.begin(run)
+            self.watch(run)
         run.task = self._loop.create_task(self._run(run))
 
     def watch(self, run: Run) -> None:
         """Its time begins."""
-        self._deadlines.begin(run)
+        run.deadline = self._loop.call_later(run.timeout_ms / 1000, self.interrupt, run, "timeout")
 
     def interrupt(self, run: Run, reason: str) -> None:
         """Stop it, as far as it can be stopped: a thread goes on to its end, and what comes of it is not looked at."""
@@ -103,9 +101,10 @@ class JobRuns:
 
     def finish(self, run: Run, ending: JobEnding) -> None:
         """It has its ending; another one changes nothing."""
+        if run.deadline is not None:
+            run.deadline.cancel()
         if run.ended_by == "abandoned" or run not in self.running:
             return
-        self._deadlines.end(run)
         if run.teller is not None:
             run.teller.close()
         del self.running[run]
@@ -189,11 +188,12 @@ class JobRuns:
         return {run.task for run in self.running if run.task is not None}
 
     def abandon(self) -> None:
-        self._deadlines.stop()
         for run in self.running:
             run.ended_by = "abandoned"
             if run.teller is not None:
                 run.teller.abandon()
+            if run.deadline is not None:
+                run.deadline.cancel()
         for task in self.tasks():
             task.cancel()
         for batches in self._batches.values():

@@ -13,12 +13,11 @@ from pipeline.worker.sending import OutRecord
 class Run:
     """A job that runs; `version` is what its ending names. `ended_by` says why it was stopped: "timeout", "cancelled", "let go".
 
-    `begun`: its task has had its first turn. One that is cancelled before that never has one, and tells no ending. `deadline_s`: by the
-    loop's clock, 0 while it has none. `asked`: records of jobs that it asked for. `task`: what runs it, which the jobs of a batch share;
-    None while it waits for the others.
+    `begun`: its task has had its first turn. One that is cancelled before that never has one, and tells no ending. `asked`: records of
+    jobs that it asked for. `task`: what runs it, which the jobs of a batch share; None while it waits for the others.
     """
 
-    __slots__ = ("asked", "begun", "deadline_s", "ended_by", "host", "job", "task", "teller", "timeout_ms", "version")
+    __slots__ = ("asked", "begun", "deadline", "ended_by", "host", "job", "task", "teller", "timeout_ms", "version")
 
     def __init__(self, host: Any, job: Job, timeout_ms: int) -> None:
         self.host = host
@@ -30,4 +29,4 @@ class Run:
         self.asked: list[OutRecord] = []
         self.task: asyncio.Task[None] | None = None
         self.teller: Teller | None = None
-        self.deadline_s = 0.0
+        self.deadline: asyncio.TimerHandle | None = None

@@ -79,11 +79,6 @@ class StoreWriter:
         return len(self._items)
 
     @property
-    def under_way(self) -> int:
-        """What was sent and has no answer."""
-        return self._under_way
-
-    @property
     def troubled(self) -> bool:
         """A write failed and is not through yet."""
         return bool(self._unsent)
