@@ -23,9 +23,8 @@ from tests.integration.job_scene import JobScene, Told, make_app
 
 SHARE = 4
 """Of a row's records so many are one job: each is several records of inbox and store."""
-KEYS, PLACES, ATTEMPTS = 200, 50, 4
+KEYS, PLACES = 200, 50
 ENDED_S = 120.0
-STEP_S = 0.05
 EARLY_MS = 1.0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections import Counter, defaultdict
 from itertools import pairwise
 
@@ -14,6 +13,7 @@ from pipeline.model.job_states import JobState
 from tests.fault.ground import NODES
 from tests.fault.jobs_at_fault import KEYS, Jobs, jobs_of
 from tests.fault.rows_brokers import kill_and_restart
+from tests.fault.rows_workers import come_and_go
 from tests.fault.trial import Trial
 from tests.integration.harness import SESSION_S
 from tests.integration.job_scene import make_app
@@ -65,15 +65,7 @@ def brokers_in_turn(trial: Trial) -> None:
 def rebalance_storm(trial: Trial) -> None:
     """Row 29: a worker comes or goes every one or two seconds, in order: nothing runs twice."""
     with jobs_of(trial) as jobs:
-        end = time.monotonic() + max(6.0, trial.plan.load_s)
-        while time.monotonic() < end:
-            if len(trial.live) > 3 or (len(trial.live) > 1 and trial.draw.random() < 0.5):
-                trial.stop(trial.draw.choice(trial.live))
-            else:
-                new = jobs.worker()
-                trial.wait("it is up", lambda new=new: new.status()[0] > 0, 60)
-                trial.faults.append("worker joins")
-            trial.pause(trial.draw.uniform(1.0, 2.0))
+        come_and_go(trial, jobs.worker)
 
 
 def killed_before_the_commit(trial: Trial) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tests.fault.bound import at_of
 from tests.fault.history import Blind
@@ -108,16 +108,21 @@ def _zombies_wrote(trial: Trial, woken: Sequence[tuple[Process, float]]) -> None
 def rebalance_storm(trial: Trial) -> None:
     """Row 10: a worker comes or goes every one or two seconds, gracefully: nothing may run twice."""
     trial.prepare(2)
+    come_and_go(trial, trial.worker)
+    trial.healed()
+
+
+def come_and_go(trial: Trial, join: Callable[[], Process]) -> None:
+    """Workers, as long as the load; `join` starts one."""
     end = time.monotonic() + max(6.0, trial.plan.load_s)
     while time.monotonic() < end:
         if len(trial.live) > 3 or (len(trial.live) > 1 and trial.draw.random() < 0.5):
             trial.stop(trial.draw.choice(trial.live))
         else:
-            new = trial.worker()
+            new = join()
             trial.wait("it is up", lambda new=new: new.status()[0] > 0, 60)
             trial.faults.append("worker joins")
         trial.pause(trial.draw.uniform(1.0, 2.0))
-    trial.healed()
 
 
 def graceful_deploy(trial: Trial) -> None:
