@@ -27,7 +27,7 @@ def admit_many(
                 into.append(delivery)
                 if chained:
                     gathered.add(key)
-            elif chained and key in gathered and key not in waiting:
+            elif chained and key in gathered and key not in waiting.by_key:
                 unit.chains.lengthen(key)
                 into.append(delivery)
             else:
@@ -59,7 +59,7 @@ def gathering_ends(batch: Sequence[Delivery]) -> None:
 def hold_back_behind(stopped: Delivery, later: Iterable[Delivery]) -> list[Delivery]:
     """One of a key's records in a batch is not done: those after it were not run, and wait for it. Returns them."""
     unit, key = stopped.unit, stopped.key
-    if key is None or not unit.chains:
+    if key is None or not unit.chains.more:
         return []
     behind = [delivery for delivery in later if delivery.key == key and delivery.unit is unit]
     if behind:

@@ -100,7 +100,7 @@ class Holds:
             return None
         self.writing.remove(delivery)
         unit.unblock(key)  # they follow now
-        return None if unit.chains and unit.chains.goes_on(key) else unit.free(key, now_ms)
+        return None if unit.chains.more and unit.chains.goes_on(key) else unit.free(key, now_ms)
 
     def _write(self, delivery: Delivery, now_ms: int, failure: Failure | None = None) -> None:
         self._unit.hand_off(delivery, Hop(self._unit.replay_lane, now_ms, 0, "hold"), now_ms, failure, HELD)

@@ -239,9 +239,9 @@ class Unit:
         del self.lanes[lane].tracker.open[delivery.offset]
         if lane or key in self.parking.keys:
             self.parking.resolve(key, delivery.identity)
-        if self.chains and self.chains.goes_on(key):
+        if self.chains.more and self.chains.goes_on(key):
             return None
-        if key in self.waiting or (self.blocked.count and key in self.blocked):
+        if key in self.waiting.by_key or (self.blocked.count and key in self.blocked):
             return self.free(key, now_ms)
         self.busy.discard(key)
         return None
@@ -288,7 +288,7 @@ class Unit:
         target = self._tier_lanes[decision.tier]
         hop = Hop(target, self._due(target, now_ms), decision.not_before_ms, "retry")
         self.hand_off(delivery, hop, now_ms, failure)
-        if self.chains and self.chains.goes_on(delivery.key):
+        if self.chains.more and self.chains.goes_on(delivery.key):
             return None
         return self.free(delivery.key, now_ms)
 

@@ -13,29 +13,29 @@ from pipeline.core.delivery import SOURCE, Delivery, identity_of
 
 
 class Waiting:
-    """Per key, first in, first out. `count` is of all, `of_lanes` of those that are not the source's."""
+    """Per key, first in, first out. `count` is of all, `of_lanes` of those that are not the source's.
 
-    __slots__ = ("_by_key", "count", "of_lanes")
+    `by_key` is public because the hot path looks into it: a key that is not there has nothing waiting.
+    """
+
+    __slots__ = ("by_key", "count", "of_lanes")
 
     def __init__(self) -> None:
         # Most keys have one record waiting: a queue is made for the second one only.
-        self._by_key: dict[bytes | None, Delivery | deque[Delivery]] = {}
+        self.by_key: dict[bytes | None, Delivery | deque[Delivery]] = {}
         self.count = 0
         self.of_lanes = 0
-
-    def __contains__(self, key: bytes | None) -> bool:
-        return key in self._by_key
 
     def add(self, delivery: Delivery) -> None:
         self.count += 1
         if delivery.lane:
             self.of_lanes += 1
         key = delivery.key
-        queue = self._by_key.setdefault(key, delivery)
+        queue = self.by_key.setdefault(key, delivery)
         if queue is delivery:
             return
         if type(queue) is not deque:
-            queue = self._by_key[key] = deque((queue,))  # type: ignore[arg-type]
+            queue = self.by_key[key] = deque((queue,))  # type: ignore[arg-type]
         if delivery.lane == SOURCE or queue[-1].identity <= delivery.identity:
             queue.append(delivery)
         else:
@@ -43,16 +43,16 @@ class Waiting:
 
     def pop(self, key: bytes | None) -> Delivery | None:
         """The key's next one, if any."""
-        queue = self._by_key.get(key)
+        queue = self.by_key.get(key)
         if queue is None:
             return None
         if type(queue) is deque:
             delivery = queue.popleft()
             if not queue:
-                del self._by_key[key]
+                del self.by_key[key]
         else:
             delivery = queue  # type: ignore[assignment]
-            del self._by_key[key]
+            del self.by_key[key]
         self.count -= 1
         if delivery.lane:
             self.of_lanes -= 1
@@ -62,14 +62,14 @@ class Waiting:
         """Source records of one key that come before all that waits for it."""
         key, queue = deliveries[0].key, deque(deliveries)
         queue.extend(self.of(key))
-        self._by_key[key] = queue
+        self.by_key[key] = queue
         self.count += len(deliveries)
 
     def of(self, key: bytes | None) -> Sequence[Delivery]:
         """Those of one key, first to run first."""
-        queue = self._by_key.get(key, ())
+        queue = self.by_key.get(key, ())
         return queue if isinstance(queue, deque) else (queue,) if isinstance(queue, Delivery) else ()
 
     def clear(self) -> None:
-        self._by_key.clear()
+        self.by_key.clear()
         self.count = self.of_lanes = 0

@@ -70,7 +70,7 @@ class Contexts(Sequence[Context]):
 
 
 def _is_waited_for(delivery: Delivery) -> bool:
-    return delivery.key in delivery.unit.waiting or delivery.key in delivery.unit.blocked
+    return delivery.key in delivery.unit.waiting.by_key or delivery.key in delivery.unit.blocked
 
 
 class BatchRunners:

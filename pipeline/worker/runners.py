@@ -80,49 +80,61 @@ class AsyncRunners:
         self._baton = True
 
     async def _run(self, runner: _Runner) -> None:
-        try:
-            await self._take_turns(runner)
-        except Exception as error:
-            self._engine.fail(error)
-
-    async def _take_turns(self, runner: _Runner) -> None:
-        engine, take = self._engine, self._engine.take
+        """A runner's life. The handler is awaited right here: each coroutine in between would be gone through twice a suspension."""
+        engine, take, ready, resumed = self._engine, self._engine.take, self._engine.ready, self._engine.resumed
+        execution, decode = engine.execution, engine.execution.decode
         UNDER_WAY.set(None)
         clean = contextvars.copy_context()
-        turn, worked = 0, False
-        self._baton = False
-        while True:
-            delivery = take()
-            if delivery is None:
-                runner.wake = self._loop.create_future()
-                self._idle.append(runner)
-                if worked:  # else nothing has changed, and an engine that may start nothing would wake us for ever
-                    engine.rested()
-                await runner.wake
-                self._baton = False
-                turn, worked = 0, False
-                continue
-            worked = True
-            while delivery is not None:
-                runner.delivery = delivery
-                if not self._baton and (engine.ready or engine.resumed):
-                    self._pass_baton()
-                delivery = await self._execute(runner, delivery, self._handler if turn else self._timed)
-                if runner.ended_by and self._swallowed(runner) == "stop":
+        turn, worked, self._baton = 0, False, False
+        try:
+            while True:
+                if (delivery := take()) is None:
+                    await self._rest(runner, worked)
+                    turn, worked = 0, False
+                while delivery is not None:
+                    worked = True
+                    runner.delivery, began_ms, context = delivery, self._clock.now_ms, Context(execution, delivery)
+                    if not self._baton and (ready or resumed):
+                        self._pass_baton()
+                    try:
+                        returned, event = None, decode(delivery, context)
+                        if event is not SKIP:
+                            UNDER_WAY.set(context)
+                            returned = await (self._handler if turn else self._timed)(event, context)
+                    except BaseException as error:
+                        delivery = self._raised(runner, delivery, error, began_ms)
+                    else:
+                        if returned is None and context.emitted is None:
+                            delivery = engine.done(delivery)
+                        else:
+                            delivery = engine.complete(delivery, *concluded(returned, context))
+                    context.ended = True
+                    if runner.ended_by and self._swallowed(runner) == "stop":
+                        return
+                    turn += 1
+                    if turn >= RECORDS_PER_TURN:
+                        turn = 0
+                        if delivery is not None:
+                            resumed.append(delivery)
+                        runner.delivery = delivery = None
+                        await asyncio.sleep(0)
+                runner.delivery = None
+                UNDER_WAY.set(None)
+                if contextvars.copy_context() != clean:
+                    # The handler left a context variable behind: the next record must not see it, so this runner ends here.
+                    self._retire(runner)
                     return
-                turn += 1
-                if turn >= RECORDS_PER_TURN:
-                    turn = 0
-                    if delivery is not None:
-                        engine.resumed.append(delivery)
-                    runner.delivery = delivery = None
-                    await asyncio.sleep(0)
-            runner.delivery = None
-            UNDER_WAY.set(None)
-            if contextvars.copy_context() != clean:
-                # The handler left a context variable behind: the next record must not see it, so this runner ends here.
-                self._retire(runner)
-                return
+        except Exception as error:
+            engine.fail(error)
+
+    async def _rest(self, runner: _Runner, worked: bool) -> None:
+        """Until the baton comes here again."""
+        runner.wake = self._loop.create_future()
+        self._idle.append(runner)
+        if worked:  # else nothing has changed, and an engine that may start nothing would wake us for ever
+            self._engine.rested()
+        await runner.wake
+        self._baton = False
 
     async def _timed(self, event: object, context: Context) -> object:
         """The handler, and how long it took: for the first record of a turn, so that the others need not look at a clock."""
@@ -135,36 +147,20 @@ class AsyncRunners:
             stats.took(context._delivery, self._clock.read())
         return returned
 
-    async def _execute(self, runner: _Runner, delivery: Delivery, handler: Handler) -> Delivery | None:
-        engine = self._engine
-        execution, began_ms = engine.execution, self._clock.now_ms
-        context = Context(execution, delivery)
-        try:
-            event = execution.decode(delivery, context)
-            if event is SKIP:
-                return engine.done(delivery)
-            UNDER_WAY.set(context)
-            returned = await handler(event, context)
-        except SchemaUnavailable as error:
+    def _raised(self, runner: _Runner, delivery: Delivery, error: BaseException, began_ms: int) -> Delivery | None:
+        """Decoding or the handler ended in an exception. Gives the key's next record."""
+        engine, failure = self._engine, None
+        if isinstance(error, SchemaUnavailable):
             engine.await_schema(delivery, error.schema_id or 0)
             return None
-        except asyncio.CancelledError as error:
-            failure = self._cancelled(runner, error)
-            if failure is None:
-                engine.rested()  # let go: it runs again elsewhere
-                return None
-            return engine.complete(delivery, replace(failure, started_ms=began_ms))
-        except (SystemExit, KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as error:
-            failure = failure_of(error, execution.subscription.retry.terminal)
-            return engine.complete(delivery, replace(failure, started_ms=began_ms))
-        finally:
-            context.ended = True
-        if returned is None and context.emitted is None:
-            return engine.done(delivery)
-        outcome, emitted = concluded(returned, context)
-        return engine.complete(delivery, outcome, emitted)
+        if isinstance(error, (SystemExit, KeyboardInterrupt, GeneratorExit)):
+            raise error
+        if not isinstance(error, asyncio.CancelledError):
+            failure = failure_of(error, engine.execution.subscription.retry.terminal)
+        elif (failure := self._cancelled(runner, error)) is None:
+            engine.rested()  # let go: it runs again elsewhere
+            return None
+        return engine.complete(delivery, replace(failure, started_ms=began_ms))
 
     def _cancelled(self, runner: _Runner, error: asyncio.CancelledError) -> Failure | None:
         """The failure a cancellation stands for; None when the unit is let go. Re-raises when the pool itself stops."""

@@ -49,7 +49,7 @@ def test_what_waits_for_a_key_joins_the_batch_with_its_first() -> None:
     for delivery in batch:
         assert target.done(delivery, NOW) is None
     assert not target.busy
-    assert not target.chains
+    assert not target.chains.more
 
 
 def test_without_leave_a_key_has_one_record_in_a_batch() -> None:
@@ -73,7 +73,7 @@ def test_those_behind_a_failure_go_back_before_what_waits_and_hop_behind_it() ->
     assert offsets(e.delivery for e in target.effects if isinstance(e, HandOff)) == [1, 2, 3, 4]
     assert [e.headers.attempt for e in target.effects if isinstance(e, HandOff)] == [1, 0, 0, 0]
     assert not target.busy
-    assert not target.chains
+    assert not target.chains.more
 
 
 def test_an_earlier_one_that_is_not_acknowledged_yet_keeps_the_key() -> None:
