@@ -24,6 +24,8 @@ from tests.integration.job_scene import JobScene, Told, make_app
 SHARE = 4
 """Of a row's records so many are one job: each is several records of inbox and store."""
 KEYS, PLACES = 200, 50
+TOGETHER = 20
+"""So many are asked for at once, of as many keys: one after the other they would come no faster than three nodes acknowledge."""
 ENDED_S = 120.0
 EARLY_MS = 1.0
 
@@ -94,11 +96,11 @@ class Jobs:
     async def _ask(self) -> None:
         app = make_app(self.spec())
         began = time.monotonic()
-        for number in range(self._count):
-            each = self._drawn(number)
-            self.asked.append(each)
-            await self._ask_one(app, each, number)
-            ahead_s = began + number * self.trial.plan.load_s / self._count - time.monotonic()
+        for first in range(0, self._count, TOGETHER):
+            drawn = [self._drawn(number) for number in range(first, min(self._count, first + TOGETHER))]
+            self.asked += drawn
+            await asyncio.gather(*(self._ask_one(app, each, first + at) for at, each in enumerate(drawn)))
+            ahead_s = began + (first + TOGETHER) * self.trial.plan.load_s / self._count - time.monotonic()
             if ahead_s > 0:
                 await asyncio.sleep(ahead_s)
         await asyncio.gather(*(self._follow(each) for each in self.asked if each.handle is not None))
