@@ -26,6 +26,15 @@ BATCH = 256
 """Records handled under one hold of the lock: bounds how long an agent may wait for it."""
 
 
+class Reports(deque["Outgoing"]):
+    """Records that the Kafka client has answered, not looked at yet; `refused` are those among them whose answer is an
+    error, until that is known to whoever sends: nothing newer may pass them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: deque[Outgoing] = deque()
+
+
 class Outgoing:
     """A record on its way. It is its own delivery callback: reporting appends it to `reports`, from any thread.
 
@@ -68,11 +77,13 @@ class Outgoing:
         self.resent = False
         self.unencoded: str | None = None
         self.error: ClusterError | None = None
-        self.reports: deque[Outgoing] | None = None
+        self.reports: Reports | None = None
 
     def __call__(self, error: ClusterError | None, offset: int) -> None:
         self.error = error
         if self.reports is not None:
+            if error is not None:
+                self.reports.refused.append(self)
             self.reports.append(self)
 
 

@@ -38,6 +38,8 @@ EVENTS_TOPIC = "agent.run.events"
 CLOSE_TIMEOUT_S = 10.0
 _CHUNK = 128
 _IDLE_MIN_S, _IDLE_MAX_S, _ASLEEP_S = 0.001, 0.05, 1.0
+_TRICKLE_S = 0.02
+"""Between two looks at the answers to records that agents hand over themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ class Publisher:
         self._sender.first_look_up = self._schemas.first_look_up
         self._async_waiters: deque[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = deque()
         self._wake = threading.Event()
-        self._sleeping = False
+        self._sleeping = self._asleep = False
+        self._flushing = 0
         self._closing = False
         self._left: Leftover | None = None
         self._thread = threading.Thread(target=self._run, name="pipeline-publisher", daemon=True)
@@ -185,12 +188,14 @@ class Publisher:
     def _flush(self, timeout_s: float, *, spool_will_do: bool) -> Leftover:
         deadline = time.monotonic() + timeout_s
         with self._lock:
+            self._flushing += 1
             while self._left is None and not self._sender.idle and not (spool_will_do and self._sender.safe):
                 remaining = deadline - time.monotonic()
                 if remaining <= 0 or not self._thread.is_alive():
                     break
                 self._nudge()
                 self._lock.wait(min(remaining, 0.1))
+            self._flushing -= 1
             if self._left is not None:
                 return self._left
             records = (*self._buffer.in_flight.values(), *self._buffer.waiting)
@@ -206,9 +211,13 @@ class Publisher:
         with self._lock:
             if self._closing:
                 raise PublishError("The publisher is closed: publish before close().")
-            if not self._buffer.admit(record):
+            # A thread that sleeps would have to wake up first, to hand over what can be handed over here.
+            direct = self._sleeping and self._sender.launch(record)
+            if not direct and not self._buffer.admit(record):
                 return False
             self._counters.published += 1
+        if direct and self._sender.send_route.hand_over_launched(record) and not self._asleep:
+            return True  # its report is found when the thread looks again, soon
         if self._sleeping:
             self._wake.set()
         return True
@@ -296,16 +305,21 @@ class Publisher:
     def _rest(self, seen: int, idle_s: float) -> None:
         """Sleep until there may be something to do; `seen` is how many records there had been before the last look.
 
-        A new record ends the sleep, but not while the broker is away or the window is full: then a tick is
-        soon enough, and
-        the agent is spared the wake-ups. The flag goes up before the last look, so that no record slips between.
+        A new record ends the sleep, unless it goes past this thread, the broker is away or the window is full: then a
+        tick is soon enough, and the agent is spared the wake-ups. The flag goes up before the last look, so that no
+        record slips between.
         """
         with self._lock:
             eager = not self._buffer.waiting and not self._sender.link.away
             asleep = eager and self._sender.idle
+            trickle = eager and not self._flushing and self._sender.few_under_way
         self._wake.clear()
+        self._asleep = asleep
         self._sleeping = eager
-        if self._buffer.next_number == seen and not self._sender.reports and not self._closing:
+        if trickle:
+            if not self._buffer.waiting and not self._closing:
+                self._wake.wait(_ASLEEP_S if asleep else _TRICKLE_S)
+        elif self._buffer.next_number == seen and not self._sender.reports and not self._closing:
             self._wake.wait(_ASLEEP_S if asleep else idle_s)
         elif not eager:
             self._wake.wait(_IDLE_MIN_S)

@@ -4,13 +4,15 @@ anything newer."""
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 
-from pipeline.emit.buffer import BATCH, Buffer, Link, Outgoing
+from pipeline.emit.buffer import BATCH, Buffer, Link, Outgoing, Reports
 from pipeline.emit.stats import Counters
 from pipeline.model.cluster import RecordProducer
 from pipeline.model.errors import BufferFull, ClusterError, PipelineError
+
+DIRECT_IN_FLIGHT = 32
+"""Records without an answer: below, each new one goes alone; from here on batches pay."""
 
 
 class SendRoute:
@@ -21,7 +23,7 @@ class SendRoute:
     def __init__(
         self, producer: RecordProducer, buffer: Buffer, lock: threading.Condition, counters: Counters, link: Link
     ) -> None:
-        self.reports: deque[Outgoing] = deque()
+        self.reports = Reports()
         self.failed: dict[int, Outgoing] = {}
         self.encode: Callable[[Outgoing], bool] = _not_yet
         self.cold = self.warmed = False
@@ -36,6 +38,15 @@ class SendRoute:
     def unanswered(self) -> bool:
         """Something from memory is in flight whose answer is still to come."""
         return len(self._buffer.in_flight) > len(self.failed)
+
+    @property
+    def few_under_way(self) -> bool:
+        return len(self._buffer.in_flight) - len(self.reports) < DIRECT_IN_FLIGHT
+
+    @property
+    def _must_wait(self) -> bool:
+        """A new record, behind older ones that wait or have failed (also when nobody has looked at that answer yet)."""
+        return bool(self._buffer.waiting or self.failed or self.reports.refused or self._link.away)
 
     def send(self, now_ms: int) -> bool:
         """The next batch of what waits; nothing while something older has failed."""
@@ -55,7 +66,7 @@ class SendRoute:
             return 0
         try:
             with self._lock:
-                if self._buffer.waiting or self.failed or self._link.away:
+                if self._must_wait:
                     return 0
                 taken = self._buffer.launch(records)
                 self._counters.published += taken
@@ -64,6 +75,25 @@ class SendRoute:
         finally:
             self._turn.release()
         return taken
+
+    def launch(self, record: Outgoing) -> bool:
+        """Under the lock: put one new record in flight, past the sending thread, if nothing older waits or has failed and few are
+        on their way (of many, the thread makes batches). After True the caller hands it over: `hand_over_launched`."""
+        if self._must_wait or not self.few_under_way:
+            return False
+        if not self._turn.acquire(blocking=False):
+            return False
+        if self._buffer.launch((record,)):
+            return True
+        self._turn.release()
+        return False
+
+    def hand_over_launched(self, record: Outgoing) -> bool:
+        """To the client, in the caller's thread; False when the client is full: then it waits for the thread."""
+        try:
+            return self._hand_over_all((record,)) > 0
+        finally:
+            self._turn.release()
 
     def retry_failed(self) -> None:
         """Once nothing else is in flight, failed records go back to the front."""

@@ -120,6 +120,15 @@ class Sender:
         """
         return self.send_route.send_direct(records) if self._spool_route is None else 0
 
+    def launch(self, record: Outgoing) -> bool:
+        """For one record of an agent, under the lock: see `SendRoute.launch`. Never waits."""
+        return self._spool_route is None and record.unencoded is None and self.send_route.launch(record)
+
+    @property
+    def few_under_way(self) -> bool:
+        """So few that each record goes alone, past the sending thread. For any thread, under the lock."""
+        return self._spool_route is None and self.send_route.few_under_way
+
     @property
     def missing_topic(self) -> str:
         """The topic that was refused last because it does not exist; empty when it is not that."""
@@ -217,11 +226,13 @@ class Sender:
                     elif in_flight.pop(record.number, None) is not None:  # nearly every record goes this way
                         counters.delivered += 1
                         buffer.held_bytes -= record.size_bytes
-                elif may_heal(last):
-                    failed, self._refused = True, (record.topic, last)
-                    self._failed_for_now(record)
                 else:
-                    self._given_up(record)
+                    if may_heal(last):
+                        failed, self._refused = True, (record.topic, last)
+                        self._failed_for_now(record)
+                    else:
+                        self._given_up(record)
+                    reports.refused.popleft()
             self._lock.notify_all()
         self.on_room()
         if failed:

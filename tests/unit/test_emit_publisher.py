@@ -31,7 +31,7 @@ from pipeline.model.errors import (
     TopologyError,
 )
 from pipeline.model.events import EVENT_TYPES, Message, RunEvent
-from tests.fake_producer import FakeProducer
+from tests.fake_producer import FakeProducer, Sent
 
 
 class Names:
@@ -126,6 +126,43 @@ def test_many_threads_keep_their_own_order(make: Make, producer: FakeProducer) -
     for i in range(4):
         own = [name for name in ids(producer) if name.startswith(f"r{i}-")]
         assert own == [f"r{i}-{n}" for n in range(500)]
+
+
+class Watched(FakeProducer):
+    """Remembers which thread handed each record over."""
+
+    def __init__(self, up: bool) -> None:
+        super().__init__(up=up)
+        self.threads: list[str] = []
+
+    def take(self, record: Sent) -> None:
+        self.threads.append(threading.current_thread().name)
+        super().take(record)
+
+
+def test_a_quiet_publisher_hands_over_in_the_agents_thread_and_a_busy_one_in_its_own() -> None:
+    """Waking the thread first would cost each event a change of threads: half of what a quiet agent waits for."""
+    producer = Watched(up=False)
+    publisher, here = Publisher(producer, Names(), BufferPolicy()), threading.current_thread().name
+    until(lambda: publisher._asleep and publisher._sleeping, "the thread sleeps")
+    publisher.publish(message(0))
+    assert producer.threads == [here]
+    for number in range(1, 200):
+        publisher.publish(message(number))
+    until(lambda: len(producer.held) == 200, "all are handed over")
+    assert set(producer.threads) == {here, "pipeline-publisher"}
+    producer.come_back()
+    assert publisher.close().complete
+    assert ids(producer) == [f"r-{n}" for n in range(200)]
+
+
+def test_a_flush_does_not_wait_for_the_next_tick(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.emit.publisher._TRICKLE_S", 30.0)
+    publisher, began = make(), time.monotonic()
+    for number in range(5):
+        publisher.publish(message(number))
+        assert publisher.flush(20).complete
+    assert time.monotonic() - began < 10
 
 
 def test_block_waits_as_long_as_its_policy_says_and_no_longer(make: Make, producer: FakeProducer) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.emit.buffer import Buffer, Link, Outgoing, Route
 from pipeline.emit.policy import BufferPolicy
+from pipeline.emit.send_route import DIRECT_IN_FLIGHT
 from pipeline.emit.sender import Sender
 from pipeline.emit.spool import Spool
 from pipeline.emit.stats import Counters
@@ -456,3 +457,67 @@ def test_a_registry_that_answers_ends_the_silence_that_waiting_for_it_was(tmp_pa
     bench.run(3)
     assert bench.numbers() == [1]
     assert not bench.sender.link.away
+
+
+def launched(bench: Bench, record: Outgoing) -> bool:
+    """What a publisher does while its thread sleeps."""
+    return bench.sender.launch(record) and (bench.sender.send_route.hand_over_launched(record) or True)
+
+
+def test_one_record_goes_past_the_thread_only_while_nothing_older_waits_and_few_are_under_way(tmp_path: Path) -> None:
+    bench = Bench(BufferPolicy(max_records=4 * DIRECT_IN_FLIGHT), ScriptedBroker(capacity=3))
+    bench.broker.mode = "hold"
+    assert [launched(bench, record) for record in outgoing(range(4))] == [
+        True
+    ] * 4  # the client took three, one waits again
+    assert [int(record.value or b"") for record in bench.buffer.waiting] == [3]
+    assert not launched(bench, outgoing(range(4, 5))[0])
+    bench.broker.capacity = 1_000
+    bench.sender.step(bench.now_ms)
+    assert launched(bench, outgoing(range(4, 5))[0])
+    bench.broker.break_off(1)
+    bench.sender.step(bench.now_ms)
+    assert not launched(bench, outgoing(range(5, 6))[0])  # an older one has failed
+    bench.broker.mode = "up"
+    bench.broker.answer(10)
+    bench.run()
+    assert bench.numbers() == list(range(5))
+    bench.broker.mode = "hold"
+    more = [launched(bench, record) for record in outgoing(range(5, 5 + DIRECT_IN_FLIGHT + 1))]
+    assert more == [True] * DIRECT_IN_FLIGHT + [False]
+    encoded_later = outgoing(range(9, 10))[0]
+    encoded_later.unencoded = "ToolCall"
+    assert not Bench(BufferPolicy(), ScriptedBroker()).sender.launch(encoded_later)
+    assert not Bench(spooling(tmp_path), ScriptedBroker()).sender.launch(outgoing(range(1))[0])
+
+
+def test_random_histories_with_records_past_the_thread_keep_the_order() -> None:
+    past = failed = 0
+    for seed in range(100):
+        dice, bench = random.Random(seed), Bench(BufferPolicy(max_records=64), ScriptedBroker(capacity=12))
+        promised = 0
+        for _ in range(300):
+            match dice.randrange(5):
+                case 0 | 1:
+                    record = Outgoing("t", b"abc"[promised % 3 :][:1], b"%d" % promised, [])
+                    direct = dice.random() < 0.7 and launched(bench, record)
+                    past += direct
+                    promised += direct or bench.buffer.admit(record)
+                case 2:
+                    bench.run(dice.randrange(1, 5), dice.choice((1, 50, 1_000)))
+                case 3:
+                    bench.broker.mode = dice.choice(("up", "up", "hold", "fail"))
+                    failed += bench.broker.mode == "fail"
+                case _:
+                    answer = bench.broker.answer if dice.random() < 0.7 else bench.broker.break_off
+                    answer(dice.randrange(0, 8))
+        bench.broker.mode = "up"
+        bench.broker.answer(1_000)
+        bench.run(3_000)
+        arrived = [(key, int(value or b"")) for _, key, value, *_ in bench.broker.log]
+        assert sorted(number for _, number in arrived) == list(range(promised)), f"lost or sent twice, seed {seed}"
+        for key in (b"a", b"b", b"c"):
+            own = [number for each, number in arrived if each == key]
+            assert own == sorted(own), f"key {key!r} out of order, seed {seed}"
+    assert past > 2_000
+    assert failed > 500
