@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from operator import itemgetter
 
 from pipeline.model.cluster import Acknowledgements, Headers, Message, OutRecord
 from pipeline.model.headers import (
@@ -27,6 +29,7 @@ _OFFSET_HERE, _TIME_HERE = 7_700_000_000_000_000_077, 8_800_000_000_000_000_088
 PLAIN_NAMES_MAX = 10_000
 """Header names that copies keep are remembered, at most so many."""
 _NONE: Headers = []
+_name_of = itemgetter(0)
 _Frame = tuple[str, bytes, Headers]
 """The header that holds both, as (name, pattern), and the headers behind it."""
 
@@ -114,7 +117,7 @@ class _SourceCopier:
     def __call__(self, partition: int, messages: Sequence[Message]) -> Copies:
         offsets, copies = [message.offset() for message in messages], Copies()
         given = [message.headers() or _NONE for message in messages]
-        if {name for headers in given for name, _ in headers} <= self._plain:
+        if self._plain.issuperset(map(_name_of, chain.from_iterable(given))):
             name, pattern, rest = self._frame(partition, 1)
             records: list[OutRecord] = [
                 (
