@@ -21,7 +21,7 @@ from pipeline.model.cluster import Cluster, RecordProducer
 from pipeline.model.errors import BufferFull, ConfigurationError, InvalidJob, PublishError
 from pipeline.model.job_policies import JobOptions
 from pipeline.model.job_types import JobType
-from pipeline.model.jobs import CancelJob, JobCommand, JobRequest
+from pipeline.model.jobs import CancelJob, JobRequest
 from pipeline.model.outbox import Outbox, current
 
 ACKNOWLEDGED_S = 30.0
@@ -157,12 +157,23 @@ class JobClient:
         return [(request.record_key, queue.inbox.request(request)) for request in requests]
 
     async def cancel(self, job: str, job_id: str, key: str | None, reason: str) -> None:
-        """See `Pipeline.cancel`."""
-        await self._command(job, CancelJob(job_id, reason), key or job_id)
-
-    async def _command(self, job: str, command: JobCommand, key: str) -> None:
+        """See `Pipeline.cancel`. Where the key is not said each partition is told: one of them knows the job."""
         _, queue = await self._ready(job)
-        await self.write(queue.place.inbox, [(key.encode(), queue.inbox.command(command))])
+        inbox, command = queue.place.inbox, queue.inbox.command(CancelJob(job_id, reason))
+        record, partitions = ((key or job_id).encode(), command), range(-1, 0)
+        if key is None:
+            partitions = range(await self._off_loop(lambda: self._partitions_of(inbox)))
+        await asyncio.gather(*(self.write(inbox, [record], partition) for partition in partitions))
+
+    def _partitions_of(self, inbox: str) -> int:
+        admin = self._parts.cluster.admin()
+        try:
+            spec = admin.topics([inbox]).get(inbox)
+        finally:
+            admin.close()
+        if spec is None:
+            raise ConfigurationError(f"topic {inbox} does not exist: run `pipeline topics apply`")
+        return spec.partitions
 
     def handle(self, job: str, job_id: str) -> JobHandle:
         """Of a job that somebody asked for some time. May wait for the registry the first time."""
