@@ -24,8 +24,8 @@ from tests.integration.job_scene import JobScene, Told, make_app
 SHARE = 4
 """Of a row's records so many are one job: each is several records of inbox and store."""
 KEYS, PLACES = 200, 50
-TOGETHER = 20
-"""So many are asked for at once, of as many keys: one after the other they would come no faster than three nodes acknowledge."""
+TOGETHER = 200
+"""So many are asked for at once, of as many keys: three nodes on a small machine take a tenth of a second to acknowledge a round."""
 ENDED_S = 120.0
 EARLY_MS = 1.0
 
