@@ -21,7 +21,7 @@ from pipeline.model.cluster import Cluster, RecordProducer
 from pipeline.model.errors import BufferFull, ConfigurationError, InvalidJob, PublishError
 from pipeline.model.job_policies import JobOptions
 from pipeline.model.job_types import JobType
-from pipeline.model.jobs import CancelJob, JobRequest
+from pipeline.model.jobs import CancelJob, JobCommand, JobRequest
 from pipeline.model.outbox import Outbox, current
 
 ACKNOWLEDGED_S = 30.0
@@ -158,12 +158,17 @@ class JobClient:
 
     async def cancel(self, job: str, job_id: str, key: str | None, reason: str) -> None:
         """See `Pipeline.cancel`. Where the key is not said each partition is told: one of them knows the job."""
+        command = CancelJob(job_id, reason)
+        if key is not None:
+            await self._command(job, command, key)
+            return
+        inbox = self._found(job)[1].inbox
+        partitions = range(await self._off_loop(lambda: self._partitions_of(inbox)))
+        await asyncio.gather(*(self._command(job, command, job_id, partition) for partition in partitions))
+
+    async def _command(self, job: str, command: JobCommand, key: str, partition: int = -1) -> None:
         _, queue = await self._ready(job)
-        inbox, command = queue.place.inbox, queue.inbox.command(CancelJob(job_id, reason))
-        record, partitions = ((key or job_id).encode(), command), range(-1, 0)
-        if key is None:
-            partitions = range(await self._off_loop(lambda: self._partitions_of(inbox)))
-        await asyncio.gather(*(self.write(inbox, [record], partition) for partition in partitions))
+        await self.write(queue.place.inbox, [(key.encode(), queue.inbox.command(command))], partition)
 
     def _partitions_of(self, inbox: str) -> int:
         admin = self._parts.cluster.admin()
