@@ -157,28 +157,12 @@ class JobClient:
         return [(request.record_key, queue.inbox.request(request)) for request in requests]
 
     async def cancel(self, job: str, job_id: str, key: str | None, reason: str) -> None:
-        """See `Pipeline.cancel`. Where the key is not said each partition is told: one of them knows the job."""
-        command = CancelJob(job_id, reason)
-        if key is not None:
-            await self._command(job, command, key)
-            return
-        inbox = self._found(job)[1].inbox
-        partitions = range(await self._off_loop(lambda: self._partitions_of(inbox)))
-        await asyncio.gather(*(self._command(job, command, job_id, partition) for partition in partitions))
+        """See `Pipeline.cancel`."""
+        await self._command(job, CancelJob(job_id, reason), key or job_id)
 
-    async def _command(self, job: str, command: JobCommand, key: str, partition: int = -1) -> None:
+    async def _command(self, job: str, command: JobCommand, key: str) -> None:
         _, queue = await self._ready(job)
-        await self.write(queue.place.inbox, [(key.encode(), queue.inbox.command(command))], partition)
-
-    def _partitions_of(self, inbox: str) -> int:
-        admin = self._parts.cluster.admin()
-        try:
-            spec = admin.topics([inbox]).get(inbox)
-        finally:
-            admin.close()
-        if spec is None:
-            raise ConfigurationError(f"topic {inbox} does not exist: run `pipeline topics apply`")
-        return spec.partitions
+        await self.write(queue.place.inbox, [(key.encode(), queue.inbox.command(command))])
 
     def handle(self, job: str, job_id: str) -> JobHandle:
         """Of a job that somebody asked for some time. May wait for the registry the first time."""
