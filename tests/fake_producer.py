@@ -51,14 +51,9 @@ class FakeProducer:
         self.serve(0)
 
     def send_many(self, topic: str, partition: int, records: Sequence[OutRecord], into: Acknowledgements) -> int:
-        def delivered(error: ClusterError | None, offset: int) -> None:
-            if error is not None:
-                into.errors[len(into.offsets)] = error
-            into.offsets.append(offset)
-
         for taken, (key, value, headers) in enumerate(records):
             try:
-                self.send(topic, key, value, headers, partition, delivered=delivered)
+                self.send(topic, key, value, headers, partition, delivered=into.add)
             except BufferFull:
                 return taken
         return len(records)

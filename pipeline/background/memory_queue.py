@@ -10,7 +10,6 @@ import asyncio
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, cast
 from weakref import WeakValueDictionary
@@ -309,6 +308,6 @@ class MemoryQueue:
                 request = self._asked.pop((record.key or b"").decode(), None)
                 if request is not None and isinstance(ending, Completed):
                     now_ms = self._clock()
-                    self._admit(self._topic(record.topic), replace(request, created_ms=now_ms), now_ms)
+                    self._admit(self._topic(record.topic), request._replace(created_ms=now_ms), now_ms)
         topic.served.endings.append((run.job, run.version, ending))
         self._soon(topic)

@@ -45,6 +45,9 @@ WINDOW, SCHEDULE = "agent.jobs.JobDedupWindow", "agent.jobs.JobScheduleRecord"
 INBOX_RECORDS: Final = (REQUEST, COMMAND)
 STORE_RECORDS: Final = (RECORD, DUPLICATE, WINDOW, SCHEDULE)
 
+_REQUEST_FIELDS: Final = JobRequest._fields
+_RECORD_FIELDS: Final = JobRecord._fields
+"""In the contract's order (a test compares them)."""
 _STATES: Final = {state.name: state for state in JobState}
 _KINDS: Final = {kind.name: kind for kind in FailureKind}
 _MISFIRES: Final = {misfire.name: misfire for misfire in Misfire}
@@ -134,29 +137,10 @@ def prepare_queue(codec: AvroCodec, inbox: str, state: str) -> None:
 
 
 def _request_fields(request: JobRequest) -> Fields:
-    backoff = request.backoff
-    return {
-        "id": request.id,
-        "type": request.type,
-        "payload": request.payload,
-        "payload_ref": request.payload_ref,
-        "created_ms": request.created_ms,
-        "key": request.key,
-        "tenant": request.tenant,
-        "workflow_id": request.workflow_id,
-        "priority": request.priority,
-        "due_ms": request.due_ms,
-        "expires_ms": request.expires_ms,
-        "attempts": request.attempts,
-        "backoff": None if backoff is None else {part: getattr(backoff, part) for part in backoff.__slots__},
-        "timeout_ms": request.timeout_ms,
-        "dedup_id": request.dedup_id,
-        "dedup_window_ms": request.dedup_window_ms,
-        "tags": request.tags,
-        "traceparent": request.traceparent,
-        "schedule": request.schedule,
-        "webhook": request.webhook,
-    }
+    fields: Fields = dict(zip(_REQUEST_FIELDS, request, strict=True))
+    if (backoff := request.backoff) is not None:
+        fields["backoff"] = {part: getattr(backoff, part) for part in backoff.__slots__}
+    return fields
 
 
 def _request(fields: Mapping[str, Any]) -> JobRequest:
@@ -166,31 +150,19 @@ def _request(fields: Mapping[str, Any]) -> JobRequest:
     if values[12] is not None:
         values[12] = Backoff(**values[12])
     values[16] = tuple(values[16])
-    return JobRequest(*values)
+    return JobRequest._make(values)
 
 
 # -- entries
 
 
 def _record_fields(record: JobRecord) -> Fields:
+    fields: Fields = dict(zip(_RECORD_FIELDS, record, strict=True))
+    fields["request"] = _request_fields(record.request)
+    fields["state"] = record.state.name
     outcome = record.outcome
-    return {
-        "request": _request_fields(record.request),
-        "state": record.state.name,
-        "version": record.version,
-        "number": record.number,
-        "attempt": record.attempt,
-        "stalls": record.stalls,
-        "ready_ms": record.ready_ms,
-        "next_ms": record.next_ms,
-        "started_ms": record.started_ms,
-        "finished_ms": record.finished_ms,
-        "offset": record.offset,
-        "cancelling": record.cancelling,
-        "letter_due": record.letter_due,
-        "outcome": None if outcome is NOTHING_YET or outcome == NOTHING_YET else _outcome_fields(outcome),
-        "webhook_due": record.webhook_due,
-    }
+    fields["outcome"] = None if outcome is NOTHING_YET or outcome == NOTHING_YET else _outcome_fields(outcome)
+    return fields
 
 
 def _record(fields: Fields) -> JobRecord:
@@ -201,20 +173,16 @@ def _record(fields: Fields) -> JobRecord:
         raise UndecodableError(f"Job {values[0].id} is in a state that this build does not know: update it.")
     values[1] = state
     values[13] = NOTHING_YET if values[13] is None else _outcome(values[13])
-    return JobRecord(*values)
+    return JobRecord._make(values)
 
 
 def _outcome_fields(outcome: JobOutcome) -> Fields:
-    error, progress = outcome.error, outcome.progress
-    return {
-        "error": None if error is None else _error_fields(error),
-        "history": outcome.history,
-        "warning": outcome.warning,
-        "reason": outcome.reason,
-        "result": outcome.result,
-        "result_ref": outcome.result_ref,
-        "progress": None if progress is None else {part: getattr(progress, part) for part in progress.__slots__},
-    }
+    fields: Fields = outcome._asdict()
+    if (error := outcome.error) is not None:
+        fields["error"] = _error_fields(error)
+    if (progress := outcome.progress) is not None:
+        fields["progress"] = {part: getattr(progress, part) for part in progress.__slots__}
+    return fields
 
 
 def _outcome(fields: Fields) -> JobOutcome:

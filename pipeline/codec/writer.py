@@ -6,6 +6,7 @@ Schemas with a union other than `[null, X]` are left to fastavro, which knows ho
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from io import BytesIO
 from struct import Struct
 from struct import error as StructError
@@ -45,7 +46,9 @@ _SMALL: Final = tuple(_varint(number << 1) for number in range(8_192))
 """Zigzag varints of 0..8191: nearly every length, count and duration there is."""
 
 
+@lru_cache(4_096, typed=True)
 def _long(number: int) -> bytes:
+    """(Kept, since what happens in one millisecond has its number in common.)"""
     if 1 << 34 <= number < 1 << 41:  # a time in milliseconds, of the years 1970 to 2039: six bytes, without a loop
         return bytes(
             (

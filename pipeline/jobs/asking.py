@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -39,10 +38,21 @@ class Asker:
         self._blobs = blobs
 
     def request(self, given: object, options: JobOptions, now_ms: int, own_id: str | None = None) -> JobRequest:
-        """`own_id`: a new one, unless given. Raises InvalidJob for the input, ConfigurationError for an option."""
-        payload = self._payload(given)
-        made = own_id or job_id(now_ms, self._random(RANDOM_BYTES))
-        return request_of(self.type.name, made, payload, options, self.type.policy, now_ms)
+        """One alone. `own_id`: a new one, unless given. Raises InvalidJob for the input, ConfigurationError for an option."""
+        return self.filled(self.form(options, now_ms), given, own_id or self.new_ids(1, now_ms)[0])
+
+    def new_ids(self, count: int, now_ms: int) -> list[str]:
+        """Drawn together: the system is asked once."""
+        drawn = self._random(RANDOM_BYTES * count)
+        return [job_id(now_ms, drawn[at : at + RANDOM_BYTES]) for at in range(0, len(drawn), RANDOM_BYTES)]
+
+    def form(self, options: JobOptions, now_ms: int) -> JobRequest:
+        """What all requests of one call have in common. Raises ConfigurationError."""
+        return request_of(self.type.name, "", b"", options, self.type.policy, now_ms)
+
+    def filled(self, form: JobRequest, given: object, job_id: str) -> JobRequest:
+        """The form with an input and an id. Raises InvalidJob."""
+        return JobRequest._make((job_id, form.type, self._payload(given), *form[3:]))
 
     def _payload(self, given: object) -> bytes:
         name, adapter = self.type.name, self._adapter
@@ -77,7 +87,7 @@ class Asker:
             return request
         owner: BlobOwner = "queue" if self.type.policy.blobs == "delete" else "kept"
         ref = self._blobs.put(owner, blob_name(self._inbox, request.id, "input"), request.payload)
-        return replace(request, payload=b"", payload_ref=ref)
+        return request._replace(payload=b"", payload_ref=ref)
 
     def _check_secrets(self, payload: bytes) -> None:
         """What would be kept in the topics, and shown to whoever may look at them."""

@@ -12,13 +12,12 @@ from typing import Any
 
 from pipeline.codec import AvroCodec
 from pipeline.codec.jobs import InboxCodec, StoreCodec, prepare_queue
-from pipeline.jobs.acknowledging import Answers
 from pipeline.jobs.asking import Asker
 from pipeline.jobs.following import Follower
 from pipeline.jobs.handle import JobHandle, Reach
 from pipeline.model.blobs import Blobs
-from pipeline.model.cluster import Cluster, RecordProducer
-from pipeline.model.errors import BufferFull, ConfigurationError, InvalidJob, PublishError
+from pipeline.model.cluster import Acknowledgements, Cluster, RecordProducer
+from pipeline.model.errors import ConfigurationError, InvalidJob, PublishError
 from pipeline.model.job_policies import JobOptions
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import CancelJob, JobCommand, JobRequest
@@ -26,6 +25,8 @@ from pipeline.model.outbox import Outbox, current
 
 ACKNOWLEDGED_S = 30.0
 FULL_S = 0.01
+MANY, HEAR_S = 64, 0.001
+"""The answers to so many are looked for every so often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +131,10 @@ class JobClient:
             return self._hand_on(outbox, asker, queue, requests, records)
         handles = self._handles(queue, declared, requests)
         heard = threading.Event()
-        answers = Answers(len(records), heard.set)
-        for key, value in records:
-            while not self._sent(place.inbox, key, value, answers):
-                time.sleep(FULL_S)
+        answers = Acknowledgements(count=len(records), done=heard.set)
+        left: Sequence[tuple[bytes, bytes]] = records
+        while left := self._send(place.inbox, left, answers):
+            time.sleep(FULL_S)
         if not self._parts.in_memory and records:
             heard.wait(ACKNOWLEDGED_S)
             _check(place.inbox, answers)
@@ -142,14 +143,14 @@ class JobClient:
     def _requests(
         self, asker: Asker, given: Sequence[object], options: JobOptions, ids: Sequence[str] | None
     ) -> list[JobRequest]:
-        now_ms = self._parts.now_ms
         if options.webhook is not None and options.webhook not in self._parts.webhooks():
             known = ", ".join(sorted(self._parts.webhooks())) or "none"
             raise ConfigurationError(
                 f"webhook={options.webhook!r:.80} is not declared by this application: use app.webhook; declared: {known}"
             )
-        own: Sequence[str | None] = [None] * len(given) if ids is None else ids
-        return [asker.request(each, options, now_ms(), own_id) for each, own_id in zip(given, own, strict=True)]
+        form = asker.form(options, self._parts.now_ms())
+        ids = ids or asker.new_ids(len(given), form.created_ms)
+        return [asker.filled(form, each, job_id) for each, job_id in zip(given, ids, strict=True)]
 
     @staticmethod
     def _records(queue: _Queue, requests: Sequence[JobRequest]) -> list[tuple[bytes, bytes]]:
@@ -264,24 +265,30 @@ class JobClient:
             with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(heard.set)
 
-        answers = Answers(len(records), all_heard)
-        for key, value in records:
-            while not self._sent(topic, key, value, answers, partition):
-                await asyncio.sleep(FULL_S)
+        answers = Acknowledgements(count=len(records), done=all_heard)
+        while records := self._send(topic, records, answers, partition):
+            await asyncio.sleep(FULL_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ACKNOWLEDGED_S):
-                await heard.wait()
+                await self._all(heard, answers)
         _check(topic, answers)
 
-    def _sent(self, topic: str, key: bytes, value: bytes, answers: Answers, partition: int = -1) -> bool:
-        """False: there is no room for it now."""
+    async def _all(self, heard: asyncio.Event, answers: Acknowledgements) -> None:
+        """Answers to many are heard in this thread: in another one each of them would wait for the interpreter."""
+        assert self._producer is not None
+        while answers.count >= MANY and not heard.is_set():
+            self._producer.hear()
+            await asyncio.sleep(HEAR_S)
+        await heard.wait()
+
+    def _send(
+        self, topic: str, records: Sequence[tuple[bytes, bytes]], answers: Acknowledgements, partition: int = -1
+    ) -> Sequence[tuple[bytes, bytes]]:
+        """Those for which there is no room now."""
         if self._producer is None:
             self._producer = self._parts.cluster.producer(self._parts.client_id)
-        try:
-            self._producer.send(topic, key, value, None, partition, delivered=answers.heard)
-        except BufferFull:
-            return False
-        return True
+        taken = self._producer.send_many(topic, partition, [(key, value, []) for key, value in records], answers)
+        return records[taken:]
 
     def close(self) -> None:
         """May wait for what is not acknowledged yet."""
@@ -293,8 +300,8 @@ class JobClient:
             producer.close(5.0)
 
 
-def _check(topic: str, answers: Answers) -> None:
+def _check(topic: str, answers: Acknowledgements) -> None:
     if answers.error is not None:
         raise PublishError(f"a job was refused by {topic}: {answers.error}") from answers.error
-    if answers.left:
-        raise PublishError(f"{topic}: the brokers did not acknowledge {answers.left} jobs within {ACKNOWLEDGED_S:g} s")
+    if left := answers.count - len(answers.offsets):
+        raise PublishError(f"{topic}: the brokers did not acknowledge {left} jobs within {ACKNOWLEDGED_S:g} s")

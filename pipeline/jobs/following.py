@@ -146,7 +146,7 @@ class Follower:
     says nothing. `since` says where the store stood not long ago: what is asked for from now on is written behind it. `fetch` asks
     the registry for the schema of an entry; it may wait.
 
-    A short job is in the store when it has its ending, another one within two commit intervals: less than `settling_ms`.
+    A short job is in the store when it has its ending, another one within four commit intervals: less than `settling_ms`.
     """
 
     settling_ms = 5_000

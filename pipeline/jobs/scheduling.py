@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from pipeline.jobs.asking import Asker
@@ -28,7 +28,7 @@ def schedule_of(
             )
         if option not in known:
             raise ConfigurationError(f"schedule has no argument {option!r}: there are {', '.join(known)}")
-    request = replace(asker.request(given, JobOptions(**options), 0), id=name, created_ms=0)
+    request = asker.request(given, JobOptions(**options), 0, name)
     return check_schedule(Schedule(name, cron, request, zone, misfire_of(misfire)))
 
 

@@ -44,6 +44,7 @@ class KafkaProducer:
         self._replace_at_s = 0.0
         self._closed = False
         self._heard_until_s = 0.0
+        self._hearing = threading.Lock()
         self._producer = self._build()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="kafka-deliveries", daemon=True)
@@ -112,11 +113,15 @@ class KafkaProducer:
         return taken
 
     def flush(self, timeout_s: float) -> int:
+        if not self._hearing.acquire(timeout=timeout_s + 2 * _SERVE_S):
+            return len(self._producer)
         try:
             return self._producer.flush(timeout_s)
         except KafkaException as exception:
             self._died(exception)
             return len(self._producer)
+        finally:
+            self._hearing.release()
 
     def close(self, timeout_s: float) -> None:
         """Flushes for at most `timeout_s`; what is not answered by then is reported to `delivered` as failed."""
@@ -144,7 +149,7 @@ class KafkaProducer:
         """See `RecordProducer`. The serving thread leaves the answers to its caller for a moment; a dead one is left to it."""
         if not self._dead:
             self._heard_until_s = time.monotonic() + _HEAR_S
-            self._poll(0)
+            self._poll(0, wait=False)
 
     def serve(self, timeout_s: float) -> None:
         """In one thread only, that which replaces a dead one: the serving thread, or the caller's where there is none."""
@@ -153,11 +158,16 @@ class KafkaProducer:
             return
         self._poll(timeout_s)
 
-    def _poll(self, timeout_s: float) -> None:
+    def _poll(self, timeout_s: float, wait: bool = True) -> None:
+        """One thread at a time: in two, answers to records of one partition would pass each other."""
+        if not self._hearing.acquire(blocking=wait):
+            return
         try:
             self._producer.poll(timeout_s)
         except KafkaException as exception:
             self._died(exception)
+        finally:
+            self._hearing.release()
 
     def _client_error(self, error: KafkaError) -> None:
         self._on_error(f"{error.str()} [{error.name()}]")
@@ -198,15 +208,20 @@ def bury(dead: Producer) -> None:
 
 
 def _collecting(into: Acknowledgements) -> Callable[[KafkaError | None, Delivered], None]:
-    append = into.offsets.append
+    offsets, count = into.offsets, into.count
+    append = offsets.append
 
-    def report(error: KafkaError | None, message: Delivered) -> None:
+    def report(
+        error: KafkaError | None, message: Delivered
+    ) -> None:  # as `into.add`, which would be one more call for each
         if error is None:
             offset = message.offset()
             append(-1 if offset is None else offset)
         else:
-            into.errors[len(into.offsets)] = cluster_error(error, f"writing a record to {message.topic()}")
+            into.errors[len(offsets)] = cluster_error(error, f"writing a record to {message.topic()}")
             append(-1)
+        if count and len(offsets) == count and into.done is not None:
+            into.done()
 
     return report
 

@@ -90,14 +90,9 @@ class MemoryProducer:
     def send_many(
         self, topic: str, partition: int, records: Sequence[OutRecord], acknowledgements: Acknowledgements
     ) -> int:
-        def delivered(error: ClusterError | None, offset: int) -> None:
-            if error is not None:
-                acknowledgements.errors[len(acknowledgements.offsets)] = error
-            acknowledgements.offsets.append(offset)
-
         for taken, (key, value, headers) in enumerate(records):
             try:
-                self.send(topic, key, value, headers, partition, delivered=delivered)
+                self.send(topic, key, value, headers, partition, delivered=_once(acknowledgements.add))
             except BufferFull:
                 return taken
         return len(records)
@@ -227,6 +222,19 @@ class MemoryProducer:
                 self._waiting = 0
             for where in waiting if late_ms is not None else []:
                 self._cluster.later(late_ms or 0, lambda where=where: self._land(where, True))  # type: ignore[misc]
+
+
+def _once(add: DeliveryCallback) -> DeliveryCallback:
+    """Answers are told apart by their number, so none may come twice (`faults.ack_twice`)."""
+    told = False
+
+    def delivered(error: ClusterError | None, offset: int) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            add(error, offset)
+
+    return delivered
 
 
 def stamped_ms(cluster: MemoryCluster, topic: str, given_ms: int) -> int:

@@ -179,11 +179,26 @@ class Acknowledgements:
     """What the brokers said of the records of one `send_many`, in the order they were sent, as it comes in.
 
     `offsets` grows in another thread: -1 stands for a record that was refused (its error is in `errors`, by index), or for
-    one that is written at an offset nobody knows.
+    one that is written at an offset nobody knows. With the answer number `count`, `done` is called, in whichever thread heard it.
     """
 
     offsets: list[int] = field(default_factory=list)
     errors: dict[int, ClusterError] = field(default_factory=dict)
+    count: int = field(default=0, compare=False)
+    done: Callable[[], None] | None = field(default=None, compare=False)
+
+    def add(self, error: ClusterError | None, offset: int) -> None:
+        """One more answer."""
+        if error is not None:
+            self.errors[len(self.offsets)] = error
+        self.offsets.append(offset)
+        if len(self.offsets) == self.count and self.done is not None:
+            self.done()
+
+    @property
+    def error(self) -> ClusterError | None:
+        """The first refusal."""
+        return next(iter(self.errors.values()), None)
 
 
 class RecordProducer(Protocol):
@@ -204,6 +219,16 @@ class RecordProducer(Protocol):
         Raises `BufferFull` at once when the local queue is full. Without `delivered` a failure is not reported anywhere.
         """
 
+    def send_many(
+        self, topic: str, partition: int, records: Sequence[OutRecord], acknowledgements: Acknowledgements
+    ) -> int:
+        """Queue many for one partition, in order; returns how many were taken: fewer when the local queue is full.
+
+        Raises what `send` does, but for `BufferFull`, only when the first of them was not taken. The next call for the same
+        partition may share its `acknowledgements`. (With partition -1 each goes by its key, and answers come in any order.)
+        """
+        ...
+
     def flush(self, timeout_s: float) -> int:
         """Wait until everything is answered; returns how many are not."""
         ...
@@ -220,16 +245,6 @@ class BulkProducer(RecordProducer, Protocol):
 
     def serve(self, timeout_s: float) -> None:
         """Hear answers in this thread; waits up to `timeout_s` for the first. (`flush` and `close` do so too.)"""
-
-    def send_many(
-        self, topic: str, partition: int, records: Sequence[OutRecord], acknowledgements: Acknowledgements
-    ) -> int:
-        """Queue many for one partition, in order; returns how many were taken: fewer when the local queue is full.
-
-        Raises what `send` does, but for `BufferFull`, only when the first of them was not taken. The next call for the same
-        partition may share its `acknowledgements`.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)

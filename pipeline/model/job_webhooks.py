@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.job_ids import tick_id
@@ -26,12 +25,10 @@ def delivery_of(record: JobRecord, now_ms: int) -> JobRequest:
     """The job that tells of this ending: the same one, by its id, whoever asks for it and however often."""
     request = record.request
     assert request.webhook is not None
-    return replace(
-        JobRequest(
-            tick_id(f"webhook/{request.id}/{record.version}", record.finished_ms),
-            DELIVERY,
-            b'{"webhook":%b,"body":%b}' % (_text(request.webhook), body_of(record)),
-        ),
+    return JobRequest(
+        tick_id(f"webhook/{request.id}/{record.version}", record.finished_ms),
+        DELIVERY,
+        b'{"webhook":%b,"body":%b}' % (_text(request.webhook), body_of(record)),
         created_ms=now_ms,
         tenant=request.tenant,
         workflow_id=request.workflow_id,

@@ -14,10 +14,10 @@ from pipeline.model.outcome import Cancelled, Failure
 from pipeline.model.policies import Backoff
 
 
-@dataclass(frozen=True, slots=True)
-class JobRequest:
-    """What somebody asked for: never changed afterwards. `created_ms` is the time of its record in the inbox.
+class JobRequest(NamedTuple):
+    """What somebody asked for: never changed afterwards. (A tuple, since one is made for each call and each record.)
 
+    `created_ms` is the time of its record in the inbox.
     `payload` is the encoded input, or `payload_ref` says where it lies. `key`: jobs of one key run one at a time, in order.
     `due_ms`: not before; `expires_ms`: not started by then, never. `attempts`, `backoff`, `timeout_ms` take the place of
     the type's where they are given. `schedule`: the schedule whose tick it is. `webhook`: the name of the one that hears of its ending.
@@ -68,8 +68,7 @@ class JobProgress:
         return min(100.0, 100 * self.processed / self.total) if self.total > 0 else None
 
 
-@dataclass(frozen=True, slots=True)
-class JobOutcome:
+class JobOutcome(NamedTuple):
     """What came of a job so far. `error`: of the last attempt that failed, `history` of all of them, as `model.history` writes it.
 
     `warning` is of a job that completed, `reason` of one that was cancelled; `result` is encoded, or `result_ref` says where it lies.
@@ -162,8 +161,7 @@ JobEntry = JobRecord | JobDuplicate | DedupWindow | ScheduleRecord
 """What the store holds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(NamedTuple):
     """An execution that ended well, with a warning worth counting or without."""
 
     result: bytes | None = None

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError
+from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as Named
 
 from pipeline.core.progress import decode as decode_progress
@@ -40,7 +40,10 @@ def _consumer(bootstrap: str, isolation: str) -> Consumer:
 def read_all(
     bootstrap: str, topics: Iterable[str], isolation: str = "read_committed", unreadable: Sequence[int] = ()
 ) -> list[Any]:
-    """Every record of the topics that exist, each partition in offset order, to where the broker says that it ends.
+    """Every record of the topics that exist, each partition in offset order, to where its leader says that it ends.
+
+    That is asked for beforehand: a leader that was only just elected may give a consumer less than the one before it did, for a
+    moment, and call that the end; asked for its end, it does not answer until it knows (KIP-207).
 
     `unreadable`: the last offsets of batches that no client can read, which are passed over.
     """
@@ -53,7 +56,7 @@ def read_all(
         if not places:
             return found
         consumer.assign(places)
-        left = {(place.topic, place.partition) for place in places}
+        left = {(place.topic, place.partition): _end(consumer, place) for place in places}
         end = time.monotonic() + READ_S
         while left:
             assert time.monotonic() < end, f"{sorted(left)[:5]} could not be read to the end in {READ_S:.0f} s"
@@ -62,12 +65,25 @@ def read_all(
                 if error is None:
                     found.append(message)
                 elif error.code() == KafkaError._PARTITION_EOF:
-                    left.discard((message.topic(), message.partition()))
+                    ended = (message.topic(), message.partition())
+                    if message.offset() >= left.get(ended, 0):
+                        left.pop(ended, None)
                 elif error.code() == KafkaError._BAD_COMPRESSION and passed:
                     consumer.seek(Named(message.topic(), message.partition(), passed.pop(0) + 1))
     finally:
         consumer.close()
     return found
+
+
+def _end(consumer: Consumer, place: Named) -> int:
+    deadline = time.monotonic() + READ_S
+    while True:
+        try:
+            return int(consumer.get_watermark_offsets(place, timeout=10, cached=False)[1])
+        except KafkaException:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def copies(messages: Iterable[Any]) -> list[Copy]:

@@ -10,6 +10,7 @@ from pipeline.core.jobs import commands
 from pipeline.core.jobs.board import Board
 from pipeline.core.jobs.entries import Effect, Entry, Interrupt, Letter, Settle
 from pipeline.core.jobs.job import Job
+from pipeline.core.jobs.ledger import QUEUED_SYNCS
 from pipeline.core.jobs.repairing import write_again
 from pipeline.core.jobs.restoring import Restoring
 from pipeline.core.jobs.retrying import draw
@@ -69,7 +70,7 @@ class Bench:
         return self.effects()
 
     def request(self, job_id: str, **more: object) -> JobRequest:
-        return replace(JobRequest(job_id, "t", created_ms=self.now_ms), **more)  # type: ignore[arg-type]
+        return JobRequest(job_id, "t", created_ms=self.now_ms)._replace(**more)
 
     def admit(self, *requests: JobRequest) -> None:
         for request in requests:
@@ -145,18 +146,34 @@ def test_a_short_job_is_one_entry_which_settles_its_request(bench: Bench) -> Non
     assert not bench.effects()
 
 
-def test_what_is_not_finished_at_the_second_sync_is_written_once(bench: Bench) -> None:
+def test_what_runs_is_written_at_the_second_sync_and_what_waits_for_its_turn_at_the_fourth(bench: Bench) -> None:
     bench.ask("a")
     bench.ask("b")
     bench.take(1)
+    seen = []
+    for _ in range(4):
+        bench.board.sync()
+        seen.append(bench.states())
+    assert seen == [[], [("a", S.RUNNING)], [], [("b", S.QUEUED)]]
+    (_job,) = bench.take(1)
     bench.board.sync()
     assert bench.states() == []
     bench.board.sync()
-    assert bench.states() == [("a", S.RUNNING), ("b", S.QUEUED)]
-    (_job,) = bench.take(1)
-    bench.board.sync()
-    bench.board.sync()
     assert bench.states() == [("b", S.RUNNING)]
+
+
+def test_what_begins_after_a_wait_is_written_once_and_behind_those_of_its_key_that_came_before(bench: Bench) -> None:
+    bench.ask("a", key="k")
+    bench.ask("b", key="k")
+    for _ in range(3):
+        bench.board.sync()
+    (first,) = bench.take()
+    bench.board.sync()
+    assert bench.states() == [("a", S.RUNNING), ("b", S.QUEUED)]
+    bench.board.sync()
+    assert bench.states() == []
+    bench.end(first)
+    assert bench.states() == [("a", S.COMPLETED)]
 
 
 def test_what_waits_for_its_time_is_written_at_once_and_kept_as_bytes(bench: Bench) -> None:
@@ -367,8 +384,8 @@ def test_a_key_runs_one_at_a_time_in_order_through_retries_and_a_crash(bench: Be
     bench.end(first, LATER)
     bench.end(free)
     assert bench.ids() == []
-    bench.board.sync()
-    bench.board.sync()
+    for _ in range(QUEUED_SYNCS):
+        bench.board.sync()
     bench.store()
     bench.restart()
     bench.ask("d", key="k")

@@ -12,7 +12,7 @@ from pipeline.memory.consumer import MemoryConsumer
 from pipeline.memory.faults import Faults
 from pipeline.memory.loop import VirtualClockLoop, run
 from pipeline.memory.timers import by_hand
-from pipeline.model.cluster import ConsumerPolicy, FetchFault, Position, TopicPartition
+from pipeline.model.cluster import Acknowledgements, ConsumerPolicy, FetchFault, Position, TopicPartition
 from pipeline.model.errors import ClusterError, ClusterUnavailable, ConfigurationError, FencedError, NotAuthorized
 from pipeline.model.partitioner import murmur2, partition_of
 
@@ -125,6 +125,17 @@ def test_a_report_and_an_answer_may_come_twice() -> None:
     hand.move(100)
     consumer.poll(1, 0)
     assert (reports, answers) == ([0, 0], [{T0: None}, {T0: None}])
+
+
+def test_of_many_each_is_answered_once_since_their_answers_are_told_apart_by_number() -> None:
+    hand = Hand(Faults(ack_twice=1.0, ack_twice_ms=(100, 100)))
+    answers, done = Acknowledgements(count=2), []
+    answers.done = lambda: done.append(len(answers.offsets))
+    assert hand.cluster.producer().send_many("t", 0, [(None, b"a", []), (None, b"b", [])], answers) == 2
+    hand.move(0)
+    hand.move(1_000)
+    assert answers == Acknowledgements([0, 1])
+    assert done == [2]
 
 
 def test_a_partition_without_leader_takes_and_gives_nothing_until_it_has_one() -> None:

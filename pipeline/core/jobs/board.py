@@ -5,8 +5,8 @@
                  '----------- retry, at its time; or to its lane -------'
 
 What is not written is not lost: a request is settled in the inbox by the first entry of its job, and that is written when the job
-ends, waits for a time, or is not finished after one or two calls of `sync`. So a short job costs one write. A crash leaves a beginning of
-the entries and the requests that none of them settled. Three rules make these the same jobs in the same order again:
+ends, waits for a time, or has waited for its turn, or run, for some calls of `sync`. So a short job costs one write. A crash leaves a
+beginning of the entries and the requests that none of them settled. Three rules make these the same jobs in the same order again:
 
 - An entry of a job that comes due some day is written behind those of all jobs of its key that came due before.
 - A job of whose key there is such a one starts when its own entry is acknowledged (`gated`): else it might be read again behind it.
@@ -18,7 +18,6 @@ Whoever calls this owns the partition, takes the effects away after each call (`
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 from pipeline.core.jobs import retention
 from pipeline.core.jobs.dedup import Dedup
@@ -195,7 +194,7 @@ class Board:
         job.state, job.ready_ms, job.next_ms = QUEUED, ready_ms, 0
         key = job.key
         if not written:
-            self.ledger.changed(job)
+            self.ledger.queued(job)
             if key is not None and key in self.keys.later:
                 job.gated = True
         if key is None or self.keys.enter(key, job):
@@ -238,8 +237,7 @@ class Board:
                 self.unconfirmed += 1
                 self.ledger.write(job)
                 continue
-            if not job.dirty:
-                self.ledger.changed(job)
+            self.ledger.begun(job)
             started.append(job)
         return started
 
@@ -332,7 +330,7 @@ class Board:
 
     def _failed(self, job: Job, failure: Failure, now_ms: int) -> None:
         at_ms = retry_at_ms(job, failure, now_ms + self.spread_ms)
-        job.outcome = replace(job.outcome, error=failure, history=with_attempt(job, failure, now_ms))
+        job.outcome = job.outcome._replace(error=failure, history=with_attempt(job, failure, now_ms))
         if at_ms is None:
             self.give_up(job, failure, now_ms)
         else:
@@ -344,7 +342,7 @@ class Board:
     def give_up(self, job: Job, failure: Failure, now_ms: int) -> None:
         if job.request is None:
             self.ledger.open(job)
-        job.outcome = replace(job.outcome, error=failure)
+        job.outcome = job.outcome._replace(error=failure)
         job.letter_due = job.kind.policy.dead_letter
         self.finish(job, JobState.DEAD_LETTER if job.letter_due else JobState.FAILED, now_ms)
 
@@ -364,7 +362,7 @@ class Board:
         job.state, job.finished_ms, job.next_ms = state, now_ms, 0
         job.cancelling = job.gated = False
         if reason is not None:
-            job.outcome = replace(job.outcome, reason=reason)
+            job.outcome = job.outcome._replace(reason=reason)
         if job.timer_ms:
             self.timers.clear(job)
         if job.key is not None:

@@ -5,7 +5,6 @@ A command counts once, however often it is read from the inbox: each entry says 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import cast
 
 from pipeline.core.jobs.board import RUNNING, SCHEDULED, Board
@@ -54,7 +53,7 @@ def _cancel(board: Board, job: Job, reason: str, offset: int, now_ms: int) -> bo
         board.cancel(job, reason, now_ms)
     elif not job.cancelling:
         job.cancelling = True
-        job.outcome = replace(job.outcome, reason=reason)
+        job.outcome = job.outcome._replace(reason=reason)
         board.ledger.write(job)
         board.ledger.effects.append(Interrupt(job, job.version))
     return True
@@ -80,7 +79,7 @@ def another_round(board: Board, old: Job, offset: int, now_ms: int) -> bool:
     old one says nothing any more."""
     board.call_before(old.key, now_ms)
     board.ledger.open(old)
-    request = replace(cast(JobRequest, old.request), due_ms=0, expires_ms=0)
+    request = cast(JobRequest, old.request)._replace(due_ms=0, expires_ms=0)
     job = Job(old.kind, request, offset, board.number)
     board.number += 1
     job.settles = -1

@@ -110,22 +110,24 @@ class Job:
     def record(self) -> JobRecord:
         """All that is known of it. Only while its request is at hand."""
         assert self.request is not None
-        return JobRecord(
-            self.request,
-            self.state,
-            self.version,
-            self.number,
-            self.attempt,
-            self.stalls,
-            self.ready_ms,
-            self.next_ms,
-            self.started_ms,
-            self.finished_ms,
-            self.offset,
-            self.cancelling,
-            self.letter_due,
-            self.outcome,
-            self.webhook_due,
+        return JobRecord._make(
+            (
+                self.request,
+                self.state,
+                self.version,
+                self.number,
+                self.attempt,
+                self.stalls,
+                self.ready_ms,
+                self.next_ms,
+                self.started_ms,
+                self.finished_ms,
+                self.offset,
+                self.cancelling,
+                self.letter_due,
+                self.outcome,
+                self.webhook_due,
+            )
         )
 
 

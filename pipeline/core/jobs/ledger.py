@@ -6,6 +6,7 @@ costs little more than those.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import cast
 
 from pipeline.core.jobs.dedup import Dedup
@@ -17,33 +18,41 @@ from pipeline.model.jobs import JobRecord
 from pipeline.model.store_keys import dedup_key, job_key
 
 RUNNING = JobState.RUNNING
+QUEUED_SYNCS, BEGUN_SYNCS = 4, 2
+"""A job that waits for its turn, or runs, is written by the call of `sync` with this number after it began to."""
 
 
 class Ledger:
-    __slots__ = ("_dedup", "_fresh", "_keys", "_older", "effects", "packing")
+    __slots__ = ("_begun", "_dedup", "_keys", "_queued", "effects", "packing")
 
     def __init__(self, packing: Packing, keys: KeyOrder, dedup: Dedup) -> None:
         self.packing = packing
         self.effects: list[Effect] = []
         self._keys = keys
         self._dedup = dedup
-        self._fresh: list[Job] = []
-        self._older: list[Job] = []
+        self._queued: deque[list[Job]] = deque([] for _ in range(QUEUED_SYNCS))
+        self._begun: deque[list[Job]] = deque([] for _ in range(BEGUN_SYNCS))
 
     def taken(self) -> list[Effect]:
         effects, self.effects = self.effects, []
         return effects
 
-    def changed(self, job: Job) -> None:
-        """What is true of it is not written; it will be, unless it is finished by then."""
+    def queued(self, job: Job) -> None:
+        """It waits for its turn, and that is not written; it will be, unless it is finished by then."""
         job.dirty = True
-        self._fresh.append(job)
+        self._queued[-1].append(job)
+
+    def begun(self, job: Job) -> None:
+        """The same of one that runs: sooner, since it has to be found out when its worker dies with it."""
+        job.dirty = True
+        self._begun[-1].append(job)
 
     def sync(self) -> None:
-        unwritten, self._older, self._fresh = self._older, self._fresh, []
-        for job in unwritten:
-            if job.dirty:
-                self.write(job)
+        for jobs in (self._queued, self._begun):
+            jobs.append([])
+            for job in jobs.popleft():
+                if job.dirty:
+                    self.write(job)
 
     def older_first(self, key: str) -> None:
         """The entries of all that came due of this key and have none."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from pipeline.core.jobs.board import RUNNING, Board
 from pipeline.core.jobs.job import Job
 from pipeline.model.jobs import JobProgress
@@ -13,9 +11,9 @@ def told(board: Board, job: Job, version: int, progress: JobProgress, write: boo
     """Did it count? Not what comes late: the job has ended, or runs again. `write`: now, else with what is written next of it."""
     if job.version != version or job.state is not RUNNING:
         return False
-    job.outcome = replace(job.outcome, progress=progress)
+    job.outcome = job.outcome._replace(progress=progress)
     if write:
         board.ledger.write(job)
     elif not job.dirty:
-        board.ledger.changed(job)
+        board.ledger.begun(job)
     return True

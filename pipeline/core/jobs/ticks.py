@@ -6,8 +6,6 @@ the last one, or all of them, some at once.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from pipeline.model.cron import Cron, Misfire
 from pipeline.model.jobs import JobRequest, Schedule, ScheduleRecord
 
@@ -35,7 +33,7 @@ class Ticking:
 
     def request(self, job_id: str, at_ms: int) -> JobRequest:
         """What one of its ticks asks for."""
-        return replace(self.schedule.request, id=job_id, created_ms=at_ms, schedule=self.schedule.name)
+        return self.schedule.request._replace(id=job_id, created_ms=at_ms, schedule=self.schedule.name)
 
     def fire(self, now_ms: int, grace_ms: int, most: int) -> list[int]:
         """Ticks that fire, oldest first; the next one is set (0: it never comes). With `most` of them there may be more at once."""

@@ -16,7 +16,7 @@ from pipeline.model.outcome import Failure, FailureKind, Reject
 from pipeline.worker.execution import failure_of
 from pipeline.worker.jobs.context import JobContext
 from pipeline.worker.jobs.runs import Run
-from pipeline.worker.jobs.values import Values
+from pipeline.worker.jobs.values import Large, Values
 
 NO_RESULT = "NoResult"
 
@@ -133,9 +133,9 @@ class Batches:
             )
         status, error = item["status"], item.get("error")
         if status == "completed":
-            return await self._values.completed(run.job, item.get("result"))
+            return await self._completed(run, item, None)
         if status == "completed_with_warning":
-            return await self._values.completed(run.job, item.get("result"), str(error or "no reason given"))
+            return await self._completed(run, item, str(error or "no reason given"))
         if isinstance(error, Exception):
             failure = self._runner.failed(run, error)
         elif status == "rejected":
@@ -147,6 +147,10 @@ class Batches:
         if status == "rejected" and failure.kind is not FailureKind.TERMINAL:
             failure = self._runner.failed(run, Reject(failure.message))
         return self._again(failure, item.get("after"), run) if status == "failed" else failure
+
+    async def _completed(self, run: Run, item: Mapping[str, Any], warning: str | None) -> JobEnding:
+        ending = self._values.completed(run.job, item.get("result"), warning)
+        return await self._values.stored(run.job, ending) if isinstance(ending, Large) else ending
 
     def _again(self, failure: Failure, after: Any, run: Run) -> Failure:
         if after is None:

@@ -36,15 +36,16 @@ class PayloadBlobs:
         except BlobError as error:
             return Failure(FailureKind.RETRYABLE, "BlobError", "BlobError", str(error))
 
+    def is_inline(self, job: Job, result: bytes) -> bool:
+        """Its place is the entry."""
+        blobs, room = self._blobs, _room(job)
+        return len(result) <= (room if blobs is None else min(blobs.policy.inline_bytes, room))
+
     async def completed(self, job: Job, result: bytes) -> Completed | Failure:
-        """The ending of a job that returned this."""
-        assert job.request is not None
+        """The ending of a job that returned this, which is not inline."""
         blobs, size = self._blobs, len(result)
-        room = INLINE_BYTES_MAX - len(job.request.payload)
-        if blobs is None or size <= min(blobs.policy.inline_bytes, room):
-            if size <= room:
-                return Completed(result)
-            return _too_large(size, room, "set PIPELINE_BLOBS, so that it lies outside of the topics")
+        if blobs is None:
+            return _too_large(size, _room(job), "set PIPELINE_BLOBS, so that it lies outside of the topics")
         if size > blobs.policy.most_bytes:
             return _too_large(size, blobs.policy.most_bytes, "PIPELINE_BLOB_BYTES_MAX is the limit")
         owner: BlobOwner = "queue" if job.kind.policy.blobs == "delete" else "kept"
@@ -60,6 +61,12 @@ class PayloadBlobs:
                     )
                 await asyncio.sleep(wait_s)
         raise AssertionError("there is a last try")
+
+
+def _room(job: Job) -> int:
+    """Beside its input."""
+    assert job.request is not None
+    return INLINE_BYTES_MAX - len(job.request.payload)
 
 
 def _too_large(size: int, most: int, hint: str) -> Failure:

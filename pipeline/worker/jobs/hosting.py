@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.core.delivery import Delivery
 from pipeline.core.jobs.board import Board
 from pipeline.core.jobs.entries import DropBlobs, Effect, Entry, Interrupt, Letter, Packing, Settle
 from pipeline.core.jobs.sharing import Sharing
@@ -46,6 +47,10 @@ from pipeline.worker.jobs.writing import Place, StoreWriter, Written
 
 UNWRITTEN_MAX = 20_000
 """Entries that wait for their acknowledgement, at which no more is taken from the inbox and nothing more is started."""
+
+MANY = 64
+"""Entries without an answer at which their answers are heard in the engine's thread: in another one each of them would wait for the
+interpreter."""
 
 SLICE_S = 0.02
 """So long at a time for boards that are made from their stores."""
@@ -96,6 +101,7 @@ class JobExecutor:
         self._looking_up: asyncio.Task[None] | None = None
         self._restoring: Restore | None = None
         self._given_up: set[Unit] = set()
+        self._hearing = False
         engine.concluded, engine.give_up = self._concluded, self._give_up
 
     def _values(self, engine: Engine) -> Values:
@@ -110,6 +116,7 @@ class JobExecutor:
     def pump(self) -> None:
         now_ms = self._engine.clock.read()
         self._restore(now_ms)
+        self._hear()
         for host in tuple(self._hosts.values()):
             if not host.unit.open:
                 self._drop(host)
@@ -133,6 +140,17 @@ class JobExecutor:
         for host in self._hosts.values():
             self._perform(host, now_ms)
         self._set_timer(now_ms, resend_ms)
+
+    def _hear(self) -> None:
+        if sum(len(host.writer) for host in self._hosts.values()) >= MANY:
+            self._hearing = True
+            self._engine.parts.producer.hear()
+            self._hearing = False
+
+    def _answered(self) -> None:
+        """In any thread. What is told while the step hears it is looked at in that step."""
+        if not self._hearing:
+            self._engine.wake()
 
     def _restore(self, now_ms: int) -> None:
         """Boards of stores that were read, one after the other, a slice in each step: the others go on meanwhile."""
@@ -189,7 +207,7 @@ class JobExecutor:
             headers,
             lambda letter: letter_of(unit, self._parts.inbox.request, letter),
         )
-        writer = StoreWriter(self._engine.parts.producer, place, self._engine.wake, scan.fence)
+        writer = StoreWriter(self._engine.parts.producer, place, self._answered, scan.fence)
         host = self._hosts[unit] = Host(unit, board, writer)
         self._engine.log.info(
             "board restored", partition=unit.partition, entries=restore.entries, careful=board.careful,
@@ -266,19 +284,25 @@ class JobExecutor:
                 return
 
     def _heard(self, host: Host, now_ms: int) -> None:
+        settled: list[Delivery] = []
         for done in host.writer.hear(now_ms):
-            self._done(host, done)
+            number = -1
+            if isinstance(done, Entry):
+                number = done.settles
+                if done.gate is not None:
+                    host.board.stored(done)
+                    self._engine.wake()
+            elif isinstance(done, Settle):
+                number = done.offset
+            else:
+                self._done(host, done)
+            if number != -1 and (delivery := host.open.pop(number, None)) is not None:
+                settled.append(delivery)
+        if settled:
+            self._engine.done_many(settled)
 
     def _done(self, host: Host, done: Effect) -> None:
-        if isinstance(done, Entry):
-            if done.gate is not None:
-                host.board.stored(done)
-                self._engine.wake()
-            if done.settles != -1:
-                self._settle(host, done.settles)
-        elif isinstance(done, Settle):
-            self._settle(host, done.offset)
-        elif isinstance(done, DropBlobs):
+        if isinstance(done, DropBlobs):
             if self._parts.blobs is not None:
                 self._loop.run_in_executor(None, drop, self._parts.blobs, done.refs, self._engine.log)
         elif isinstance(done, Letter):
@@ -286,11 +310,6 @@ class JobExecutor:
             self._engine.stats.dead_lettered(error.error_class if error is not None else "")
             host.board.lettered(done.record.request.id, done.record.version)
             self._engine.wake()
-
-    def _settle(self, host: Host, number: int) -> None:
-        delivery = host.open.pop(number, None)
-        if delivery is not None:
-            self._engine.done(delivery)
 
     # -- time
 

@@ -23,7 +23,7 @@ from pipeline.worker.jobs.context import Home, JobContext
 from pipeline.worker.jobs.processes import JobProcesses, asked_in
 from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.telling import Teller
-from pipeline.worker.jobs.values import Values, kept
+from pipeline.worker.jobs.values import Large, Values, kept
 
 THREADS_MAX = 64
 
@@ -114,29 +114,29 @@ class JobRuns:
         processes = self._processes.get(run.job.kind.name)
         if processes is not None:
             return await self._in_process(run, processes)
-        given = await self._values.given(run.job)
+        job, values = run.job, self._values
+        payload = values.at_hand(job)
+        given = values.read(job, await values.fetched(job) if payload is None else payload)
         if isinstance(given, Failure):
             return given
-        context = self.context(run)
+        declared, context = self._types[job.kind.name], self.context(run)
         UNDER_WAY.set(context)
         try:
-            return await self._handle(run, context, given.value)
-        finally:
-            context.ended = True
-
-    async def _handle(self, run: Run, context: JobContext, given: object) -> JobEnding:
-        declared = self._types[run.job.kind.name]
-        try:
-            returned = await self.call(declared, (given,) if declared.alone else (given, context))
+            returned = await self.call(declared, (given.value,) if declared.alone else (given.value, context))
         except asyncio.CancelledError:
             raise
         except Exception as error:
             return self.failed(run, error)
-        return await self._values.completed(run.job, returned)
+        finally:
+            context.ended = True
+        ending = values.completed(job, returned)
+        return await values.stored(job, ending) if isinstance(ending, Large) else ending
 
     async def _in_process(self, run: Run, processes: JobProcesses) -> JobEnding:
         """A process that ended with the job is a stall, as if the whole worker had."""
-        payload = await self._values.payload(run.job)
+        payload = self._values.at_hand(run.job)
+        if payload is None:
+            payload = await self._values.fetched(run.job)
         if isinstance(payload, Failure):
             return payload
         shell = self._shell
@@ -149,7 +149,8 @@ class JobRuns:
         if how.head["kind"] == "failed":
             return failure_in(how.head)
         run.asked = asked_in(how)
-        return await self._values.encoded(run.job, how.blobs[0], how.head["warning"])
+        ending = self._values.encoded(run.job, how.blobs[0], how.head["warning"])
+        return await self._values.stored(run.job, ending) if isinstance(ending, Large) else ending
 
     def call(self, declared: JobType, arguments: tuple[object, ...]) -> Awaitable[object]:
         if declared.is_async:

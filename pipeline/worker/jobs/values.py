@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -22,11 +22,17 @@ from pipeline.worker.jobs.blobs import PayloadBlobs
 BAD_INPUT, BAD_RESULT, NOT_PERMITTED = "BadInput", "BadResult", "PermissionMissing"
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(NamedTuple):
     """An input as its handler takes it."""
 
     value: Any
+
+
+class Large(NamedTuple):
+    """A result that is too large for an entry, and its warning."""
+
+    result: bytes
+    warning: str | None
 
 
 class _Adapted:
@@ -49,7 +55,25 @@ class Values:
 
     async def given(self, job: Job) -> Given | Failure:
         """The input, where the worker may run the job and it fits."""
-        payload = await self.payload(job)
+        payload = self.at_hand(job)
+        return self.read(job, await self.fetched(job) if payload is None else payload)
+
+    def at_hand(self, job: Job) -> bytes | Failure | None:
+        """The input's bytes; None: they are to be `fetched`. Asked before every execution: what the worker may do may have changed
+        since the one before."""
+        request, needed = job.request, job.kind.policy.permissions
+        assert request is not None
+        if needed and (missing := self._permissions.missing(needed)):
+            return _not_permitted(request.type, missing)
+        return request.payload if request.payload_ref is None else None
+
+    async def fetched(self, job: Job) -> bytes | Failure:
+        request = job.request
+        assert request is not None
+        assert request.payload_ref is not None
+        return await self._blobs.input(request.payload_ref)
+
+    def read(self, job: Job, payload: bytes | Failure) -> Given | Failure:
         if isinstance(payload, Failure):
             return payload
         try:
@@ -57,17 +81,8 @@ class Values:
         except ValidationError as error:
             return misfit(job.kind.name, error)
 
-    async def payload(self, job: Job) -> bytes | Failure:
-        """Asked before every execution: what the worker may do may have changed since the one before."""
-        request = job.request
-        assert request is not None
-        missing = self._permissions.missing(job.kind.policy.permissions)
-        if missing:
-            return _not_permitted(request.type, missing)
-        return request.payload if request.payload_ref is None else await self._blobs.input(request.payload_ref)
-
-    async def completed(self, job: Job, returned: object, warning: str | None = None) -> Completed | Failure:
-        """The ending of an execution that returned this."""
+    def completed(self, job: Job, returned: object, warning: str | None = None) -> Completed | Failure | Large:
+        """The ending of an execution that returned this. What is `Large` is to be `stored`."""
         if isinstance(returned, Warn):
             return Completed(None, returned.reason)
         if returned is None:
@@ -77,14 +92,17 @@ class Values:
             result = self._adapted[name].dump(returned)
         except PydanticSerializationError as error:
             return no_json(name, returned, error)
-        return await self.encoded(job, result, warning)
+        return self.encoded(job, result, warning)
 
-    async def encoded(self, job: Job, result: bytes | None, warning: str | None) -> Completed | Failure:
+    def encoded(self, job: Job, result: bytes | None, warning: str | None) -> Completed | Failure | Large:
         """The same of a result as JSON."""
-        if result is None:
-            return Completed(None, warning)
-        ending = await self._blobs.completed(job, result)
-        return replace(ending, warning=warning) if warning is not None and isinstance(ending, Completed) else ending
+        if result is None or self._blobs.is_inline(job, result):
+            return Completed(result, warning)
+        return Large(result, warning)
+
+    async def stored(self, job: Job, large: Large) -> Completed | Failure:
+        ending = await self._blobs.completed(job, large.result)
+        return ending._replace(warning=large.warning) if isinstance(ending, Completed) else ending
 
 
 def misfit(type_name: str, error: ValidationError) -> Failure:

@@ -12,18 +12,26 @@ that tick if its owner died just then.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Protocol
 
 from pipeline.core.jobs.entries import DropBlobs, Entry, Letter, Settle
-from pipeline.model.cluster import Headers
+from pipeline.model.cluster import Acknowledgements, Headers, OutRecord
 from pipeline.model.errors import BufferFull, ClusterError
 from pipeline.model.store_keys import job_key, schedule_key
-from pipeline.worker.sending import RESEND_MS, Outlet
+from pipeline.worker.sending import RESEND_MS
 
 Written = Entry | Letter | Settle | DropBlobs
 JOBS, SCHEDULES = job_key(""), schedule_key("")
+
+
+class Outlet(Protocol):
+    """What of a `RecordProducer` is needed here."""
+
+    def send_many(
+        self, topic: str, partition: int, records: Sequence[OutRecord], acknowledgements: Acknowledgements
+    ) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +42,31 @@ class Place:
     state: str
     dead_letters: str
     headers: Headers
-    letter: Callable[[Letter], tuple[bytes, bytes, Headers]]
+    letter: Callable[[Letter], OutRecord]
 
 
 class _Item:
-    """`alone`: it is not sent while anything is under way. `sent`: the number of its last sending, 0 once that was answered: an answer
-    that comes again says nothing."""
+    """`alone`: it is not sent while anything is under way."""
 
-    __slots__ = ("acknowledged", "alone", "sent", "what")
+    __slots__ = ("acknowledged", "alone", "what")
 
     def __init__(self, what: Written) -> None:
         self.what = what
         self.acknowledged = isinstance(what, Settle | DropBlobs)
         self.alone = isinstance(what, Entry) and what.key.startswith(SCHEDULES)
-        self.sent = 0
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What went out in one call; the first `heard` of its answers were looked at."""
+
+    items: list[_Item]
+    answers: Acknowledgements
+    heard: int = 0
 
 
 class StoreWriter:
-    """Owned by the engine's thread; answers come in any thread and are heard in `hear`. `wake` is called with each.
+    """Owned by the engine's thread; answers come in any thread and are heard in `hear`. `wake` is called when a batch has all of them.
 
     `seen`: below this offset of the store everything is known, or in `gaps`: offsets from, up to before, that lie between our own
     acknowledged ones. What is there is a stranger's, or a write of ours that landed although it failed. `end`: where the store
@@ -63,8 +78,7 @@ class StoreWriter:
         self._place = place
         self._wake = wake
         self._items: deque[_Item] = deque()
-        self._answers: deque[tuple[_Item, int, ClusterError | None, int]] = deque()
-        self._sendings = 0
+        self._batches: list[_Batch] = []
         self._unsent: deque[_Item] = deque()
         self._held: deque[_Item] = deque()
         self._under_way = 0
@@ -84,44 +98,46 @@ class StoreWriter:
         return bool(self._unsent)
 
     def write(self, effects: Iterable[Written], now_ms: int) -> None:
+        items, held = self._items, self._unsent or self._held
         for effect in effects:
             item = _Item(effect)
-            self._items.append(item)
-            if item.acknowledged:
-                continue
-            if self._unsent:
-                self._unsent.append(item)
-            else:
-                self._held.append(item)
-                self._go_on(now_ms)
+            items.append(item)
+            if not item.acknowledged:
+                held.append(item)
+        self._go_on(now_ms)
 
     def _go_on(self, now_ms: int) -> None:
         """Send what may go out now."""
         held = self._held
         while held and not (self._under_way and held[0].alone):
-            if not self._send(held.popleft(), now_ms):
+            batch = [held.popleft()]
+            if not batch[0].alone:
+                letters = isinstance(batch[0].what, Letter)
+                while held and not held[0].alone and isinstance(held[0].what, Letter) is letters:
+                    batch.append(held.popleft())
+            if not self._send(batch, now_ms):
                 return
 
-    def _send(self, item: _Item, now_ms: int) -> bool:
-        what, place = item.what, self._place
-        self._sendings += 1
-        answered = partial(self._answered, item, self._sendings)
+    def _send(self, items: list[_Item], now_ms: int) -> bool:
+        """Entries, or letters."""
+        place = self._place
+        entries = [what for item in items if isinstance(what := item.what, Entry)]
+        records: list[OutRecord] = [(entry.key, entry.value, place.headers) for entry in entries]
+        records += [place.letter(what) for item in items if isinstance(what := item.what, Letter)]
+        topic = place.state if entries else place.dead_letters
+        answers = Acknowledgements(count=len(items), done=self._wake)
+        error: Exception | None = None
         try:
-            if isinstance(what, Entry):
-                self._outlet.send(place.state, what.key, what.value, place.headers, place.partition, 0, answered)
-            elif isinstance(what, Letter):
-                key, value, headers = place.letter(what)
-                self._outlet.send(place.dead_letters, key, value, headers, place.partition, 0, answered)
-        except (BufferFull, ClusterError) as error:
-            self._trouble(item, error, now_ms)
-            return False
-        item.sent = self._sendings
-        self._under_way += 1
-        return True
-
-    def _answered(self, item: _Item, sending: int, error: ClusterError | None, offset: int) -> None:
-        self._answers.append((item, sending, error, offset))
-        self._wake()
+            taken = self._outlet.send_many(topic, place.partition, records, answers)
+        except ClusterError as refused:
+            taken, error = 0, refused
+        if taken:
+            self._under_way += taken
+            self._batches.append(_Batch(items[:taken], answers))
+        if taken == len(items):
+            return True
+        self._trouble(items[taken], error or BufferFull(f"the producer's buffer is full: {topic} waits"), now_ms)
+        return False
 
     def _trouble(self, item: _Item, error: Exception, now_ms: int) -> None:
         """From this one on everything is written again, when what is under way was answered."""
@@ -135,24 +151,29 @@ class StoreWriter:
 
     def hear(self, now_ms: int) -> list[Written]:
         """What is done by now: everything up to the first that is not acknowledged, in order."""
-        while self._answers:
-            item, sending, error, offset = self._answers.popleft()
-            if item.sent != sending:
-                continue
-            item.sent = 0
-            self._under_way -= 1
-            if error is not None:
-                self._trouble(item, error, now_ms)
-            else:
-                item.acknowledged = True
-                if isinstance(item.what, Entry):
-                    self._mind(offset)
-        self._go_on(now_ms)
+        if self._batches:
+            for batch in self._batches:
+                self._answered(batch, now_ms)
+            self._batches = [batch for batch in self._batches if batch.heard < len(batch.items)]
+            self._go_on(now_ms)
         done: list[Written] = []
         items = self._items
         while items and items[0].acknowledged:
             done.append(items.popleft().what)
         return done
+
+    def _answered(self, batch: _Batch, now_ms: int) -> None:
+        answers, first, now = batch.answers, batch.heard, len(batch.answers.offsets)
+        for index in range(first, now):
+            item = batch.items[index]
+            if index in answers.errors:
+                self._trouble(item, answers.errors[index], now_ms)
+            else:
+                item.acknowledged = True
+                if isinstance(item.what, Entry):
+                    self._mind(answers.offsets[index])
+        batch.heard = now
+        self._under_way -= now - first
 
     def _mind(self, offset: int) -> None:
         """Offsets of our own writes follow each other; a gap may be a stranger's record."""

@@ -2,52 +2,56 @@
 
 from __future__ import annotations
 
-from pipeline.core.jobs.entries import Entry, Settle
-from pipeline.model.cluster import DeliveryCallback, Headers
-from pipeline.model.errors import BufferFull, ClusterError
+from collections import deque
+from collections.abc import Sequence
+
+from pipeline.core.jobs.entries import Entry, Letter, Settle
+from pipeline.model.cluster import Acknowledgements, OutRecord
+from pipeline.model.errors import ClusterError
+from pipeline.model.job_states import JobState
+from pipeline.model.jobs import JobRecord, JobRequest
 from pipeline.worker.jobs.writing import Place, StoreWriter, Written
 from pipeline.worker.sending import RESEND_MS
 
 REFUSED = ClusterError("refused")
+LETTER = Letter(JobRecord(JobRequest("a", "t"), JobState.DEAD_LETTER))
 
 
 class Producer:
-    """Answers when it is told to. `sent` are keys in the order they came."""
+    """Answers when it is told to. `sent` are keys in the order they came; it has room for `room` more; `closed` ones raise."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
         self.values: list[bytes | None] = []
-        self.waiting: list[DeliveryCallback] = []
-        self.full = False
+        self.batches: list[tuple[str, int]] = []
+        self.waiting: deque[Acknowledgements] = deque()
+        self.room = 1_000
+        self.closed = False
         self.end = 0
 
-    def send(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers | None = None,
-        partition: int = -1,
-        timestamp_ms: int = 0,
-        delivered: DeliveryCallback | None = None,
-    ) -> None:
-        if self.full:
-            raise BufferFull("full")
-        assert key is not None
-        assert delivered is not None
-        self.sent.append(key)
-        self.values.append(value)
-        self.waiting.append(delivered)
+    def send_many(self, topic: str, partition: int, records: Sequence[OutRecord], into: Acknowledgements) -> int:
+        if self.closed:
+            raise ClusterError("closed")
+        taken = records[: self.room]
+        self.room -= len(taken)
+        self.batches.append((topic, len(taken)))
+        for key, value, _ in taken:
+            assert key is not None
+            self.sent.append(key)
+            self.values.append(value)
+            self.waiting.append(into)
+        return len(taken)
 
     def answer(self, *errors: ClusterError | None) -> None:
         for error in errors:
             offset = -1 if error else self.end
             self.end += not error
-            self.waiting.pop(0)(error, offset)
+            self.waiting.popleft().add(error, offset)
 
 
-def writer(producer: Producer) -> StoreWriter:
-    return StoreWriter(producer, Place(0, "s", "d", [], lambda _letter: (b"", b"", [])), lambda: None, 0)
+def writer(producer: Producer, woken: list[int] | None = None) -> StoreWriter:
+    place = Place(0, "s", "d", [], lambda _letter: (b"letter", b"", []))
+    return StoreWriter(producer, place, lambda: None if woken is None else woken.append(len(producer.waiting)), 0)
 
 
 def entries(text: str) -> list[Written]:
@@ -117,36 +121,61 @@ def test_a_schedule_s_entry_waits_for_those_before_it() -> None:
     assert store.hear(0) == given[1:]
 
 
-def test_an_answer_that_comes_twice_says_nothing() -> None:
+def test_what_is_given_at_once_goes_out_at_once_and_the_last_answer_wakes() -> None:
+    producer, woken = Producer(), list[int]()
+    store = writer(producer, woken)
+    store.write(given := [*entries("ab"), LETTER, *entries("c"), Entry(b"s/s", b""), *entries("d")], 0)
+    assert producer.batches == [("s", 2), ("d", 1), ("s", 1)]
+    producer.answer(None)
+    assert woken == []
+    assert store.hear(0) == given[:1], "all the same, when it is looked at"
+    producer.answer(None, None, None)
+    assert woken == [2, 1, 0]
+    assert store.hear(0) == given[1:4]
+    assert producer.batches[3:] == [("s", 1), ("s", 1)], "the schedule alone, and what stands behind it"
+    producer.answer(None, None)
+    assert store.hear(0) == given[4:]
+    assert producer.sent == [b"a", b"b", b"letter", b"c", b"s/s", b"d"]
+
+
+def test_a_letter_that_is_refused_comes_again_with_all_behind_it() -> None:
     producer = Producer()
     store = writer(producer)
-    store.write(given := entries("ab"), 0)
-    first, second = producer.waiting
-    first(None, 0)
-    first(None, 0)
-    second(REFUSED, -1)
+    store.write(given := [*entries("a"), LETTER, *entries("b")], 0)
+    producer.answer(None, REFUSED, None)
     assert store.hear(0) == given[:1]
     assert store.resend_due(RESEND_MS[0]) is None
-    second(REFUSED, -1)
-    producer.waiting[2](None, 1)
+    assert producer.sent[3:] == [b"letter", b"b"]
+    producer.answer(None, None)
     assert store.hear(0) == given[1:]
-    assert not store.troubled
 
 
 def test_a_full_buffer_is_waited_out() -> None:
     producer = Producer()
     store = writer(producer)
     store.write(given := entries("a"), 0)
-    producer.full = True
-    store.write(more := entries("bc"), 0)
-    producer.answer(None)
-    assert store.hear(0) == given
-    assert store.resend_due(RESEND_MS[0]) == RESEND_MS[0] + RESEND_MS[1]
-    producer.full = False
-    assert store.resend_due(10_000) is None
-    assert producer.sent == [b"a", b"b", b"c"]
+    producer.room = 1
+    store.write(more := entries("bcd"), 0)
+    assert producer.sent == [b"a", b"b"], "as many as there was room for"
+    assert store.troubled
     producer.answer(None, None)
-    assert store.hear(0) == more
+    assert store.hear(0) == [*given, *more[:1]]
+    assert store.resend_due(RESEND_MS[0]) == RESEND_MS[0] + RESEND_MS[1]
+    producer.room = 1_000
+    assert store.resend_due(10_000) is None
+    assert producer.sent == [b"a", b"b", b"c", b"d"]
+    producer.answer(None, None)
+    assert store.hear(0) == more[1:]
+
+
+def test_a_closed_producer_is_told_and_nothing_is_done() -> None:
+    producer = Producer()
+    producer.closed = True
+    store = writer(producer)
+    store.write(entries("a"), 0)
+    assert store.hear(0) == []
+    assert store.troubled
+    assert str(store.last_error) == "closed"
 
 
 def test_offsets_between_our_own_are_told() -> None:
