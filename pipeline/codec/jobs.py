@@ -1,7 +1,7 @@
 """Jobs as Avro and back: requests and commands on a queue's inbox, entries in its store. Nothing here waits but `prepare`.
 
-An entry is made for each write and opened for each job that waited, so fields are put into place by hand. Texts that many
-jobs share come out as one object.
+An entry is made for each write and opened for each job that waited, so values are put into place by hand: written as rows, in the
+contract's order (tests compare it), and read by place. Texts that many jobs share come out as one object.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from pipeline.model.outcome import Failure, FailureKind
 from pipeline.model.policies import Backoff
 
 Fields = dict[str, Any]
+Row = tuple[Any, ...]
 
 REQUEST, COMMAND = "agent.jobs.JobRequest", "agent.jobs.JobCommand"
 RECORD, DUPLICATE = "agent.jobs.JobRecord", "agent.jobs.JobDuplicate"
@@ -45,9 +46,6 @@ WINDOW, SCHEDULE = "agent.jobs.JobDedupWindow", "agent.jobs.JobScheduleRecord"
 INBOX_RECORDS: Final = (REQUEST, COMMAND)
 STORE_RECORDS: Final = (RECORD, DUPLICATE, WINDOW, SCHEDULE)
 
-_REQUEST_FIELDS: Final = JobRequest._fields
-_RECORD_FIELDS: Final = JobRecord._fields
-"""In the contract's order (a test compares them)."""
 _STATES: Final = {state.name: state for state in JobState}
 _KINDS: Final = {kind.name: kind for kind in FailureKind}
 _MISFIRES: Final = {misfire.name: misfire for misfire in Misfire}
@@ -65,10 +63,10 @@ class InboxCodec:
         return self._codec.prepare(self._topic, INBOX_RECORDS)
 
     def request(self, request: JobRequest) -> bytes:
-        return self._codec.encode(_request_fields(request), topic=self._topic, record_name=REQUEST)
+        return self._codec.encode_row(_request_row(request), topic=self._topic, record_name=REQUEST)
 
     def command(self, command: JobCommand) -> bytes:
-        return self._codec.encode(_command_fields(command), topic=self._topic, record_name=COMMAND)
+        return self._codec.encode_row(_command_row(command), topic=self._topic, record_name=COMMAND)
 
     def read(self, value: bytes | None, written_ms: int) -> JobRequest | JobCommand:
         """A record of the inbox; a request counts from when it was `written_ms`.
@@ -98,15 +96,8 @@ class StoreCodec:
         return self._codec.prepare(self._topic, STORE_RECORDS)
 
     def pack(self, entry: JobEntry) -> bytes:
-        if isinstance(entry, JobRecord):
-            name, fields = RECORD, _record_fields(entry)
-        elif isinstance(entry, JobDuplicate):
-            name, fields = DUPLICATE, {part: getattr(entry, part) for part in entry.__slots__}
-        elif isinstance(entry, DedupWindow):
-            name, fields = WINDOW, {part: getattr(entry, part) for part in entry.__slots__}
-        else:
-            name, fields = SCHEDULE, _schedule_record_fields(entry)
-        return self._codec.encode(fields, topic=self._topic, record_name=name)
+        name, row = _entry_row(entry)
+        return self._codec.encode_row(row, topic=self._topic, record_name=name)
 
     def unpack(self, key: bytes, packed: bytes) -> JobEntry:
         """Raises UndecodableError, or SchemaUnavailable for a schema that is to be fetched first."""
@@ -136,11 +127,11 @@ def prepare_queue(codec: AvroCodec, inbox: str, state: str) -> None:
 # -- requests
 
 
-def _request_fields(request: JobRequest) -> Fields:
-    fields: Fields = dict(zip(_REQUEST_FIELDS, request, strict=True))
-    if (backoff := request.backoff) is not None:
-        fields["backoff"] = {part: getattr(backoff, part) for part in backoff.__slots__}
-    return fields
+def _request_row(request: JobRequest) -> Row:
+    backoff = request.backoff
+    if backoff is None:
+        return request
+    return request._replace(backoff=(backoff.delay_ms, backoff.factor, backoff.max_delay_ms))  # type: ignore[arg-type]
 
 
 def _request(fields: Mapping[str, Any]) -> JobRequest:
@@ -156,13 +147,21 @@ def _request(fields: Mapping[str, Any]) -> JobRequest:
 # -- entries
 
 
-def _record_fields(record: JobRecord) -> Fields:
-    fields: Fields = dict(zip(_RECORD_FIELDS, record, strict=True))
-    fields["request"] = _request_fields(record.request)
-    fields["state"] = record.state.name
+def _entry_row(entry: JobEntry) -> tuple[str, Row]:
+    """The name of its contract, and its values."""
+    if isinstance(entry, JobRecord):
+        return RECORD, _record_row(entry)
+    if isinstance(entry, JobDuplicate):
+        return DUPLICATE, (entry.id, entry.type, entry.of, entry.at_ms, entry.offset)
+    if isinstance(entry, DedupWindow):
+        return WINDOW, (entry.type, entry.dedup_id, entry.job_id, entry.from_ms, entry.until_ms)
+    return SCHEDULE, (_schedule_row(entry.schedule), entry.next_ms, entry.last_ms, entry.paused, entry.offset)
+
+
+def _record_row(record: JobRecord) -> Row:
     outcome = record.outcome
-    fields["outcome"] = None if outcome is NOTHING_YET or outcome == NOTHING_YET else _outcome_fields(outcome)
-    return fields
+    told = None if outcome is NOTHING_YET or outcome == NOTHING_YET else _outcome_row(outcome)
+    return (_request_row(record.request), record.state._name_, *record[2:13], told, record.webhook_due)
 
 
 def _record(fields: Fields) -> JobRecord:
@@ -176,13 +175,12 @@ def _record(fields: Fields) -> JobRecord:
     return JobRecord._make(values)
 
 
-def _outcome_fields(outcome: JobOutcome) -> Fields:
-    fields: Fields = outcome._asdict()
-    if (error := outcome.error) is not None:
-        fields["error"] = _error_fields(error)
-    if (progress := outcome.progress) is not None:
-        fields["progress"] = {part: getattr(progress, part) for part in progress.__slots__}
-    return fields
+def _outcome_row(outcome: JobOutcome) -> Row:
+    error, progress = outcome.error, outcome.progress
+    if error is None and progress is None:
+        return outcome
+    told = progress and (progress.processed, progress.total, progress.note, progress.log, progress.at_ms)
+    return (error and _error_row(error), *outcome[1:6], told)
 
 
 def _outcome(fields: Fields) -> JobOutcome:
@@ -192,17 +190,10 @@ def _outcome(fields: Fields) -> JobOutcome:
     return JobOutcome(**fields)
 
 
-def _error_fields(error: Failure) -> Fields:
-    return {
-        "kind": error.kind.name,
-        "error_class": error.error_class,
-        "error_type": error.error_type,
-        "message": error.message,
-        "stack": error.stack,
-        "started_ms": error.started_ms,
-        "log": error.log,
-        "scrubbed": error.scrubbed,
-    }
+def _error_row(error: Failure) -> Row:
+    kind = error.kind.name
+    texts = (error.error_class, error.error_type, error.message, error.stack)
+    return (kind, *texts, error.started_ms, error.log, error.scrubbed)
 
 
 def _error(fields: Fields) -> Failure:
@@ -214,14 +205,8 @@ def _error(fields: Fields) -> Failure:
 # -- schedules
 
 
-def _schedule_fields(schedule: Schedule) -> Fields:
-    return {
-        "name": schedule.name,
-        "cron": schedule.cron,
-        "request": _request_fields(schedule.request),
-        "zone": schedule.zone,
-        "misfire": schedule.misfire.name,
-    }
+def _schedule_row(schedule: Schedule) -> Row:
+    return (schedule.name, schedule.cron, _request_row(schedule.request), schedule.zone, schedule.misfire.name)
 
 
 def _schedule(fields: Fields) -> Schedule:
@@ -229,34 +214,24 @@ def _schedule(fields: Fields) -> Schedule:
     return Schedule(fields["name"], fields["cron"], _request(fields["request"]), fields["zone"], misfire)
 
 
-def _schedule_record_fields(record: ScheduleRecord) -> Fields:
-    return {
-        "schedule": _schedule_fields(record.schedule),
-        "next_ms": record.next_ms,
-        "last_ms": record.last_ms,
-        "paused": record.paused,
-        "offset": record.offset,
-    }
-
-
 # -- commands
 
 
-def _command_fields(command: JobCommand) -> Fields:
+def _command_row(command: JobCommand) -> Row:
+    """Kind, name, reason, at_ms, schedule."""
     if isinstance(command, CancelJob):
-        return {"kind": "CANCEL", "name": command.job_id, "reason": command.reason}
+        return ("CANCEL", command.job_id, command.reason, 0, None)
     if isinstance(command, RetryJob):
-        return {"kind": "RETRY", "name": command.job_id}
+        return ("RETRY", command.job_id, "", 0, None)
     if isinstance(command, RunJobNow):
-        return {"kind": "RUN_NOW", "name": command.job_id}
+        return ("RUN_NOW", command.job_id, "", 0, None)
     if isinstance(command, PutSchedule):
-        schedule = command.schedule
-        return {"kind": "PUT_SCHEDULE", "name": schedule.name, "schedule": _schedule_fields(schedule)}
+        return ("PUT_SCHEDULE", command.schedule.name, "", 0, _schedule_row(command.schedule))
     if isinstance(command, DropSchedule):
-        return {"kind": "DROP_SCHEDULE", "name": command.name}
+        return ("DROP_SCHEDULE", command.name, "", 0, None)
     if isinstance(command, PauseSchedule):
-        return {"kind": "PAUSE_SCHEDULE" if command.paused else "RESUME_SCHEDULE", "name": command.name}
-    return {"kind": "RUN_SCHEDULE_NOW", "name": command.name, "at_ms": command.at_ms}
+        return ("PAUSE_SCHEDULE" if command.paused else "RESUME_SCHEDULE", command.name, "", 0, None)
+    return ("RUN_SCHEDULE_NOW", command.name, "", command.at_ms, None)
 
 
 def _command(fields: Fields) -> JobCommand:

@@ -120,8 +120,15 @@ def _may_hold(text: str) -> bool:
         or ("_" in text and ("gh" in text or "hf_" in text or "npm_" in text or "k_live_" in text or "k_test_" in text
                              or "github_pat_" in text))
         or (":" in text and ("://" in text or "asic " in text or "ASIC " in text))
-        or '"' in text
-        or "=" in text
+        or (('"' in text or "=" in text) and (_may_name(text) or '\\"' in text))
+    )  # fmt: skip
+
+
+def _may_name(text: str) -> bool:
+    """Does one of `_NAME_HINTS` stand in it?"""
+    return (
+        "assw" in text or "ASSW" in text or "ecret" in text or "ECRET" in text or "key" in text or "KEY" in text
+        or "Key" in text or "oken" in text or "OKEN" in text or "uthoriz" in text or "UTHORIZ" in text
     )  # fmt: skip
 
 

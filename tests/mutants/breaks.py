@@ -18,7 +18,7 @@ ADAPTER, DAMAGE = "tests/unit/test_kafka_adapter.py", "tests/unit/test_unreadabl
 RECORDS = "tests/conformance/test_records.py"
 LIVES, BOARD = "tests/property/test_board_lives.py", "tests/unit/test_core_jobs_board.py"
 SCAN, JOBS = "tests/unit/test_core_store_scan.py", "tests/unit/jobs/test_jobs_on_workers.py"
-WRITER = "tests/unit/jobs/test_store_writer.py"
+WRITER, POOL = "tests/unit/jobs/test_store_writer.py", "tests/unit/jobs/test_pool.py"
 ASKED = "tests/unit/jobs/test_jobs_from_handlers.py"
 SHARING = "tests/unit/test_core_jobs_sharing.py"
 OPERATING, MONITOR = "tests/unit/jobs/test_operating_jobs.py", "tests/unit/jobs/test_job_monitor.py"
@@ -282,7 +282,11 @@ BREAKS = (
     Break("jobs-writes-done-out-of-order", "worker.jobs.writing", "while items and items[0].acknowledged:\n            done.append(items.popleft().what)", "for item in [each for each in items if each.acknowledged]:\n            items.remove(item)\n            done.append(item.what)", WRITER),
     Break("jobs-answers-heard-twice", "worker.jobs.writing", "        batch.heard = now\n", "", WRITER),
     Break("jobs-writes-resent-as-they-were", "worker.jobs.writing", "        _newest(again)\n", "", WRITER),
-    Break("jobs-stopped-before-their-first-turn", "worker.jobs.running", "elif run.task is not None and run.begun:", "elif run.task is not None:", "tests/unit/jobs/test_job_runs.py"),
+    Break("jobs-outlive-their-loop", "worker.jobs.pool", "self._abandoned or task.cancelling() > bool(run.ended_by)", "self._abandoned", POOL),
+    Break("jobs-see-the-cancellation-before", "worker.jobs.pool", "                    task.uncancel()", "                    break", POOL),
+    Break("jobs-see-the-variables-before", "worker.jobs.pool", "if contextvars.copy_context() != clean:", "if False:", POOL),
+    Break("jobs-wait-for-one-that-suspends", "worker.jobs.pool", "if waiting and not self._baton:", "if False:", POOL),
+    Break("jobs-stopped-before-their-first-turn", "worker.jobs.running", "self.stopped(run) if run.ended_by else await self._execute(run)", "await self._execute(run)", "tests/unit/jobs/test_job_runs.py"),
     Break("jobs-paused-queues-spin", "worker.jobs.admitting", "if taken and (", "if (", JOBS),
     Break("jobs-retries-early-for-another-clock", "core.jobs.board", "now_ms + self.spread_ms", "now_ms", BOARD),
     Break("jobs-answers-without-their-first", "core.jobs.board", "            self.ledger.at_once(job)\n", "            pass\n", BOARD),
@@ -332,7 +336,7 @@ BREAKS = (
     Break("jobs-handles-keep-the-round-before", "jobs.desk", "        self._parts.client.again(self.topics.inbox, job_id, row.version)\n", "", OPERATING),
     Break("schedules-stay-where-they-were", "jobs.desk", "                await self._command(DropSchedule(schedule.name), partition)\n", "                pass\n", OPERATING),
     Break("schedules-just-put-are-unknown", "jobs.desk", "partitions.add(self._put[name])", "pass", OPERATING),
-    Break("schedules-differ-each-time", "jobs.scheduling", "id=name, created_ms=0)", "id=name, created_ms=__import__('time').time_ns())", OPERATING),
+    Break("schedules-differ-each-time", "jobs.scheduling", "JobOptions(**options), 0, name)", "JobOptions(**options), __import__('time').time_ns(), name)", OPERATING),
     Break("job-events-told-twice", "jobs.events", "state = JobState.QUEUED if record.letter_due else record.state", "state = record.state", EVENTS),
     Break("job-events-of-strangers", "jobs.events", "if epoch < self._epochs.get(partition, 0):", "if False:", EVENTS),
     Break("job-events-go-on-too-early", "jobs.events", "after[place.partition] + 1", "after[place.partition]", EVENTS),

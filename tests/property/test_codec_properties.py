@@ -18,8 +18,8 @@ from pipeline.codec import AvroCodec, product_catalogue
 from pipeline.codec.compatibility import problems
 from pipeline.codec.reader import READ_ERRORS, compile_reader
 from pipeline.codec.registry_local import LocalRegistry, MemorySchemaLog
-from pipeline.codec.schema import AvroSchema, SchemaRefused, parse
-from pipeline.codec.writer import compile_writer
+from pipeline.codec.schema import AvroSchema, Node, SchemaRefused, parse
+from pipeline.codec.writer import compile_row_writer, compile_writer, fields_of
 from pipeline.model.errors import SchemaUnavailable, UndecodableError
 from pipeline.model.events import EVENT_TYPES, Message, TypedValue
 
@@ -142,6 +142,25 @@ def test_any_schema_is_written_as_fastavro_writes_it(data: st.DataObject) -> Non
     ours = compile_writer(schema)(value, b"prefix")
     assert ours[6:] == by_fastavro(schema, value)
     assert compile_reader(schema)(ours, 6) == value
+    row = row_of(schema, schema.node, value)
+    assert compile_row_writer(schema)(row, b"prefix") == ours
+    assert fields_of(schema, row) == value
+
+
+def row_of(schema: AvroSchema, node: Node, value: Any) -> Any:
+    """The value with tuples in the place of records."""
+    if isinstance(node, list):
+        return None if value is None else row_of(schema, node[1], value)
+    if isinstance(node, str):
+        return row_of(schema, schema.named[node], value) if node in schema.named else value
+    kind = node["type"]
+    if kind in ("record", "error"):
+        return tuple(row_of(schema, member["type"], value[member["name"]]) for member in node["fields"])
+    if kind == "array":
+        return [row_of(schema, node["items"], each) for each in value]
+    if kind == "map":
+        return {name: row_of(schema, node["values"], each) for name, each in value.items()}
+    return value
 
 
 @SLOW

@@ -9,7 +9,7 @@ from pipeline.codec.jobs import INBOX_RECORDS, RECORD, REQUEST, STORE_RECORDS, I
 from pipeline.codec.registry_local import LocalRegistry, MemorySchemaLog
 from pipeline.core.jobs.entries import Packing
 from pipeline.model.cron import Misfire
-from pipeline.model.errors import SchemaUnavailable, UndecodableError
+from pipeline.model.errors import EncodeError, SchemaUnavailable, UndecodableError
 from pipeline.model.job_states import JobState
 from pipeline.model.jobs import (
     CancelJob,
@@ -131,3 +131,17 @@ def test_texts_that_many_jobs_share_are_one_object(store: StoreCodec) -> None:
 def test_a_small_job_is_a_small_entry(store: StoreCodec) -> None:
     plain = JobRequest("0" * 36, "classify", b"x" * 100, created_ms=1 << 40)
     assert len(store.pack(JobRecord(plain, JobState.COMPLETED, 2, 5, 1, 0, 1 << 40, 0, 1 << 40, 1 << 40, 77))) < 250
+
+
+def test_what_does_not_fit_is_told_by_its_field(store: StoreCodec) -> None:
+    asked = JobRequest("a", "t", tenant="\ud800")
+    with pytest.raises(EncodeError, match=r"JobRecord\.request"):
+        store.pack(JobRecord(asked, JobState.QUEUED))
+    with pytest.raises(EncodeError, match=r"JobRecord\.number"):
+        store.pack(JobRecord(JobRequest("a", "t"), JobState.QUEUED, number=1 << 80))
+
+
+def test_a_topic_that_was_not_prepared_takes_no_row() -> None:
+    codec = AvroCodec(LocalRegistry(MemorySchemaLog(), product_catalogue()))
+    with pytest.raises(EncodeError, match=r"JobRequest is not registered for topic jobs\.q"):
+        InboxCodec(codec, "jobs.q").request(PLAIN)

@@ -109,7 +109,9 @@ class JobExecutor:
         return Values(parts.queue.types, parts.permissions, PayloadBlobs(engine.parts.topics.source, parts.blobs))
 
     def _shell(self, engine: Engine) -> Shell:
-        return Shell(self._loop, self._run_ended, self._run_told, engine.clock.read, engine.log, self._parts.home)
+        return Shell(
+            self._loop, self._run_ended, self._run_told, engine.clock.read, engine.log, self._parts.home, engine.fail
+        )
 
     # -- the step
 

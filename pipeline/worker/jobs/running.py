@@ -20,6 +20,7 @@ from pipeline.worker.children import Death
 from pipeline.worker.execution import failure_of, timed_out
 from pipeline.worker.jobs.batching import Batches
 from pipeline.worker.jobs.context import Home, JobContext
+from pipeline.worker.jobs.pool import Pool
 from pipeline.worker.jobs.processes import JobProcesses, asked_in
 from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.telling import Teller
@@ -31,7 +32,7 @@ THREADS_MAX = 64
 @dataclass(frozen=True, slots=True)
 class Shell:
     """Where jobs run. `ended` hears of every ending, `told` of what handlers say (and whether it is to be written now), both in the loop's
-    thread."""
+    thread; `failed` of a defect of our own."""
 
     loop: asyncio.AbstractEventLoop
     ended: Callable[[Run, JobEnding], None]
@@ -39,10 +40,11 @@ class Shell:
     now_ms: Callable[[], int]
     log: Any
     home: Home
+    failed: Callable[[BaseException], None]
 
 
 class JobRuns:
-    """Runs what it is given in tasks of the loop; `def` handlers in threads."""
+    """Runs what it is given in a pool of tasks, batches in tasks of their own; `def` handlers in threads."""
 
     def __init__(
         self, types: Mapping[str, JobType], shell: Shell, values: Values, processes: Mapping[str, JobProcesses]
@@ -57,6 +59,7 @@ class JobRuns:
             for name, declared in types.items()
             if declared.policy.batch is not None
         }
+        self._pool = Pool(shell.loop, self._run, shell.failed)
         self._threads: ThreadPoolExecutor | None = None
         self.running: dict[Run, None] = {}  # a set that keeps its order
 
@@ -70,7 +73,7 @@ class JobRuns:
             return
         if job.request.type not in self._processes:  # there the deadline is the process's, from when it has begun
             self.watch(run)
-        run.task = self._loop.create_task(self._run(run))
+        self._pool.add(run)
 
     def watch(self, run: Run) -> None:
         """Its time begins."""
@@ -84,11 +87,10 @@ class JobRuns:
         if run.job.kind.name in self._batches:
             self.finish(run, self.stopped(run))
             self._batches[run.job.kind.name].left(run)
-        elif run.task is not None and run.begun:
+        elif run.task is not None:  # else it has not begun, and does not
             run.task.cancel()
 
     async def _run(self, run: Run) -> None:
-        run.begun = True
         try:
             ending = self.stopped(run) if run.ended_by else await self._execute(run)
         except asyncio.CancelledError:
@@ -156,7 +158,7 @@ class JobRuns:
         if declared.is_async:
             called: Awaitable[object] = declared.handler(*arguments)  # type: ignore[assignment]
             return called
-        return self._loop.run_in_executor(self._pool(), partial(copy_context().run, declared.handler, *arguments))
+        return self._loop.run_in_executor(self._executor(), partial(copy_context().run, declared.handler, *arguments))
 
     def context(self, run: Run) -> JobContext:
         shell = self._shell
@@ -179,14 +181,14 @@ class JobRuns:
             return Cancelled()
         return failure_of(RuntimeError("the handler was cancelled from inside: something it awaited was cancelled"), ())
 
-    def _pool(self) -> ThreadPoolExecutor:
+    def _executor(self) -> ThreadPoolExecutor:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(THREADS_MAX, "pipeline-jobs")
         return self._threads
 
     def tasks(self) -> set[asyncio.Task[None]]:
         """What is under way."""
-        return {run.task for run in self.running if run.task is not None}
+        return {*self._pool.tasks(), *(run.task for run in self.running if run.task is not None)}
 
     def abandon(self) -> None:
         for run in self.running:
@@ -195,6 +197,7 @@ class JobRuns:
                 run.teller.abandon()
             if run.deadline is not None:
                 run.deadline.cancel()
+        self._pool.abandon()
         for task in self.tasks():
             task.cancel()
         for batches in self._batches.values():

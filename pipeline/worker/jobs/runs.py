@@ -13,11 +13,10 @@ from pipeline.worker.sending import OutRecord
 class Run:
     """A job that runs; `version` is what its ending names. `ended_by` says why it was stopped: "timeout", "cancelled", "let go".
 
-    `begun`: its task has had its first turn. One that is cancelled before that never has one, and tells no ending. `asked`: records of
-    jobs that it asked for. `task`: what runs it, which the jobs of a batch share; None while it waits for the others.
+    `asked`: records of jobs that it asked for. `task`: what runs it, from when it begins; the jobs of a batch share one.
     """
 
-    __slots__ = ("asked", "begun", "deadline", "ended_by", "host", "job", "task", "teller", "timeout_ms", "version")
+    __slots__ = ("asked", "deadline", "ended_by", "host", "job", "task", "teller", "timeout_ms", "version")
 
     def __init__(self, host: Any, job: Job, timeout_ms: int) -> None:
         self.host = host
@@ -25,7 +24,6 @@ class Run:
         self.version = job.version
         self.timeout_ms = timeout_ms
         self.ended_by = ""
-        self.begun = False
         self.asked: list[OutRecord] = []
         self.task: asyncio.Task[None] | None = None
         self.teller: Teller | None = None

@@ -24,6 +24,7 @@ from pipeline.worker.jobs.values import Values
 def test_one_that_is_stopped_ends_also_before_its_first_turn(turns: int) -> None:
     began: list[None] = []
     ended: list[tuple[Run, JobEnding]] = []
+    failed: list[BaseException] = []
 
     async def handler(_given: object) -> None:
         began.append(None)
@@ -43,6 +44,7 @@ def test_one_that_is_stopped_ends_also_before_its_first_turn(turns: int) -> None
             lambda: 0,
             structlog.get_logger(),
             home,
+            failed.append,
         )
         values = Values({"j": declared}, Permissions(), PayloadBlobs("jobs.q", None))
         runs = JobRuns({"j": declared}, shell, values, {})
@@ -55,6 +57,7 @@ def test_one_that_is_stopped_ends_also_before_its_first_turn(turns: int) -> None
             await asyncio.sleep(0)
         assert ended == [(run, Cancelled())]
         assert not runs.running
+        assert not failed
 
     asyncio.run(main())
     assert len(began) == (turns > 0)

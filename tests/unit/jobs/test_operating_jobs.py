@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from pipeline import Pipeline
 from pipeline.jobs.finding import WantedJobs
 from pipeline.jobs.rows import JobRow, ScheduleRow
+from pipeline.jobs.scheduling import schedule_of
 from pipeline.model.errors import (
     ConfigurationError,
     InvalidJob,
@@ -24,7 +26,7 @@ from pipeline.model.errors import (
 from pipeline.model.job_ids import job_id
 from pipeline.model.job_policies import Fixed, RetentionPolicy
 from pipeline.model.job_states import JobState
-from pipeline.model.jobs import JobDuplicate, JobRecord
+from pipeline.model.jobs import JobDuplicate, JobRecord, Schedule
 from pipeline.worker.jobs.context import JobContext
 from tests.unit.jobs.worlds import World, application, play, until
 
@@ -225,6 +227,21 @@ def test_a_schedule_ticks_in_its_zone_and_survives_that_it_is_declared_again() -
         assert (row.last_ms, row.next_ms) == (first_ms, first_ms + 86_400_000)
 
     play(app, story)
+
+
+def test_the_same_words_give_an_equal_schedule_whenever_they_are_said() -> None:
+    """Each deploy says it again: one that differed would be a new one, and forget what it missed."""
+    app = application()
+
+    @app.job("report")
+    async def report(given: Report) -> None: ...
+
+    def said() -> Schedule:
+        return schedule_of(app.jobs.asker("report"), "daily", Report(customer="a"), "20 23 * * *", "UTC", "once", {})
+
+    first = said()
+    time.sleep(0.002)
+    assert said() == first
 
 
 async def until_scheduled(app: Pipeline, name: str) -> ScheduleRow:

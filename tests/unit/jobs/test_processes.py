@@ -45,6 +45,7 @@ class Bench:
         self.types = with_places(app.job_types)
         self.endings: dict[str, asyncio.Future[JobEnding]] = {}
         self.told: list[JobProgress] = []
+        self.failed: list[BaseException] = []
         log = structlog.get_logger()
         shell = Shell(
             loop,
@@ -53,6 +54,7 @@ class Bench:
             lambda: time.time_ns() // 1_000_000,
             log,
             Home("memory://processes", "", app.enqueue),
+            self.failed.append,
         )
         values = Values(self.types, Permissions(), PayloadBlobs("jobs.q", None))
         self.processes = {
