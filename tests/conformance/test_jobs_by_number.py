@@ -328,18 +328,19 @@ def test_c2_a_dedup_id_runs_once_and_effects_have_one_key_on_every_attempt(make:
 
 def test_d4_urgent_jobs_go_first_and_a_tenant_waits_for_its_share_only(make: Make) -> None:
     app, ran = make("fair"), list[str]()
-    gate = asyncio.Event()
+    runs, gate = asyncio.Event(), asyncio.Event()
     app.queue("default", concurrency=1)
 
     @app.job("note")
     async def note(name: str) -> None:
         if name == "first":
+            runs.set()
             await gate.wait()
         ran.append(name)
 
     async def story() -> None:
         first = await app.enqueue(note, "first")
-        await soon(lambda: app.worker is not None)
+        await runs.wait()  # else another one may be chosen before it
         many = await app.enqueue_many(note, [f"many{n}" for n in range(40)], tenant="big")
         small = await app.enqueue(note, "small", tenant="small")
         urgent = await app.enqueue(note, "urgent", tenant="big", priority=10)
