@@ -140,7 +140,7 @@ def _by_name(schema: AvroSchema, node: Node, value: Any) -> Any:
         return [_by_name(schema, node["items"], each) for each in value]
     if kind == "map":
         return {name: _by_name(schema, node["values"], each) for name, each in value.items()}
-    return value if kind in PRIMITIVES or isinstance(kind, str) else _by_name(schema, kind, value)
+    return value if isinstance(kind, str) else _by_name(schema, kind, value)
 
 
 def _fastavro_writer(schema: AvroSchema) -> Write:

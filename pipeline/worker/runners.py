@@ -167,7 +167,7 @@ class AsyncRunners:
         reason, runner.ended_by = runner.ended_by, ""
         if reason == "stop":
             raise error
-        _forget_cancellation(runner.task)
+        forget_cancellation(runner.task)
         if reason == "revoked":
             return None
         if reason == "timeout":
@@ -178,7 +178,7 @@ class AsyncRunners:
     def _swallowed(runner: _Runner) -> str:
         """The handler returned although it was cancelled: the reason is not the next record's. Returns it."""
         reason, runner.ended_by = runner.ended_by, ""
-        _forget_cancellation(runner.task)
+        forget_cancellation(runner.task)
         return reason
 
     def _retire(self, runner: _Runner) -> None:
@@ -229,7 +229,7 @@ class AsyncRunners:
             await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
 
 
-def _forget_cancellation(task: asyncio.Task[None]) -> None:
+def forget_cancellation(task: asyncio.Task[None]) -> None:
     """All requests so far were answered: structured code that this task runs later must not see them."""
     while task.cancelling():
         task.uncancel()

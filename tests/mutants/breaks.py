@@ -283,7 +283,7 @@ BREAKS = (
     Break("jobs-answers-heard-twice", "worker.jobs.writing", "        batch.heard = now\n", "", WRITER),
     Break("jobs-writes-resent-as-they-were", "worker.jobs.writing", "        _newest(again)\n", "", WRITER),
     Break("jobs-outlive-their-loop", "worker.jobs.pool", "self._abandoned or task.cancelling() > bool(run.ended_by)", "self._abandoned", POOL),
-    Break("jobs-see-the-cancellation-before", "worker.jobs.pool", "                    task.uncancel()", "                    break", POOL),
+    Break("jobs-see-the-cancellation-before", "worker.jobs.pool", "                forget_cancellation(task)\n", "", POOL),
     Break("jobs-see-the-variables-before", "worker.jobs.pool", "if contextvars.copy_context() != clean:", "if False:", POOL),
     Break("jobs-wait-for-one-that-suspends", "worker.jobs.pool", "if waiting and not self._baton:", "if False:", POOL),
     Break("jobs-stopped-before-their-first-turn", "worker.jobs.running", "self.stopped(run) if run.ended_by else await self._execute(run)", "await self._execute(run)", "tests/unit/jobs/test_job_runs.py"),

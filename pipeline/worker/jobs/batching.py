@@ -16,7 +16,7 @@ from pipeline.model.outcome import Failure, FailureKind, Reject
 from pipeline.worker.execution import failure_of
 from pipeline.worker.jobs.context import JobContext
 from pipeline.worker.jobs.runs import Run
-from pipeline.worker.jobs.values import Large, Values
+from pipeline.worker.jobs.values import Values
 
 NO_RESULT = "NoResult"
 
@@ -149,8 +149,7 @@ class Batches:
         return self._again(failure, item.get("after"), run) if status == "failed" else failure
 
     async def _completed(self, run: Run, item: Mapping[str, Any], warning: str | None) -> JobEnding:
-        ending = self._values.completed(run.job, item.get("result"), warning)
-        return await self._values.stored(run.job, ending) if isinstance(ending, Large) else ending
+        return await self._values.stored_if_large(run.job, self._values.completed(run.job, item.get("result"), warning))
 
     def _again(self, failure: Failure, after: Any, run: Run) -> Failure:
         if after is None:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from pipeline.model.outbox import UNDER_WAY
 from pipeline.worker.jobs.runs import Run
+from pipeline.worker.runners import forget_cancellation
 
 RUNS_PER_TURN = 100
 """So many jobs may a runner run without suspending before it lets timers and acknowledgements have the loop."""
@@ -80,8 +81,7 @@ class Pool:
                 if self._abandoned or task.cancelling() > bool(run.ended_by):
                     del self._runners[runner]  # it is the task that was to end, with its loop
                     return
-                while task.cancelling():
-                    task.uncancel()  # answered: structured code of the next job must not see it
+                forget_cancellation(task)
                 UNDER_WAY.set(None)
                 if contextvars.copy_context() != clean:
                     # The handler left a context variable behind: the next job must not see it, so this runner ends here.

@@ -136,9 +136,7 @@ class JobRuns:
 
     async def _in_process(self, run: Run, processes: JobProcesses) -> JobEnding:
         """A process that ended with the job is a stall, as if the whole worker had."""
-        payload = self._values.at_hand(run.job)
-        if payload is None:
-            payload = await self._values.fetched(run.job)
+        payload = await self._values.payload(run.job)
         if isinstance(payload, Failure):
             return payload
         shell = self._shell
@@ -152,7 +150,7 @@ class JobRuns:
             return failure_in(how.head)
         run.asked = asked_in(how)
         ending = self._values.encoded(run.job, how.blobs[0], how.head["warning"])
-        return await self._values.stored(run.job, ending) if isinstance(ending, Large) else ending
+        return await self._values.stored_if_large(run.job, ending)
 
     def call(self, declared: JobType, arguments: tuple[object, ...]) -> Awaitable[object]:
         if declared.is_async:

@@ -55,8 +55,12 @@ class Values:
 
     async def given(self, job: Job) -> Given | Failure:
         """The input, where the worker may run the job and it fits."""
+        return self.read(job, await self.payload(job))
+
+    async def payload(self, job: Job) -> bytes | Failure:
+        """The input's bytes, wherever they are."""
         payload = self.at_hand(job)
-        return self.read(job, await self.fetched(job) if payload is None else payload)
+        return await self.fetched(job) if payload is None else payload
 
     def at_hand(self, job: Job) -> bytes | Failure | None:
         """The input's bytes; None: they are to be `fetched`. Asked before every execution: what the worker may do may have changed
@@ -99,6 +103,10 @@ class Values:
         if result is None or self._blobs.is_inline(job, result):
             return Completed(result, warning)
         return Large(result, warning)
+
+    async def stored_if_large(self, job: Job, ending: Completed | Failure | Large) -> Completed | Failure:
+        """The ending, its result stored where that is large."""
+        return await self.stored(job, ending) if isinstance(ending, Large) else ending
 
     async def stored(self, job: Job, large: Large) -> Completed | Failure:
         ending = await self._blobs.completed(job, large.result)
