@@ -69,6 +69,7 @@ def record_json(record: JobRecord | JobDuplicate, reveal: bool) -> dict[str, Any
         "attempt": record.attempt,
         "attempts": request.attempts or None,
         "stalls": record.stalls,
+        "rounds": record.rounds,
         "key": request.key,
         "dedup_id": request.dedup_id,
         "tenant": request.tenant,
@@ -176,6 +177,8 @@ def _facts(found: dict[str, Any], now: int) -> list[tuple[str, str]]:
             facts.append((name, f"{clock(found[field])} ({until(found[field], now)})"))
     of = f" of {found['attempts']}" if found["attempts"] else ""
     facts.append(("attempt", f"{found['attempt']}{of}, stalled {found['stalls']} times"))
+    if found["rounds"]:
+        facts.append(("rounds", f"{found['rounds']} more, by a retry or a redrive"))
     if found["progress"]:
         done, total = found["progress"]["processed"], found["progress"]["total"]
         facts.append(("progress", f"{done} of {total} ({100 * done // total}%)" if total else str(done)))

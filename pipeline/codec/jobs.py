@@ -161,7 +161,7 @@ def _entry_row(entry: JobEntry) -> tuple[str, Row]:
 def _record_row(record: JobRecord) -> Row:
     outcome = record.outcome
     told = None if outcome is NOTHING_YET or outcome == NOTHING_YET else _outcome_row(outcome)
-    return (_request_row(record.request), record.state._name_, *record[2:13], told, record.webhook_due)
+    return (_request_row(record.request), record.state._name_, *record[2:13], told, *record[14:])
 
 
 def _record(fields: Fields) -> JobRecord:

@@ -37,7 +37,10 @@ def lane_of(priority: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """Finished jobs are kept up to these numbers for each type, and for no longer than `age_ms`."""
+    """Finished jobs are kept up to these numbers for each type, and for no longer than `age_ms`.
+
+    Those that had another round (a retry, a redrive) don't count: they are kept for `age_ms`, and told from a letter that comes twice.
+    """
 
     completed: int = 100
     failed: int = 500

@@ -93,7 +93,7 @@ class JobRecord(NamedTuple):
     counts executions of this round, `stalls` those that ended with their worker and count apart. `number`: its place among the
     jobs that the partition admitted; `ready_ms`: when it came due. `next_ms`: when it is due, or tried again. `offset`: of its last
     record in the inbox that was applied. `cancelling`: cancelled while it runs; `letter_due`: its dead letter is not acknowledged;
-    `webhook_due`: its ending is not yet on its way to its webhook.
+    `webhook_due`: its ending is not yet on its way to its webhook. `rounds`: so many more it was given, by a retry or a redrive.
     """
 
     request: JobRequest
@@ -111,6 +111,7 @@ class JobRecord(NamedTuple):
     letter_due: bool = False
     outcome: JobOutcome = NOTHING_YET
     webhook_due: bool = False
+    rounds: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,6 +232,10 @@ BREAKS = (
     Break("jobs-start-unwritten-before-a-later-one", "core.jobs.board", "if key is not None and key in self.keys.later:\n                job.gated", "if False:\n                job.gated", LIVES),
     Break("jobs-schedules-are-nothing-later", "core.jobs.scheduling", "            self._board.keys.scheduled(key)", "            pass", BOARD),
     Break("jobs-forgotten-before-the-inbox-is", "core.jobs.retention", "if job.offset >= committed:", "if False:", BOARD),
+    Break("jobs-redriven-count-with-the-others", "core.jobs.retention", "kind.again if job.rounds else kind.good", "kind.good", BOARD),
+    Break("jobs-redriven-are-new-jobs", "core.jobs.commands", "board.accept(request, number, now_ms, rounds=1)", "board.accept(request, number, now_ms)", BOARD),
+    Break("jobs-rounds-die-with-their-owner", "core.jobs.job", "\"webhook_due\", \"rounds\"),", "\"webhook_due\"),", BOARD),
+    Break("jobs-redriven-pass-what-is-forgotten", "worker.jobs.admitting", "            host.board.admit(runs.pop(host, ()), now_ms)\n            if isinstance(read, JobRequest):\n                commands.redriven(host.board, read, number, now_ms)", "            if isinstance(read, JobRequest):\n                runs.setdefault(host, []).append((number, read)) if read.id not in host.board.jobs else commands.redriven(host.board, read, number, now_ms)", JOBS),
     Break("jobs-unconfirmed-take-no-room", "core.jobs.board", "            room -= self.unconfirmed\n", "", BOARD),
     Break("jobs-unknown-types-run", "core.jobs.board", "            if not job.kind.known:\n                job.kind.running -= 1", "            if False:\n                job.kind.running -= 1", BOARD),
     # jobs: order of a key
@@ -273,7 +277,7 @@ BREAKS = (
     Break("store-strangers-stay", "worker.jobs.boards", "        write_again(self.board, self.scan.strangers)\n", "", JOBS),
     Break("store-unreadable-entries-stop-it", "core.jobs.restoring", "            if self._unreadable is None:\n                raise\n", "            raise\n", JOBS),
     Break("jobs-boards-are-never-careful", "worker.jobs.boards", "unit.unclean >= WATCHED", "False", JOBS),
-    Break("jobs-inbox-settled-when-admitted", "worker.jobs.admitting", "runs.setdefault(host, []).append((host.number(delivery), read))", "self._engine.done(delivery) or runs.setdefault(host, []).append((delivery.offset, read))", JOBS),
+    Break("jobs-inbox-settled-when-admitted", "worker.jobs.admitting", "runs.setdefault(host, []).append((number, read))", "self._engine.done(delivery) or runs.setdefault(host, []).append((number, read))", JOBS),
     Break("jobs-interrupts-get-lost", "worker.jobs.hosting", "self._runs.interrupt(run, \"cancelled\")", "pass", JOBS),
     Break("jobs-drained-before-they-are-written", "worker.jobs.hosting", "host.endings or len(host.writer)", "False", JOBS),
     Break("jobs-writes-pass-what-failed", "worker.jobs.writing", "self._unsent or self._held", "self._held", WRITER),
@@ -292,7 +296,7 @@ BREAKS = (
     Break("jobs-answers-without-their-first", "core.jobs.board", "            self.ledger.at_once(job)\n", "            pass\n", BOARD),
     Break("jobs-callers-believe-strangers", "jobs.following", "if epoch < epochs.get(tp, 0):", "if False:", "tests/unit/jobs/test_following_owners.py"),
     # the same and others, by histories of whole workers
-    Break("fleet-jobs-without-dedup", "core.jobs.board", "elif request.dedup_id is None or not self._duplicate(request, offset, now_ms):", "else:", found_by=27),
+    Break("fleet-jobs-without-dedup", "core.jobs.board", "elif request.dedup_id is None or not self.duplicate(request, offset, now_ms):", "else:", found_by=27),
     Break("fleet-jobs-settled-unwritten", "worker.jobs.writing", "while items and items[0].acknowledged:", "while items:", found_by=7),
     Break("fleet-jobs-timers-early", "core.jobs.timers", "heap[0][0] <= now_ms and", "heap[0][0] <= now_ms + 40 and", found_by=7),
     Break("fleet-jobs-strangers-believed", "core.store_scan", "if epoch < self.epoch or (offset >= self._owner_fence and epoch < self._owner):", "if False:", found_by=199),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.core.jobs import commands
+from pipeline.core.jobs import commands, retention
 from pipeline.core.jobs.board import Board
 from pipeline.core.jobs.entries import Effect, Entry, Interrupt, Letter, Settle
 from pipeline.core.jobs.job import Job
@@ -39,6 +39,8 @@ from pipeline.model.jobs import (
 from pipeline.model.outcome import Cancelled, Failure, FailureKind
 from pipeline.model.policies import Backoff
 from pipeline.model.store_keys import dedup_key, dedup_of
+from pipeline.replay.fetching import FETCH
+from pipeline.replay.options import WINDOW
 from tests.property.board_world import Pickled
 
 NOW = 1_767_225_600_000
@@ -653,6 +655,67 @@ def test_one_whose_letter_is_not_acknowledged_is_kept_and_told_again() -> None:
     bench.board.lettered("a", letter.record.version)
     bench.pass_ms(0)
     assert [entry.value is None for entry in bench.effects() if isinstance(entry, Entry)] == [False, True]
+
+
+# -- redriven
+
+
+def given_up(bench: Bench, *names: str) -> None:
+    for name in names:
+        bench.ask(name)
+    for job in bench.take():
+        bench.end(job, LATER)
+    for effect in bench.store():
+        if isinstance(effect, Letter):
+            bench.board.lettered(effect.record.request.id, effect.record.version)
+    bench.store()
+    bench.board.committed = bench.offset
+    bench.pass_ms(0)
+    bench.store()
+
+
+@pytest.mark.parametrize("kept", [0, 500])
+def test_a_letter_that_comes_twice_is_one_round_though_few_finished_jobs_are_kept(kept: int) -> None:
+    bench = Bench(t=JobPolicy(attempts=1, retention=RetentionPolicy(0, kept, MINUTE)))
+    given_up(bench, "a", "b")
+    assert sorted(bench.board.jobs) == (["a", "b"] if kept else [])
+    for number, name in enumerate(("a", "b"), start=2):
+        commands.redriven(bench.board, bench.request(name), -number, bench.now_ms)
+    for job in bench.take():
+        bench.end(job)
+    bench.store()
+    bench.pass_ms(1)
+    bench.store()
+    bench.restart()
+    bench.board.committed = bench.offset
+    bench.pass_ms(1)
+    commands.redriven(bench.board, bench.request("a"), -2, bench.now_ms)
+    assert bench.ids() == []
+    assert bench.effects() == [Settle(-2)]
+    assert [job.rounds for job in bench.board.jobs.values() if isinstance(job, Job)] == [1, 1]
+    bench.pass_ms(MINUTE)
+    assert not bench.board.jobs, "their time is over all the same"
+
+
+def test_jobs_that_had_another_round_are_not_counted_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(t=JobPolicy(attempts=1, retention=RetentionPolicy(1, 500, MINUTE)))
+    given_up(bench, "a", "b", "c")
+    for number, name in enumerate("abc", start=2):
+        commands.redriven(bench.board, bench.request(name), -number, bench.now_ms)
+    bench.ask("d")
+    bench.ask("e")
+    for job in bench.take():
+        bench.end(job)
+    bench.board.committed = bench.offset
+    bench.pass_ms(1)
+    assert sorted(bench.board.jobs) == ["a", "b", "c", "e"]
+    monkeypatch.setattr(retention, "AGAIN_MAX", 2)
+    bench.pass_ms(1)
+    assert sorted(bench.board.jobs) == ["b", "c", "e"]
+
+
+def test_more_of_them_are_kept_than_a_redrive_can_have_sent_and_not_recorded() -> None:
+    assert retention.AGAIN_MAX > WINDOW + FETCH
 
 
 # -- schedules

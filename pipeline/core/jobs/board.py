@@ -87,15 +87,16 @@ class Board:
                 self.read_ms = request.created_ms
             known = self.jobs.get(request.id)
             if known is not None:
-                self._seen(known, offset)
-            elif request.dedup_id is None or not self._duplicate(request, offset, now_ms):
+                self.seen(known, offset)
+            elif request.dedup_id is None or not self.duplicate(request, offset, now_ms):
                 self.accept(request, offset, now_ms)
 
-    def accept(self, request: JobRequest, offset: int, now_ms: int) -> Job:
-        """A job that is new."""
+    def accept(self, request: JobRequest, offset: int, now_ms: int, rounds: int = 0) -> Job:
+        """A job that is new, or (`rounds`) was forgotten."""
         self.call_before(request.key, now_ms)
         kind = self.kinds.get(request.type) or self.kind(request.type)
         job = self.jobs[request.id] = Job(kind, request, offset, self.number)
+        job.rounds = rounds
         self.number += 1
         if request.dedup_id is not None:
             self.dedup.open(request)
@@ -125,7 +126,7 @@ class Board:
             kind = self.kinds[type_name] = Kind(type_name, JobPolicy(), known=False)
         return kind
 
-    def _seen(self, known: Finished, offset: int) -> None:
+    def seen(self, known: Finished, offset: int) -> None:
         """A request that was written twice, or is read a second time: the first one settles by its own entry."""
         if isinstance(known, Job):
             if known.settles == offset:
@@ -133,7 +134,7 @@ class Board:
             known.offset = max(known.offset, offset)
         self.ledger.effects.append(Settle(offset))
 
-    def _duplicate(self, request: JobRequest, offset: int, now_ms: int) -> bool:
+    def duplicate(self, request: JobRequest, offset: int, now_ms: int) -> bool:
         first = self.dedup.first_of(request)
         if first is None:
             return False
@@ -378,7 +379,7 @@ class Board:
         good = state in SUCCEEDED
         if request.dedup_id is not None and not good and job.kind.policy.release_on_failure:
             self.release(request, job)
-        (job.kind.good if good else job.kind.bad).append((now_ms, job.version, job))
+        retention.finished(job.kind, job, now_ms, good)
         job.kind.ended[state._value_] += 1
 
     def release(self, request: JobRequest, job: Job) -> None:

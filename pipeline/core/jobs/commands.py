@@ -84,6 +84,7 @@ def another_round(board: Board, old: Job, offset: int, now_ms: int) -> bool:
     board.number += 1
     job.settles = -1
     job.version = old.version + 1
+    job.rounds = old.rounds + 1
     job.outcome = JobOutcome(old.outcome.error, old.outcome.history)
     board.jobs[job.id] = job
     old.version = -1
@@ -93,6 +94,20 @@ def another_round(board: Board, old: Job, offset: int, now_ms: int) -> bool:
     elif job.dirty:
         board.ledger.write(job)
     return True
+
+
+def redriven(board: Board, request: JobRequest, number: int, now_ms: int) -> None:
+    """A dead letter that was sent back, under a number of its own: one more round of a job that was given up, or that is forgotten."""
+    board.call(now_ms)
+    known = board.jobs.get(request.id)
+    if known is None:
+        if request.dedup_id is None or not board.duplicate(request, number, now_ms):
+            board.accept(request, number, now_ms, rounds=1)
+    elif isinstance(known, Job) and known.state in GIVEN_UP:
+        another_round(board, known, known.offset, now_ms)
+        board.ledger.effects.append(Settle(number))
+    else:
+        board.seen(known, number)
 
 
 def _to_schedule(board: Board, command: ScheduleCommand, offset: int, now_ms: int) -> bool:

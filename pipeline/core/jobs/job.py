@@ -17,11 +17,24 @@ class Kind:
     """A job type at work: how many run, which tenants' shares wait until fewer do (by lane), which finished jobs are kept.
 
     `known`: somebody declared it. `limit`: so many may run on this board, and `queued` of them stand in lanes; `served`: see
-    `core.jobs.sharing`. `good`, `bad`: when they finished, with which version, and the job. `ended`: how many since the board was
-    made, by outcome, and how many executions stalled.
+    `core.jobs.sharing`. `good`, `bad`, and `again` of those that had another round: when they finished, with which version, and the
+    job. `ended`: how many since the board was made, by outcome, and how many executions stalled.
     """
 
-    __slots__ = ("bad", "ended", "good", "known", "limit", "name", "policy", "queued", "running", "served", "waiting")
+    __slots__ = (
+        "again",
+        "bad",
+        "ended",
+        "good",
+        "known",
+        "limit",
+        "name",
+        "policy",
+        "queued",
+        "running",
+        "served",
+        "waiting",
+    )
 
     def __init__(self, name: str, policy: JobPolicy, known: bool = True) -> None:
         self.name = name
@@ -32,6 +45,7 @@ class Kind:
         self.waiting: tuple[OrderedDict[Share, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
         self.good: deque[tuple[int, int, Finished]] = deque()
         self.bad: deque[tuple[int, int, Finished]] = deque()
+        self.again: deque[tuple[int, int, Finished]] = deque()
         self.ended: dict[str, int] = defaultdict(int)
 
 
@@ -64,6 +78,7 @@ class Job:
         "priority",
         "ready_ms",
         "request",
+        "rounds",
         "settles",
         "stalls",
         "started_ms",
@@ -89,7 +104,7 @@ class Job:
         self.expires_ms = request.expires_ms
         self.offset = self.settles = offset
         self.number = number
-        self.version = self.attempt = self.stalls = 0
+        self.version = self.attempt = self.stalls = self.rounds = 0
         self.ready_ms = self.next_ms = self.timer_ms = self.started_ms = self.finished_ms = 0
         self.blobs = request.payload_ref is not None
         self.cancelling = self.letter_due = self.webhook_due = False
@@ -127,6 +142,7 @@ class Job:
                 self.letter_due,
                 self.outcome,
                 self.webhook_due,
+                self.rounds,
             )
         )
 
@@ -158,7 +174,7 @@ def restored(kind: Kind, record: JobRecord, value: bytes) -> Job:
 
 _SMALL = (
     *("state", "version", "attempt", "stalls", "ready_ms", "next_ms", "started_ms", "finished_ms"),
-    *("cancelling", "letter_due", "webhook_due"),
+    *("cancelling", "letter_due", "webhook_due", "rounds"),
 )
 
 Finished = Job | JobDuplicate

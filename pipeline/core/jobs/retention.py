@@ -1,6 +1,8 @@
 """Which finished jobs are kept: so many of each type and outcome, for so long.
 
-One whose request may be read from the inbox again is kept in any case: forgotten, it would be new, and run a second time.
+Forgotten, a job is new when its request comes again, and runs a second time. So one whose request may be read from the inbox again is
+kept in any case. One that had another round is kept apart, however few of its outcome are: a redrive that was killed does not know what
+it has sent, and the next one sends it again.
 """
 
 from __future__ import annotations
@@ -10,16 +12,23 @@ from collections.abc import Iterator
 
 from pipeline.core.jobs.job import Finished, Job, Kind
 
+AGAIN_MAX = 60_000
+"""Of each type on a board: more than a redrive can have sent without a record of it (`replay.options.WINDOW` and a fetch)."""
+
 
 def finished(kind: Kind, job: Finished, at_ms: int, good: bool) -> None:
     """It counts from now on."""
-    (kind.good if good else kind.bad).append((at_ms, job.version if isinstance(job, Job) else 0, job))
+    if isinstance(job, Job):
+        kept = kind.again if job.rounds else kind.good if good else kind.bad
+        kept.append((at_ms, job.version, job))
+    else:
+        kind.good.append((at_ms, 0, job))
 
 
 def forgotten(kind: Kind, now_ms: int, committed: int) -> Iterator[Finished]:
     """Those that are not kept any more, oldest first. `committed`: the inbox is not read again below this offset."""
     policy = kind.policy.retention
-    for kept, most in ((kind.good, policy.completed), (kind.bad, policy.failed)):
+    for kept, most in ((kind.good, policy.completed), (kind.bad, policy.failed), (kind.again, AGAIN_MAX)):
         yield from _forgotten(kept, most, now_ms - policy.age_ms, committed)
 
 

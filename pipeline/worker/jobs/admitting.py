@@ -1,4 +1,4 @@
-"""From the inbox to the boards: requests and commands, as they come."""
+"""From the inbox to the boards: requests, commands and what is redriven, in the order in which they come."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from typing import Any
 
 from pipeline.core.delivery import SOURCE, Delivery
 from pipeline.core.jobs import commands
-from pipeline.core.jobs.entries import Settle
-from pipeline.core.jobs.job import Job
 from pipeline.core.unit import Unit
 from pipeline.model.errors import CodecError, SchemaUnavailable
-from pipeline.model.job_states import GIVEN_UP
 from pipeline.model.jobs import JobCommand, JobRequest
 from pipeline.worker.engine import Engine
 from pipeline.worker.execution import failure_of
@@ -58,17 +55,22 @@ class Admission:
                 if delivery.unit.open:  # else it was let go in this very step: its next owner reads it again
                     self._early.setdefault(delivery.unit, []).append(delivery)
                 continue
-            read = self._read(host, delivery)
+            read = self._read(delivery)
+            if read is None:
+                continue
+            number = host.number(delivery)
+            if isinstance(read, JobRequest) and delivery.lane == SOURCE:
+                runs.setdefault(host, []).append((number, read))
+                continue
+            host.board.admit(runs.pop(host, ()), now_ms)
             if isinstance(read, JobRequest):
-                runs.setdefault(host, []).append((host.number(delivery), read))
-            elif read is not None:
-                host.board.admit(runs.pop(host, ()), now_ms)
-                host.open[delivery.offset] = delivery
-                commands.apply(host.board, read, delivery.offset, now_ms)
+                commands.redriven(host.board, read, number, now_ms)
+            else:
+                commands.apply(host.board, read, number, now_ms)
         for host, requests in runs.items():
             host.board.admit(requests, now_ms)
 
-    def _read(self, host: Host, delivery: Delivery) -> JobRequest | JobCommand | None:
+    def _read(self, delivery: Delivery) -> JobRequest | JobCommand | None:
         message = delivery.message
         try:
             read: JobRequest | JobCommand = self._codec.read(message.value(), max(0, message.timestamp()[1]))
@@ -78,17 +80,4 @@ class Admission:
         except CodecError as error:
             self._engine.complete(delivery, failure_of(error, ()))
             return None
-        if delivery.lane != SOURCE and isinstance(read, JobRequest):
-            return self._replayed(host, delivery, read)
         return read
-
-    def _replayed(self, host: Host, delivery: Delivery, request: JobRequest) -> JobRequest | None:
-        """A dead letter that was redriven: one more round of a job that is there, a new job where it is forgotten."""
-        known = host.board.jobs.get(request.id)
-        if not isinstance(known, Job):
-            return request
-        if known.state in GIVEN_UP:
-            commands.another_round(host.board, known, known.offset, self._engine.clock.now_ms)
-            host.board.ledger.effects.append(Settle(host.number(delivery)))
-            return None
-        return request

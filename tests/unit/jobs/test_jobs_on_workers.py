@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -334,6 +335,39 @@ def test_a_dead_letter_that_is_redriven_is_one_more_round_of_its_job(forgotten: 
         assert await app.job_handle("step", handle.id).result("10s") == 7
         at = TopicPartition("jobs.default.default.replay", letter.partition())
         assert world.cluster.admin().group_positions("default")[at].offset == 1, "it is settled"
+
+    play(app, story)
+
+
+def test_redriven_jobs_of_a_key_run_in_the_order_of_their_letters_though_some_are_forgotten() -> None:
+    app, ran, healthy = application(), list[int](), list[bool]()
+
+    @app.job("step", attempts=1, retention=RetentionPolicy(completed=0, failed=1))
+    async def step(number: int) -> None:
+        if not healthy:
+            raise RuntimeError("down")
+        ran.append(number)
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        for number in range(3):
+            await app.enqueue(step, number, key="k")
+        await until(lambda: len(world.read(DEAD)) == 3)
+        await asyncio.sleep(2)
+        healthy.append(True)
+        lane, producer = "jobs.default.default.replay", world.cluster.producer("desk")
+        for again in range(2):  # the second time after a redrive that was killed
+            for letter in world.read(DEAD):
+                headers = DeliveryHeaders(0, 0, 0, INBOX, letter.partition(), 0, 1, "default", replay_id=f"r{again}")
+                producer.send(lane, letter.key(), letter.value(), encode([], headers), letter.partition())
+            at = TopicPartition(lane, letter.partition())
+            wanted = 3 * (1 + again)
+            await until(lambda at=at, wanted=wanted: positions(world)[at].offset == wanted)
+            await asyncio.sleep(2)
+        assert ran == [0, 1, 2]
+
+    def positions(world: World) -> Mapping[TopicPartition, Any]:
+        return world.cluster.admin().group_positions("default")
 
     play(app, story)
 
