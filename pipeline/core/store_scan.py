@@ -8,7 +8,8 @@ held before it counts, for which the topic's compaction leaves time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from pipeline.core.progress import Progress
 from pipeline.model.cluster import Headers
@@ -17,20 +18,39 @@ from pipeline.model.store_keys import PREFIXES
 
 STORE = "state"
 """Its name among the fences."""
+_FLOOR, _FLOOR_EPOCH = "store", "store-epoch"
+
+
+class Floor(NamedTuple):
+    """Below this offset of a store nothing counts, and what is no stranger's from there on has this `epoch` at least. It only rises, so an
+    older one is as true. Committed among the marks of the source."""
+
+    at: int = 0
+    epoch: int = 0
+
+    @classmethod
+    def of(cls, marks: Mapping[str, int]) -> Floor:
+        return cls(marks.get(_FLOOR, 0), marks.get(_FLOOR_EPOCH, 0))
+
+    def marks(self) -> dict[str, int]:
+        return {_FLOOR: self.at, _FLOOR_EPOCH: self.epoch} if self.at else {}
 
 
 class StoreScan:
     """Feed it the store's records in order up to `fence`; then it is `complete`. `entries` are the values by key.
 
-    `begin`: where the store's log begins; `fence`: where it ended when ownership began; `source`: what the last owner committed.
+    `begin`: where the store's log begins; `fence`: where it ended when ownership began; `source`: what the last owner committed, with
+    the `floor` from which it is read (none, where the store does not reach that far: it was made anew).
     `epoch`: the highest seen, which the new owner must be above. `strangers`: keys that one of them wrote last.
     """
 
     def __init__(self, topic: str, source: Progress, begin: int, fence: int) -> None:
         self.topic = topic
-        self.at = begin
+        floor = Floor.of(source.marks)
+        self.floor = floor if floor.at <= fence else Floor()
+        self.at = self.begin = max(begin, self.floor.at)
         self.fence = fence
-        self.epoch = 0
+        self.epoch = self.floor.epoch
         self.entries: dict[bytes, bytes] = {}
         self.strangers: dict[bytes, None] = {}  # a set that keeps its order
         self._owner = source.epoch

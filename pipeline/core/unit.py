@@ -28,6 +28,7 @@ from pipeline.core.parking import Identity, Parking
 from pipeline.core.progress import Progress
 from pipeline.core.rebuild import Rebuild
 from pipeline.core.retry import GiveUp, WaitInMemory, after_failure, next_hop, tier_for
+from pipeline.core.store_scan import Floor
 from pipeline.core.unreadable import Missing, let_go_of_missing
 from pipeline.core.waiting import Waiting
 from pipeline.model.cluster import Message
@@ -55,6 +56,7 @@ class Unit:
         self.draining = False
         self.unclean = HEALTHY
         self.care: Care | None = None
+        self.floor = Floor()
         self.effects: list[Effect] = []
         self.busy: set[bytes | None] = set()
         self.waiting = Waiting()

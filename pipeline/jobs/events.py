@@ -16,7 +16,7 @@ from typing import Literal
 from pipeline.jobs.topics import QueueTopics
 from pipeline.model.cluster import Cluster, ConsumerPolicy, Message, PartitionReader, TopicPartition
 from pipeline.model.errors import CodecError, ConfigurationError
-from pipeline.model.headers import epoch_of
+from pipeline.model.headers import epoch_of, is_again
 from pipeline.model.job_states import SUCCEEDED, JobState
 from pipeline.model.jobs import JobEntry, JobProgress, JobRecord
 from pipeline.model.store_keys import JOB, parts_of
@@ -204,7 +204,7 @@ def _events(source: Source, telling: Telling, messages: list[Message], kinds: fr
         if key is None or not telling.trusted(message.partition(), epoch_of(message.headers())):
             continue
         kind, job_id = parts_of(key)
-        if kind != JOB:
+        if kind != JOB or is_again(message.headers()):
             continue
         if value is None:
             telling.forgotten(job_id)

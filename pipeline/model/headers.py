@@ -41,6 +41,8 @@ DIAGNOSTICS_BYTES = 12_288
 LOG_BYTES = 2_048
 STORE_EPOCH = "pl.epoch"
 """On entries of a store: the epoch of the owner that wrote them."""
+STORE_AGAIN = "pl.again"
+"""On entries that a store has further up: they stand here so that nobody has to read it from there, and nothing has happened."""
 POINTER_KIND, POINTER_LAST = "pl.pointer.kind", "pl.pointer.last"
 
 _V, _ATTEMPT, _HOP, _EPOCH = "pl.v", "pl.attempt", "pl.hop", "pl.epoch"
@@ -372,6 +374,10 @@ def replay_count_in(name: str, value: bytes | None) -> int:
         except HeaderError:
             return 0
     return int(value) if value and value.isdigit() and len(value) < 10 else 0
+
+
+def is_again(headers: Headers | None) -> bool:
+    return any(name == STORE_AGAIN for name, _ in headers or ())
 
 
 def epoch_of(headers: Headers | None) -> int:

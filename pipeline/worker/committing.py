@@ -27,13 +27,13 @@ FULL_TEXT_MARGIN = 8
 class _Lane:
     """`seen` identifies the state that `position` stands for; `asked` the one last looked at, `sent` the one under way.
 
-    (open offsets, next offset, of the source's marks)
+    (open offsets, next offset, of the source's marks, the store's floor)
     `doubted_ms`: when it became ours, or when a commit of it was last refused or not answered (0: long ago).
     """
 
-    seen: tuple[int, int, int] = (-1, -1, 0)
-    asked: tuple[int, int, int] = (-1, -1, 0)
-    sent: tuple[int, int, int] = (-1, -1, 0)
+    seen: tuple[int, int, int, int] = (-1, -1, 0, 0)
+    asked: tuple[int, int, int, int] = (-1, -1, 0, 0)
+    sent: tuple[int, int, int, int] = (-1, -1, 0, 0)
     position: Position | None = None
     at_ms: int = 0
     doubted_ms: int = 0
@@ -121,14 +121,14 @@ class Committer:
             tp = TopicPartition(lane.spec.topic, unit.partition)
             tracker = lane.tracker
             known = self._lanes.get(tp) or self._lanes.setdefault(tp, _Lane(doubted_ms=now_ms))
-            seen = (len(tracker.open), tracker.next_offset, 0 if index else marking_of(unit))
+            seen = (len(tracker.open), tracker.next_offset, 0 if index else marking_of(unit), unit.floor.at)
             again = now_ms - known.at_ms > RECOMMIT_MS
             if known.doubted_ms:
                 again = again or last or now_ms - known.doubted_ms > DOUBT_MS
             if seen != known.seen or again or known.position is None:
                 progress = tracker.progress(unit.epoch, unit.fences) if index == SOURCE else tracker.progress()
                 if index == SOURCE:
-                    progress = replace(progress, marks=marks_of(unit))
+                    progress = replace(progress, marks={**marks_of(unit), **unit.floor.marks()})
                 position = Position(progress.offset, encode(progress, self._limit))
                 known.asked = seen
                 if again or position != known.position:

@@ -229,6 +229,8 @@ class Ownership:
         if opening.store is not None:
             opening.rebuild.epoch = max(opening.rebuild.epoch, opening.store.epoch + 1)
         opening.unit = unit = Unit(partition, self._policy, opening.lanes, opening.rebuild)
+        if opening.store is not None:
+            unit.floor = opening.store.floor
         before = opening.rebuild.source
         take_care(unit, before.marks, self._clock.now_ms, before.epoch == self._epochs.get(partition))
         self._epochs[partition] = unit.epoch

@@ -18,6 +18,7 @@ ADAPTER, DAMAGE = "tests/unit/test_kafka_adapter.py", "tests/unit/test_unreadabl
 RECORDS = "tests/conformance/test_records.py"
 LIVES, BOARD = "tests/property/test_board_lives.py", "tests/unit/test_core_jobs_board.py"
 SCAN, JOBS = "tests/unit/test_core_store_scan.py", "tests/unit/jobs/test_jobs_on_workers.py"
+SWEEP = "tests/unit/test_core_jobs_sweeping.py"
 WRITER, POOL = "tests/unit/jobs/test_store_writer.py", "tests/unit/jobs/test_pool.py"
 ASKED = "tests/unit/jobs/test_jobs_from_handlers.py"
 SHARING = "tests/unit/test_core_jobs_sharing.py"
@@ -236,6 +237,16 @@ BREAKS = (
     Break("jobs-redriven-are-new-jobs", "core.jobs.commands", "board.accept(request, number, now_ms, rounds=1)", "board.accept(request, number, now_ms)", BOARD),
     Break("jobs-rounds-die-with-their-owner", "core.jobs.job", "\"webhook_due\", \"rounds\"),", "\"webhook_due\"),", BOARD),
     Break("jobs-redriven-pass-what-is-forgotten", "worker.jobs.admitting", "            host.board.admit(runs.pop(host, ()), now_ms)\n            if isinstance(read, JobRequest):\n                commands.redriven(host.board, read, number, now_ms)", "            if isinstance(read, JobRequest):\n                runs.setdefault(host, []).append((number, read)) if read.id not in host.board.jobs else commands.redriven(host.board, read, number, now_ms)", JOBS),
+    Break("jobs-sweeps-forget-windows", "core.jobs.sweeping", "*board.dedup.windows.values(), ", "", SWEEP),
+    Break("jobs-sweeps-trust-what-was-written-before", "core.jobs.sweeping", "each.sweep != board.ledger.sweep", "not each.sweep", SWEEP),
+    Break("jobs-sweeps-end-where-they-ended", "core.jobs.sweeping", "return self._from", "return end", LIVES),
+    Break("jobs-sweeps-forget-what-runs", "core.jobs.ledger", "        if job.packed is None:\n            self.write(job)\n            return\n", "        if job.packed is None:\n            return\n", SWEEP),
+    Break("jobs-sweeps-are-news", "jobs.events", "kind != JOB or is_again(message.headers()):", "kind != JOB:", "tests/unit/jobs/test_job_events.py"),
+    Break("jobs-floors-before-the-store-has-it", "worker.jobs.host", "self.writer.acknowledged < self._swept[1]", "False", WRITER),
+    Break("jobs-floors-without-their-epoch", "core.store_scan", "self.epoch = self.floor.epoch", "self.epoch = 0", SCAN),
+    Break("jobs-floors-of-another-store", "core.store_scan", "if floor.at <= fence else Floor()", "if True else Floor()", SCAN),
+    Break("jobs-floors-are-not-worth-a-commit", "worker.committing", "marking_of(unit), unit.floor.at)", "marking_of(unit), 0)", "tests/unit/test_core_care.py"),
+    Break("jobs-floors-die-with-their-owner", "worker.ownership", "            unit.floor = opening.store.floor\n", "            pass\n", JOBS),
     Break("jobs-unconfirmed-take-no-room", "core.jobs.board", "            room -= self.unconfirmed\n", "", BOARD),
     Break("jobs-unknown-types-run", "core.jobs.board", "            if not job.kind.known:\n                job.kind.running -= 1", "            if False:\n                job.kind.running -= 1", BOARD),
     # jobs: order of a key

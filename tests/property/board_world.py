@@ -17,6 +17,7 @@ from pipeline.core.jobs.entries import Effect, Entry, Letter, Settle
 from pipeline.core.jobs.job import Job
 from pipeline.core.jobs.repairing import write_again
 from pipeline.core.jobs.restoring import Restoring
+from pipeline.core.jobs.sweeping import Sweep
 from pipeline.model.cron import Misfire
 from pipeline.model.job_ids import job_id
 from pipeline.model.job_policies import JobPolicy, QueuePolicy, RetentionPolicy
@@ -50,6 +51,11 @@ TYPES = {
     "ticked": JobPolicy(attempts=1, max_stalled_count=10**6, retention=KEPT["ticked"]),
 }
 EVERY_MS = 60_000
+
+
+class Often(Sweep):
+    __slots__ = ()
+    every, times, at_once = 25, 1, 3
 
 
 class Pickled:
@@ -86,6 +92,7 @@ class Told:
     log: list[tuple[bytes, bytes | None]] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
     letters: list[JobRecord] = field(default_factory=list)
+    floors: list[int] = field(default_factory=list)
     put_ms: dict[str, int] = field(default_factory=dict)
     now_ms: int = START_MS
     problems: list[str] = field(default_factory=list)
@@ -97,7 +104,7 @@ class World:
         self.told = Told()
         self.steps = steps
         self.life = 0
-        self.committed = 0
+        self.committed = self.floor = 0
         self.crashes = self.random.choice((0.0, 0.02, 0.06))
         self._restore()
 
@@ -113,10 +120,29 @@ class World:
         self.settled: set[int] = set()
         self.under_way: list[Effect] = []
         self.running: dict[Job, int] = {}
+        self.sweep, self.swept = Often(board, self.floor), (-1, 0)
+        self._check_floor()
         restoring = Restoring(board)
-        restoring.entries(told.log)
+        restoring.entries(told.log[self.floor :])
         restoring.finish(told.now_ms)
         self._collect()
+
+    def _check_floor(self) -> None:
+        """Whoever reads from there finds all that counts."""
+        all_of_it, above = dict(self.told.log), dict(self.told.log[self.floor :])
+        for key, value in all_of_it.items():
+            if value is not None and key not in above:
+                self.told.problems.append(f"{key!r} counts and stands below the floor {self.floor}")
+
+    def _sweep(self) -> None:
+        floor, count = self.swept
+        if floor >= 0:
+            if count <= 0:
+                self.sweep.floor, self.swept = floor, (-1, 0)
+                self.told.floors.append(floor)
+        elif (found := self.sweep.step(len(self.told.log))) is not None:
+            self._collect()
+            self.swept = found, len(self.under_way)
 
     def crash(self) -> None:
         kept = self.random.randint(0, len(self.under_way))
@@ -177,6 +203,7 @@ class World:
 
     def _acknowledge(self, count: int) -> None:
         effects = self.under_way[:count]
+        self.swept = self.swept[0], self.swept[1] - count
         del self.under_way[:count]
         self._land(effects, acknowledged=True)
         self._collect()
@@ -186,6 +213,7 @@ class World:
             self._durable(self.committed)
             self.committed += 1
         self.board.committed = self.committed
+        self.floor = self.sweep.floor
 
     def _durable(self, offset: int) -> None:
         """What is settled must be found again without the inbox."""
@@ -304,7 +332,7 @@ class World:
             self.crash() if random.random() < 0.8 else self.hand_over()
             return
         work: Callable[[], None] = random.choice(
-            (self.enqueue, self.fetch, self.fetch, self.take, self.take, self.end, self.wait, board.sync)
+            (self.enqueue, self.fetch, self.fetch, self.take, self.take, self.end, self.wait, self.sync)
         )
         work()
         if random.random() < 0.3:
@@ -313,6 +341,10 @@ class World:
         if random.random() < 0.5:
             self._acknowledge(random.randint(0, len(self.under_way)))
             self.commit()
+
+    def sync(self) -> None:
+        self.board.sync()
+        self._sweep()
 
     def run(self) -> Told:
         for _ in range(self.steps):
@@ -329,7 +361,7 @@ class World:
             self.take()
             for job, version in list(self.running.items()):
                 self._end(job, version, Completed())
-            board.sync()
+            self.sync()
             self._collect()
             self._acknowledge(len(self.under_way))
             self.commit()
@@ -347,6 +379,7 @@ class World:
 
     def _agrees(self) -> None:
         """What the board would write of each entry is what stands in the store."""
+        self._check_floor()
         store = dict(self.told.log)
         write_again(self.board, store)
         for effect in self.board.effects():

@@ -72,9 +72,22 @@ def test_the_lives_are_about_something() -> None:
                 seen[fact.how if isinstance(fact.how, str) else type(fact.how).__name__] += 1
         seen["duplicate"] += sum(b"JobDuplicate" in value for _, value in told.log if value)
         seen["tick"] += len({key for key, _ in told.log if b"@" in key})
+        seen["floor"] += len(told.floors)
         seen["tombstone"] += sum(value is None for _, value in told.log)
     for what in (
-        *("began", "lost", "crashed", "stalled", "Completed", "Failure", "Cancelled", "duplicate", "tick", "tombstone"),
+        *(
+            "began",
+            "lost",
+            "crashed",
+            "stalled",
+            "Completed",
+            "Failure",
+            "Cancelled",
+            "duplicate",
+            "tick",
+            "tombstone",
+            "floor",
+        ),
         *("scheduled", "queued", "running", "retrying", "completed", "completed_with_warning", "failed", "cancelled"),
         "dead_letter",
     ):

@@ -107,7 +107,12 @@ JOBS_REQUIRED = (
     ),
     "a clock of its own",
     # what workers said
-    *("log: board restored", "log: partition lost", "log: drain deadline reached: cancelling what still runs"),
+    *(
+        "log: board restored",
+        "log: store swept",
+        "log: partition lost",
+        "log: drain deadline reached: cancelling what still runs",
+    ),
 )
 """The same of the histories of jobs."""
 

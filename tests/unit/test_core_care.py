@@ -22,6 +22,7 @@ from pipeline.core.care import (
 )
 from pipeline.core.delivery import SOURCE, Delivery
 from pipeline.core.progress import Progress, decode, encode
+from pipeline.core.store_scan import Floor
 from pipeline.core.unit import Unit
 from pipeline.worker.committing import Committer
 from tests.unit.test_core_unit import NOW, rebuilt, source_record
@@ -242,6 +243,22 @@ def test_marks_alone_are_worth_a_commit_and_are_not_repeated() -> None:
     assert answered()
     assert committer.marking(unit) == marking_of(unit)
     assert not answered()
+
+
+def test_a_store_s_floor_goes_with_them_and_is_worth_a_commit() -> None:
+    unit, committer = owned(Progress(3, 3)), Committer()
+    assert Floor.of(committed(unit).marks) == Floor()
+    positions = committer.next([unit], NOW)
+    assert positions
+    committer.answered(dict.fromkeys(positions), NOW, positions)
+    unit.floor = Floor(70_000, 4)
+    assert committer.next([unit], NOW)
+    assert Floor.of(committed(unit).marks) == unit.floor
+    assert committed(unit).marks[UNCLEAN] == 1
+    watched = third_life()
+    watched.floor = Floor(5, 1)
+    assert Floor.of(committed(watched).marks) == Floor(5, 1)
+    assert committed(watched).marks["source"] == 20 + WINDOW
 
 
 @pytest.mark.parametrize("lane", [1, 2])

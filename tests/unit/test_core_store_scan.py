@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.core.progress import Progress
-from pipeline.core.store_scan import STORE, StoreScan
+from pipeline.core.store_scan import STORE, Floor, StoreScan
 from pipeline.model.cluster import Headers
 from pipeline.model.headers import STORE_EPOCH
 
@@ -77,3 +77,32 @@ def test_records_that_are_not_a_queues_count_as_nobodys() -> None:
     found.observe(2, b"j/\xff", b"1", None)
     found.observe(3, b"other", b"1", by(9))
     assert found.entries == {KEY: b"1"}
+
+
+def floored(at: int, epoch: int, begin: int = 0, fence: int = 100) -> StoreScan:
+    return StoreScan("s", Progress(0, 0, epoch=epoch, marks=Floor(at, epoch).marks()), begin, fence)
+
+
+def test_it_is_read_from_its_floor() -> None:
+    found = floored(10, 3)
+    assert (found.at, found.begin, found.floor) == (10, 10, Floor(10, 3))
+    found.observe(9, KEY, b"below", by(3))
+    found.observe(10, b"j/b", b"1", by(3))
+    assert found.entries == {b"j/b": b"1"}
+    assert floored(10, 3, begin=50).at == 50, "its log begins further on"
+    assert floored(100, 3).complete, "nothing was written since"
+
+
+def test_behind_the_floor_a_lower_epoch_than_its_own_is_a_strangers() -> None:
+    found = floored(10, 3)
+    found.observe(10, KEY, b"late", by(2))
+    found.observe(11, b"j/b", b"true", by(3))
+    assert found.entries == {b"j/b": b"true"}
+    assert list(found.strangers) == [KEY]
+    assert floored(10, 3).epoch == 3, "the next owner is above it, though it wrote nothing since"
+
+
+def test_a_store_that_was_made_anew_has_no_floor() -> None:
+    found = floored(101, 3)
+    assert (found.at, found.floor, found.epoch) == (0, Floor(), 0)
+    assert not Floor().marks()

@@ -24,13 +24,14 @@ class Packing(Protocol):
 class Entry(NamedTuple):
     """Write this to the store (None: a tombstone). Once it is acknowledged the inbox's offset `settles` is settled (-1: none).
 
-    With `gate` a job waits for the acknowledgement: tell `Board.stored`.
+    With `gate` a job waits for the acknowledgement: tell `Board.stored`. `again`: the store has it, further up (see `sweeping`).
     """
 
     key: bytes
     value: bytes | None
     settles: int = -1
     gate: Job | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,8 @@ class Job:
 
     `settles`: the offset of its request in the inbox, until its first entry is `written` (-1). `dirty`: what is true of it is not
     written. `gated`: it may not start before its entry is acknowledged. `laned`: it stands in a lane. `timer_ms`: when the timers
-    call for it (0: never). `blobs`: its input or its result lies in one. `outcome` too is in the packed bytes while there are such.
+    call for it (0: never). `blobs`: its input or its result lies in one. `sweep`: that of the ledger when it was written last.
+    `outcome` too is in the packed bytes while there are such.
     """
 
     __slots__ = (
@@ -83,6 +84,7 @@ class Job:
         "stalls",
         "started_ms",
         "state",
+        "sweep",
         "tenant",
         "timer_ms",
         "version",
@@ -104,7 +106,7 @@ class Job:
         self.expires_ms = request.expires_ms
         self.offset = self.settles = offset
         self.number = number
-        self.version = self.attempt = self.stalls = self.rounds = 0
+        self.version = self.attempt = self.stalls = self.rounds = self.sweep = 0
         self.ready_ms = self.next_ms = self.timer_ms = self.started_ms = self.finished_ms = 0
         self.blobs = request.payload_ref is not None
         self.cancelling = self.letter_due = self.webhook_due = False

@@ -23,11 +23,14 @@ QUEUED_SYNCS, BEGUN_SYNCS = 4, 2
 
 
 class Ledger:
-    __slots__ = ("_begun", "_dedup", "_keys", "_queued", "effects", "packing")
+    """`sweep`: how often all that counts was written again (see `sweeping`)."""
+
+    __slots__ = ("_begun", "_dedup", "_keys", "_queued", "effects", "packing", "sweep")
 
     def __init__(self, packing: Packing, keys: KeyOrder, dedup: Dedup) -> None:
         self.packing = packing
         self.effects: list[Effect] = []
+        self.sweep = 0
         self._keys = keys
         self._dedup = dedup
         self._queued: deque[list[Job]] = deque([] for _ in range(QUEUED_SYNCS))
@@ -82,10 +85,19 @@ class Ledger:
         self.effects.append(Entry(job_key(job.id), value, job.settles, job if job.gated else None))
         job.settles = -1
         job.dirty = False
+        job.sweep = self.sweep
         if job.state is not RUNNING:
             packed(job, value)
         if job.letter_due:
             self.effects.append(Letter(record))
+
+    def write_again(self, job: Job) -> None:
+        """What the store has of it, once more."""
+        if job.packed is None:
+            self.write(job)
+            return
+        self.effects.append(Entry(job_key(job.id), job.packed, again=True))
+        job.sweep = self.sweep
 
     def _window(self, job: Job, type_name: str, dedup_id: str) -> None:
         window = self._dedup.windows.get((type_name, dedup_id))

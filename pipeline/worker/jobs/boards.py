@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,8 +18,11 @@ from pipeline.core.store_scan import StoreScan
 from pipeline.core.unit import Unit
 from pipeline.model.errors import CodecError, SchemaUnavailable
 from pipeline.model.job_types import JobQueue
+from pipeline.worker.engine import Engine
 
 SCHEMA_BYTES = 5
+SLICE_S = 0.02
+"""So long at a time for boards that are made from their stores."""
 
 
 class Opening:
@@ -91,3 +95,60 @@ class Restore:
                 return False
         write_again(self.board, self.scan.strangers)
         return True
+
+
+class Restores:
+    """Boards of stores that were read, one after the other, a slice in each step of the engine: the others go on meanwhile.
+
+    `fetch_schema` asks the registry for a schema of a store; it may wait, and raises SchemaUnavailable.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        boards: Boards,
+        opening: Opening,
+        fetch_schema: Callable[[int], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._engine = engine
+        self._boards = boards
+        self._arrived = opening.arrived
+        self._fetch_schema = fetch_schema
+        self._loop = loop
+        self._looking_up: asyncio.Task[None] | None = None
+        self._current: Restore | None = None
+
+    def step(self, now_ms: int) -> Iterator[Restore]:
+        """Those that are there, also of units that were let go meanwhile."""
+        until_s = self._loop.time() + SLICE_S
+        while self._looking_up is None and (self._arrived or self._current is not None):
+            if self._current is None:
+                unit, scan = self._arrived[0]
+                if unit.open and (schema_id := self._boards.unknown_schema(scan)) is not None:
+                    self._looking_up = self._loop.create_task(self._look_up(schema_id))
+                    return
+                self._arrived.popleft()
+                self._current = self._boards.restore(unit, scan, now_ms)
+            restore = self._current
+            if restore.unit.open and not restore.proceed(until_s, self._loop.time):
+                self._engine.wake()
+                return
+            self._current = None
+            yield restore
+
+    async def _look_up(self, schema_id: int) -> None:
+        try:
+            await self._loop.run_in_executor(None, self._fetch_schema, schema_id)
+        except SchemaUnavailable as error:
+            self._engine.log.warning("the registry does not answer: a store waits", error=str(error))
+            await asyncio.sleep(1)
+        except Exception as error:
+            self._engine.fail(error)
+            return
+        self._looking_up = None
+        self._engine.wake()
+
+    def stop(self) -> None:
+        if self._looking_up is not None:
+            self._looking_up.cancel()

@@ -23,8 +23,7 @@ from pipeline.core.jobs.telling import told
 from pipeline.core.unit import Unit
 from pipeline.model.blobs import Blobs
 from pipeline.model.cluster import Headers
-from pipeline.model.errors import SchemaUnavailable
-from pipeline.model.headers import STORE_EPOCH
+from pipeline.model.headers import STORE_AGAIN, STORE_EPOCH
 from pipeline.model.job_types import JobQueue
 from pipeline.model.jobs import Completed, JobEnding, JobProgress
 from pipeline.model.outcome import Failure
@@ -32,7 +31,7 @@ from pipeline.model.permissions import Permissions
 from pipeline.worker.engine import Engine
 from pipeline.worker.jobs.admitting import Admission
 from pipeline.worker.jobs.blobs import PayloadBlobs, drop
-from pipeline.worker.jobs.boards import Boards, Opening, Restore
+from pipeline.worker.jobs.boards import Boards, Opening, Restore, Restores
 from pipeline.worker.jobs.context import Home
 from pipeline.worker.jobs.handing_on import HandOns
 from pipeline.worker.jobs.host import Host
@@ -51,9 +50,6 @@ UNWRITTEN_MAX = 20_000
 MANY = 64
 """Entries without an answer at which their answers are heard in the engine's thread: in another one each of them would wait for the
 interpreter."""
-
-SLICE_S = 0.02
-"""So long at a time for boards that are made from their stores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +77,13 @@ class JobExecutor:
     def __init__(self, engine: Engine, parts: JobParts, opening: Opening, loop: asyncio.AbstractEventLoop) -> None:
         self._engine = engine
         self._parts = parts
-        self._opening = opening
         self._loop = loop
         flow = engine.execution.subscription.flow
         self._concurrency = flow.concurrency
         self._sync_s = flow.commit_interval_ms / 1000
-        self._boards = Boards(parts.queue, parts.packing, engine.log)
+        self._restores = Restores(
+            engine, Boards(parts.queue, parts.packing, engine.log), opening, parts.fetch_schema, loop
+        )
         self._runs = JobRuns(parts.queue.types, self._shell(engine), self._values(engine), parts.processes)
         self._hand_ons = HandOns(engine.parts.producer, self._handed_on, engine.wake)
         self._hosts: dict[Unit, Host] = {}
@@ -98,8 +95,6 @@ class JobExecutor:
         self._sharing = Sharing()
         self._left_over: Counter[str] = Counter()
         self.tally = Tally()
-        self._looking_up: asyncio.Task[None] | None = None
-        self._restoring: Restore | None = None
         self._given_up: set[Unit] = set()
         self._hearing = False
         engine.concluded, engine.give_up = self._concluded, self._give_up
@@ -117,7 +112,8 @@ class JobExecutor:
 
     def pump(self) -> None:
         now_ms = self._engine.clock.read()
-        self._restore(now_ms)
+        for restore in self._restores.step(now_ms):
+            self._open(restore, now_ms)
         self._hear()
         for host in tuple(self._hosts.values()):
             if not host.unit.open:
@@ -154,25 +150,6 @@ class JobExecutor:
         if not self._hearing:
             self._engine.wake()
 
-    def _restore(self, now_ms: int) -> None:
-        """Boards of stores that were read, one after the other, a slice in each step: the others go on meanwhile."""
-        until_s = self._loop.time() + SLICE_S
-        arrived = self._opening.arrived
-        while self._looking_up is None and (arrived or self._restoring is not None):
-            if self._restoring is None:
-                unit, scan = arrived[0]
-                if unit.open and (schema_id := self._boards.unknown_schema(scan)) is not None:
-                    self._looking_up = self._loop.create_task(self._look_up(schema_id))
-                    return
-                arrived.popleft()
-                self._restoring = self._boards.restore(unit, scan, now_ms)
-            restore = self._restoring
-            if restore.unit.open and not restore.proceed(until_s, self._loop.time):
-                self._engine.wake()
-                return
-            self._restoring = None
-            self._open(restore, now_ms)
-
     def _drop(self, host: Host) -> None:
         """It belongs to someone else. What still runs takes places until it has ended."""
         del self._hosts[host.unit]
@@ -182,18 +159,6 @@ class JobExecutor:
         self.tally.dropped(host.board)
         self._left_over.update(run.job.kind.name for run in self._runs.running if run.host is host)
 
-    async def _look_up(self, schema_id: int) -> None:
-        try:
-            await self._loop.run_in_executor(None, self._parts.fetch_schema, schema_id)
-        except SchemaUnavailable as error:
-            self._engine.log.warning("the registry does not answer: a store waits", error=str(error))
-            await asyncio.sleep(1)
-        except Exception as error:
-            self._engine.fail(error)
-            return
-        self._looking_up = None
-        self._engine.wake()
-
     def _open(self, restore: Restore, now_ms: int) -> None:
         unit, board, scan = restore.unit, restore.board, restore.scan
         if not unit.open:
@@ -202,18 +167,20 @@ class JobExecutor:
         topics = self._engine.parts.topics
         assert topics.state is not None
         headers: Headers = [(STORE_EPOCH, str(unit.epoch).encode())]
+        again: Headers = [*headers, (STORE_AGAIN, b"")]
         place = Place(
             unit.partition,
             topics.state,
             topics.dead_letters,
             headers,
+            again,
             lambda letter: letter_of(unit, self._parts.inbox.request, letter),
         )
         writer = StoreWriter(self._engine.parts.producer, place, self._answered, scan.fence)
-        host = self._hosts[unit] = Host(unit, board, writer)
+        host = self._hosts[unit] = Host(unit, board, writer, scan.begin)
         self._engine.log.info(
-            "board restored", partition=unit.partition, entries=restore.entries, careful=board.careful,
-            strangers=len(scan.strangers),
+            "board restored", partition=unit.partition, entries=restore.entries, read=scan.fence - scan.begin,
+            careful=board.careful, strangers=len(scan.strangers),
         )  # fmt: skip
         self._stalled(host)
         self._perform(host, now_ms)
@@ -340,9 +307,17 @@ class JobExecutor:
                 host.board.committed = self._engine.committed(host.unit)
                 host.board.due(now_ms)
                 host.board.sync()
+                self._sweep(host, now_ms)
         self._strangers.mind(self._hosts.values(), now_ms)
         self._engine.wake()
         self._syncer = self._loop.call_later(self._sync_s, self._sync)
+
+    def _sweep(self, host: Host, now_ms: int) -> None:
+        if host.raise_floor():
+            self._engine.log.info("store swept", partition=host.unit.partition, floor=host.unit.floor.at)
+        if host.sweeps and (floor := host.sweep.step(host.writer.seen)) is not None:
+            self._perform(host, now_ms)
+            host.swept(floor)
 
     # -- `Executor`
 
@@ -378,8 +353,7 @@ class JobExecutor:
     def abandon(self) -> None:
         self._syncer.cancel()
         self._strangers.stop()
-        if self._looking_up is not None:
-            self._looking_up.cancel()
+        self._restores.stop()
         if self._timer is not None:
             self._timer.cancel()
         self._runs.abandon()

@@ -36,12 +36,14 @@ class Outlet(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a partition's records go. `headers` are of every entry; `letter` gives key, value and headers of a dead letter."""
+    """Where a partition's records go. `headers` are of every entry, `again` of one that the store has further up; `letter` gives key,
+    value and headers of a dead letter."""
 
     partition: int
     state: str
     dead_letters: str
     headers: Headers
+    again: Headers
     letter: Callable[[Letter], OutRecord]
 
 
@@ -70,7 +72,7 @@ class StoreWriter:
 
     `seen`: below this offset of the store everything is known, or in `gaps`: offsets from, up to before, that lie between our own
     acknowledged ones. What is there is a stranger's, or a write of ours that landed although it failed. `end`: where the store
-    ended when it became ours.
+    ended when it became ours. `issued`: how much was given to it in all.
     """
 
     def __init__(self, outlet: Outlet, place: Place, wake: Callable[[], None], end: int) -> None:
@@ -85,12 +87,18 @@ class StoreWriter:
         self._tries = 0
         self._again_ms: int | None = None
         self.seen = end
+        self.issued = 0
         self.gaps: deque[tuple[int, int]] = deque()
         self.last_error: Exception | None = None
 
     def __len__(self) -> int:
         """What is not acknowledged, and what waits for it."""
         return len(self._items)
+
+    @property
+    def acknowledged(self) -> int:
+        """Of what was issued: so much from its beginning is done."""
+        return self.issued - len(self._items)
 
     @property
     def troubled(self) -> bool:
@@ -104,6 +112,7 @@ class StoreWriter:
             items.append(item)
             if not item.acknowledged:
                 held.append(item)
+            self.issued += 1
         self._go_on(now_ms)
 
     def _go_on(self, now_ms: int) -> None:
@@ -122,7 +131,9 @@ class StoreWriter:
         """Entries, or letters."""
         place = self._place
         entries = [what for item in items if isinstance(what := item.what, Entry)]
-        records: list[OutRecord] = [(entry.key, entry.value, place.headers) for entry in entries]
+        records: list[OutRecord] = [
+            (entry.key, entry.value, place.again if entry.again else place.headers) for entry in entries
+        ]
         records += [place.letter(what) for item in items if isinstance(what := item.what, Letter)]
         topic = place.state if entries else place.dead_letters
         answers = Acknowledgements(count=len(items), done=self._wake)

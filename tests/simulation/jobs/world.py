@@ -11,6 +11,7 @@ from itertools import count
 from types import SimpleNamespace
 from unittest.mock import patch
 
+from pipeline.core.jobs.sweeping import Sweep
 from pipeline.memory.faults import Faults
 from pipeline.memory.loop import START_MS, VirtualClockLoop, run
 from pipeline.model.errors import JobMissing
@@ -70,10 +71,14 @@ class Standing:
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Stores are looked at soon, and a partition without a leader is given up after so many tries."""
+    """Stores are looked at soon and swept often, and a partition without a leader is given up after so many tries."""
     turns = count()
     clock = SimpleNamespace(monotonic=lambda: float(next(turns)))
-    with patch("pipeline.worker.jobs.strangers.LOOK_MS", LOOK_MS), patch("pipeline.worker.jobs.strangers.time", clock):
+    with (
+        patch("pipeline.worker.jobs.strangers.LOOK_MS", LOOK_MS),
+        patch("pipeline.worker.jobs.strangers.time", clock),
+        patch.multiple(Sweep, every=12, times=0, at_once=3),
+    ):
         yield
 
 

@@ -10,6 +10,7 @@ import pytest
 import structlog
 
 from pipeline import Pipeline
+from pipeline.core.jobs.sweeping import Sweep
 from pipeline.jobs.events import JobEvent, Telling
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.job_policies import Fixed
@@ -123,6 +124,35 @@ def test_b6_a_job_whose_worker_died_is_told_as_stalled() -> None:
         assert heard.events[0].record.stalls == 1
         assert {event.job_id for event in heard.events} == {handle.id}
         await heard.stop()
+
+    play(app, story)
+
+
+def test_what_a_sweep_writes_again_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sweep, "every", 0)
+    monkeypatch.setattr(Sweep, "times", 0)
+    app, told = application(), list[tuple[str, str]]()
+    declare(app)
+
+    async def story(world: World) -> None:
+        worker = await world.start(app)
+        first = Heard(app)
+        await first.began()
+        await (await app.enqueue("good")).result("10s")
+        await asyncio.sleep(1)
+        told.extend(first.told)
+        await first.stop()
+        before = len(world.read("jobs.default.default.state"))
+        later = Heard(app)  # knows nothing of the first one's ending
+        await later.began()
+        await (await app.enqueue("good")).result("10s")
+        await asyncio.sleep(20)
+        again = len(world.read("jobs.default.default.state")) - before
+        assert again > 10, "it was written again and again"
+        told.extend(later.told)
+        await later.stop()
+        assert told == 2 * [("completed", "good")]
+        await world.stop(worker)
 
     play(app, story)
 

@@ -13,6 +13,9 @@ import structlog
 from pydantic import BaseModel
 
 from pipeline.core.jobs import restoring
+from pipeline.core.jobs.sweeping import Sweep
+from pipeline.core.store_scan import StoreScan
+from pipeline.core.unit import Unit
 from pipeline.model.cluster import Position, TopicPartition
 from pipeline.model.control import Pause
 from pipeline.model.control import encode as encode_switch
@@ -28,7 +31,7 @@ from pipeline.model.headers import DeliveryHeaders, encode
 from pipeline.model.job_ids import job_id
 from pipeline.model.job_policies import Exponential, Fixed, RetentionPolicy
 from pipeline.model.job_states import JobState
-from pipeline.worker.jobs import boards, hosting
+from pipeline.worker.jobs import boards
 from pipeline.worker.jobs.context import JobContext
 from tests.unit.jobs.worlds import World, application, play, until
 
@@ -301,6 +304,55 @@ def test_a_caller_without_asyncio_and_one_that_is_refused() -> None:
             await app.enqueue(double, 1)
 
     play(app, story)
+
+
+def test_a_restart_reads_a_swept_store_from_its_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the time the worker is killed: what counts is known all the same, whoever comes next."""
+    monkeypatch.setattr(Sweep, "every", 100)
+    monkeypatch.setattr(Sweep, "times", 1)
+    read = list[tuple[int, int]]()
+    restore = boards.Boards.restore
+
+    def restored(self: boards.Boards, unit: Unit, scan: StoreScan, now_ms: int) -> boards.Restore:
+        read.append((scan.begin, scan.fence))
+        return restore(self, unit, scan, now_ms)
+
+    monkeypatch.setattr(boards.Boards, "restore", restored)
+    app, ran = application(), list[int]()
+
+    @app.job("step", retention=RetentionPolicy(completed=2))
+    async def step(number: int) -> int:
+        ran.append(number)
+        return number
+
+    async def story(world: World) -> None:
+        worker = await world.start(app)
+        later = await app.enqueue(step, -1, delay="1h", dedup_id="d", dedup_window="1d")
+        for life in range(4):
+            await app.enqueue_many(step, range(200 * life, 200 * life + 200))
+            await until(lambda life=life: len(ran) == 200 * life + 200)
+            await asyncio.sleep(5)
+            if life % 2:
+                world.kill(worker)
+            else:
+                await world.stop(worker)
+            worker = await world.start(app)
+            await asyncio.sleep(10)
+            (begin, fence) = read[-1]
+            assert begin > 200 * life
+            assert fence - begin < 350
+        for _ in range(2):  # its floor is the next one's, though nothing happens in between
+            begin, _ = read[-1]
+            world.kill(worker)
+            worker = await world.start(app)
+            await asyncio.sleep(10)
+            assert read[-1][0] == begin
+        again = await app.enqueue(step, -2, dedup_id="d")
+        assert await again.result("2h") == -1
+        assert ran == [*range(800), -1]
+        assert (await later.status()).state is JobState.COMPLETED
+
+    play(app, story, partitions=1)
 
 
 @pytest.mark.parametrize("forgotten", [False, True])
@@ -836,7 +888,7 @@ def test_two_jobs_of_one_name_are_refused() -> None:
 
 def test_a_large_store_is_restored_in_slices_and_other_partitions_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step of the engine makes a part of a board; what comes for that partition meanwhile is admitted afterwards, in order."""
-    monkeypatch.setattr(hosting, "SLICE_S", 0.0)
+    monkeypatch.setattr(boards, "SLICE_S", 0.0)
     monkeypatch.setattr(restoring, "SLICE", 10)
     slices, proceed = list[int](), boards.Restore.proceed
 

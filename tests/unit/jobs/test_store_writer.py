@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from types import SimpleNamespace
 
+from pipeline.core.jobs.board import Board
 from pipeline.core.jobs.entries import Entry, Letter, Settle
-from pipeline.model.cluster import Acknowledgements, OutRecord
+from pipeline.core.store_scan import Floor
+from pipeline.model.cluster import Acknowledgements, Headers, OutRecord
 from pipeline.model.errors import ClusterError
+from pipeline.model.job_policies import QueuePolicy
 from pipeline.model.job_states import JobState
 from pipeline.model.jobs import JobRecord, JobRequest
+from pipeline.worker.jobs.host import Host
 from pipeline.worker.jobs.writing import Place, StoreWriter, Written
 from pipeline.worker.sending import RESEND_MS
+from tests.property.board_world import Pickled
 
 REFUSED = ClusterError("refused")
 LETTER = Letter(JobRecord(JobRequest("a", "t"), JobState.DEAD_LETTER))
@@ -23,6 +29,7 @@ class Producer:
     def __init__(self) -> None:
         self.sent: list[bytes] = []
         self.values: list[bytes | None] = []
+        self.headers: list[Headers] = []
         self.batches: list[tuple[str, int]] = []
         self.waiting: deque[Acknowledgements] = deque()
         self.room = 1_000
@@ -35,10 +42,11 @@ class Producer:
         taken = records[: self.room]
         self.room -= len(taken)
         self.batches.append((topic, len(taken)))
-        for key, value, _ in taken:
+        for key, value, headers in taken:
             assert key is not None
             self.sent.append(key)
             self.values.append(value)
+            self.headers.append(headers)
             self.waiting.append(into)
         return len(taken)
 
@@ -50,7 +58,7 @@ class Producer:
 
 
 def writer(producer: Producer, woken: list[int] | None = None) -> StoreWriter:
-    place = Place(0, "s", "d", [], lambda _letter: (b"letter", b"", []))
+    place = Place(0, "s", "d", [], [("again", b"")], lambda _letter: (b"letter", b"", []))
     return StoreWriter(producer, place, lambda: None if woken is None else woken.append(len(producer.waiting)), 0)
 
 
@@ -69,6 +77,40 @@ def test_what_is_done_is_told_in_order() -> None:
     assert store.hear(0) == given[3:]
     assert len(store) == 0
     assert store.resend_due(0) is None
+
+
+def test_an_entry_that_the_store_has_says_so_and_what_is_done_of_all_is_known() -> None:
+    producer = Producer()
+    store = writer(producer)
+    store.write([Entry(b"j/a", b"1"), Entry(b"j/b", b"1", again=True), Settle(1)], 0)
+    assert producer.headers == [[], [("again", b"")]]
+    assert (store.issued, store.acknowledged) == (3, 0)
+    producer.answer(None)
+    store.hear(0)
+    assert (store.issued, store.acknowledged) == (3, 1)
+    producer.answer(None)
+    store.hear(0)
+    assert (store.issued, store.acknowledged) == (3, 3)
+
+
+def test_a_floor_rises_when_all_that_was_given_out_before_it_is_acknowledged() -> None:
+    producer, unit = Producer(), SimpleNamespace(epoch=4, floor=Floor())
+    store = writer(producer)
+    host = Host(unit, Board(QueuePolicy(), {}, Pickled()), store, 3)  # type: ignore[arg-type]
+    store.write(entries("ab"), 0)
+    host.swept(7)
+    store.write(entries("c"), 0)
+    assert not host.sweeps, "one after the other"
+    producer.answer(None)
+    store.hear(0)
+    assert not host.raise_floor()
+    assert (unit.floor, host.sweep.floor) == (Floor(), 3)
+    producer.answer(None)
+    store.hear(0)
+    assert host.raise_floor()
+    assert (unit.floor, host.sweep.floor) == (Floor(7, 4), 7)
+    assert host.sweeps
+    assert not host.raise_floor()
 
 
 def test_from_a_failed_one_on_everything_is_written_again_in_order() -> None:
