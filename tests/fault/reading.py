@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as Named
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline.core.progress import decode as decode_progress
 from pipeline.model.headers import HeaderError
@@ -56,7 +57,7 @@ def read_all(
         if not places:
             return found
         consumer.assign(places)
-        left = {(place.topic, place.partition): _end(consumer, place) for place in places}
+        left = _ends(bootstrap, places, isolation)
         end = time.monotonic() + READ_S
         while left:
             assert time.monotonic() < end, f"{sorted(left)[:5]} could not be read to the end in {READ_S:.0f} s"
@@ -75,15 +76,24 @@ def read_all(
     return found
 
 
-def _end(consumer: Consumer, place: Named) -> int:
+def _ends(bootstrap: str, places: Sequence[Named], isolation: str) -> dict[tuple[str, int], int]:
+    """All at once; those whose leader does not answer, or can't yet, are asked for again."""
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    level = IsolationLevel.READ_COMMITTED if isolation == "read_committed" else IsolationLevel.READ_UNCOMMITTED
+    found: dict[tuple[str, int], int] = {}
     deadline = time.monotonic() + READ_S
-    while True:
-        try:
-            return int(consumer.get_watermark_offsets(place, timeout=10, cached=False)[1])
-        except KafkaException:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+    while left := [place for place in places if (place.topic, place.partition) not in found]:
+        asked = {place: OffsetSpec.latest() for place in left}
+        for place, answer in admin.list_offsets(asked, isolation_level=level, request_timeout=10.0).items():
+            try:
+                offset = answer.result(20).offset
+                if offset >= 0:  # else its leader's answer is missing, and librdkafka says so by nothing else
+                    found[place.topic, place.partition] = offset
+            except KafkaException:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+    return found
 
 
 def copies(messages: Iterable[Any]) -> list[Copy]:
