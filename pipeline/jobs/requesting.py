@@ -42,7 +42,7 @@ class JobRequests:
     async def cancel(
         self, job: str | Callable[..., Any], job_id: str, *, key: str | None = None, reason: str = "cancelled"
     ) -> None:
-        """Ask for a job to be cancelled. `key`: the key, else the dedup_id, that it was asked for with."""
+        """Ask for a job to be cancelled. `key`: the key, else the dedup_id, that it was asked for with; it saves asking every partition."""
         await self.jobs.cancel(self._job_name(job), job_id, key, reason)
 
     def job_handle(self, job: str | Callable[..., Any], job_id: str) -> JobHandle:

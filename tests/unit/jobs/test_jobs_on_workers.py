@@ -391,6 +391,26 @@ def test_a_dead_letter_that_is_redriven_is_one_more_round_of_its_job(forgotten: 
     play(app, story)
 
 
+@pytest.mark.parametrize("options", [{}, {"key": "k"}, {"dedup_id": "d", "dedup_window": "1h"}])
+def test_a_job_is_cancelled_by_its_id_alone_wherever_it_is(options: dict[str, str]) -> None:
+    app, ran = application(), list[int]()
+
+    @app.job("step")
+    async def step(number: int) -> None:
+        ran.append(number)
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        handles = [await app.enqueue(step, number, delay="1m", **options) for number in range(1 if options else 6)]
+        for handle in handles:
+            await app.cancel(step, handle.id, reason="not needed")
+        await asyncio.sleep(120)
+        assert [(await handle.status()).state for handle in handles] == [JobState.CANCELLED] * len(handles)
+        assert ran == []
+
+    play(app, story, partitions=5)
+
+
 def test_redriven_jobs_of_a_key_run_in_the_order_of_their_letters_though_some_are_forgotten() -> None:
     app, ran, healthy = application(), list[int](), list[bool]()
 
