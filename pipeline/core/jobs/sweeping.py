@@ -30,7 +30,7 @@ class Sweep:
     """
 
     __slots__ = ("_board", "_from", "_left", "floor")
-    every, times, at_once = 200_000, 4, 2_000
+    every, times, at_once = 50_000, 4, 2_000
 
     def __init__(self, board: Board, floor: int) -> None:
         self.floor = floor
