@@ -58,15 +58,16 @@ class Admission:
             read = self._read(delivery)
             if read is None:
                 continue
-            number = host.number(delivery)
             if isinstance(read, JobRequest) and delivery.lane == SOURCE:
-                runs.setdefault(host, []).append((number, read))
+                runs.setdefault(host, []).append((host.number(delivery), read))
                 continue
             host.board.admit(runs.pop(host, ()), now_ms)
             if isinstance(read, JobRequest):
-                commands.redriven(host.board, read, number, now_ms)
-            else:
-                commands.apply(host.board, read, number, now_ms)
+                commands.redriven(host.board, read, host.number(delivery), now_ms)
+                continue
+            offset = delivery.identity.origin  # a redriven one too counts by where it stood in the inbox
+            host.open[offset] = delivery
+            commands.apply(host.board, read, offset, now_ms)
         for host, requests in runs.items():
             host.board.admit(requests, now_ms)
 

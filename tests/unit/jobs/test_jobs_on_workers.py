@@ -12,6 +12,7 @@ import pytest
 import structlog
 from pydantic import BaseModel
 
+from pipeline.codec.jobs import InboxCodec
 from pipeline.core.jobs import restoring
 from pipeline.core.jobs.sweeping import Sweep
 from pipeline.core.store_scan import StoreScan
@@ -31,6 +32,7 @@ from pipeline.model.headers import DeliveryHeaders, encode
 from pipeline.model.job_ids import job_id
 from pipeline.model.job_policies import Exponential, Fixed, RetentionPolicy
 from pipeline.model.job_states import JobState
+from pipeline.model.jobs import CancelJob
 from pipeline.worker.jobs import boards
 from pipeline.worker.jobs.context import JobContext
 from tests.unit.jobs.worlds import World, application, play, until
@@ -409,6 +411,31 @@ def test_a_job_is_cancelled_by_its_id_alone_wherever_it_is(options: dict[str, st
         assert ran == []
 
     play(app, story, partitions=5)
+
+
+def test_a_command_that_is_redriven_counts_by_where_it_stood_in_the_inbox() -> None:
+    """One that could not be read at first, say: it is a dead letter, and sent back when workers understand it."""
+    app, ran = application(), list[int]()
+
+    @app.job("step")
+    async def step(number: int) -> None:
+        ran.append(number)
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        handle = await app.enqueue(step, 1, delay="1h")
+        await asyncio.sleep(2)
+        command = InboxCodec(app.codec, INBOX).command(CancelJob(handle.id, "not needed"))
+        partition = world.read(STATE)[0].partition()
+        headers = DeliveryHeaders(0, 0, 0, INBOX, partition, 700, 1, "default", replay_id="r")
+        lane = "jobs.default.default.replay"
+        world.cluster.producer("desk").send(lane, handle.id.encode(), command, encode([], headers), partition)
+        await asyncio.sleep(5)
+        assert (await handle.status()).state is JobState.CANCELLED
+        at = TopicPartition(lane, partition)
+        assert world.cluster.admin().group_positions("default")[at].offset == 1, "it is settled"
+
+    play(app, story)
 
 
 def test_redriven_jobs_of_a_key_run_in_the_order_of_their_letters_though_some_are_forgotten() -> None:
