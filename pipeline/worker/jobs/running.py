@@ -20,6 +20,7 @@ from pipeline.worker.children import Death
 from pipeline.worker.execution import failure_of, timed_out
 from pipeline.worker.jobs.batching import Batches
 from pipeline.worker.jobs.context import Home, JobContext
+from pipeline.worker.jobs.deadlines import Deadlines
 from pipeline.worker.jobs.pool import Pool
 from pipeline.worker.jobs.processes import JobProcesses, asked_in
 from pipeline.worker.jobs.runs import Run
@@ -59,6 +60,7 @@ class JobRuns:
             for name, declared in types.items()
             if declared.policy.batch is not None
         }
+        self._deadlines = Deadlines(shell.loop, partial(self.interrupt, reason="timeout"))
         self._pool = Pool(shell.loop, self._run, shell.failed)
         self._threads: ThreadPoolExecutor | None = None
         self.running: dict[Run, None] = {}  # a set that keeps its order
@@ -77,7 +79,7 @@ class JobRuns:
 
     def watch(self, run: Run) -> None:
         """Its time begins."""
-        run.deadline = self._loop.call_later(run.timeout_ms / 1000, self.interrupt, run, "timeout")
+        self._deadlines.begin(run)
 
     def interrupt(self, run: Run, reason: str) -> None:
         """Stop it, as far as it can be stopped: a thread goes on to its end, and what comes of it is not looked at."""
@@ -103,8 +105,7 @@ class JobRuns:
 
     def finish(self, run: Run, ending: JobEnding) -> None:
         """It has its ending; another one changes nothing."""
-        if run.deadline is not None:
-            run.deadline.cancel()
+        self._deadlines.end(run)
         if run.ended_by == "abandoned" or run not in self.running:
             return
         if run.teller is not None:
@@ -193,8 +194,7 @@ class JobRuns:
             run.ended_by = "abandoned"
             if run.teller is not None:
                 run.teller.abandon()
-            if run.deadline is not None:
-                run.deadline.cancel()
+        self._deadlines.stop()
         self._pool.abandon()
         for task in self.tasks():
             task.cancel()

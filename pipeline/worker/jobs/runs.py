@@ -16,7 +16,7 @@ class Run:
     `asked`: records of jobs that it asked for. `task`: what runs it, from when it begins; the jobs of a batch share one.
     """
 
-    __slots__ = ("asked", "deadline", "ended_by", "host", "job", "task", "teller", "timeout_ms", "version")
+    __slots__ = ("asked", "ended_by", "host", "job", "task", "teller", "timeout_ms", "version")
 
     def __init__(self, host: Any, job: Job, timeout_ms: int) -> None:
         self.host = host
@@ -27,4 +27,3 @@ class Run:
         self.asked: list[OutRecord] = []
         self.task: asyncio.Task[None] | None = None
         self.teller: Teller | None = None
-        self.deadline: asyncio.TimerHandle | None = None
