@@ -65,7 +65,7 @@ class JobWork:
     def run(self, head: Head, blobs: Blobs) -> bytes:
         """The frame that answers for this job."""
         teller = ChildTeller(self._channel)
-        context = JobContext(_job(head, self._type), head["timeout_ms"], teller, self._log, self._home)
+        context = JobContext(_job(head, self._type), head["timeout_ms"], lambda: teller, self._log, self._home)
         UNDER_WAY.set(context)
         outcome = self._outcome(context, head["timeout_ms"], blobs[0] or b"")
         context.ended = True

@@ -24,14 +24,14 @@ class Home:
 
 
 class JobContext:
-    """One execution of one job."""
+    """One execution of one job. `teller` gives what hears of what its handler says."""
 
     __slots__ = (
         *("_attempts", "_home", "_log", "_logger", "_outbox", "_request", "_teller", "asked", "attempt"),
         *("deadline_s", "ended", "last_progress", "stalls"),
     )
 
-    def __init__(self, job: Job, timeout_ms: int, teller: Said, logger: Any, home: Home) -> None:
+    def __init__(self, job: Job, timeout_ms: int, teller: Callable[[], Said], logger: Any, home: Home) -> None:
         assert job.request is not None
         self._request: JobRequest = job.request
         self._attempts = job.attempts
@@ -93,7 +93,7 @@ class JobContext:
     def progress(self, processed: int, total: int = 0, note: str = "") -> None:
         """How far it is, of how many (0: not known), and what it is at. Kept with the job and streamed to whoever follows it, at
         most every 500 ms; a call costs little, so call it for each item. Raises ValueError."""
-        self._teller.progress(processed, total, note)
+        self._teller().progress(processed, total, note)
 
     @property
     def log(self) -> Any:
@@ -101,7 +101,7 @@ class JobContext:
         and streamed like progress; should the attempt fail, they go with the failure."""
         if self._log is None:
             bound = self._logger.bind(job=self.id, type=self.type, tenant=self.tenant, attempt=self.attempt)
-            self._log = JobLog(bound, self._teller.logged())
+            self._log = JobLog(bound, self._teller().logged())
         return self._log
 
     async def enqueue(self, job: str | Callable[..., Any], given: object = None, **options: Any) -> Any:

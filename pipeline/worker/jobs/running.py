@@ -140,9 +140,7 @@ class JobRuns:
         payload = await self._values.payload(run.job)
         if isinstance(payload, Failure):
             return payload
-        shell = self._shell
-        run.teller = Teller(shell.loop, partial(shell.told, run), shell.now_ms)
-        how = await processes.call(run, payload, run.teller.relay)
+        how = await processes.call(run, payload, self._teller(run).relay)
         if isinstance(how, Failure):
             return how
         if isinstance(how, Death):
@@ -161,10 +159,18 @@ class JobRuns:
 
     def context(self, run: Run) -> JobContext:
         shell = self._shell
-        run.teller = Teller(shell.loop, partial(shell.told, run), shell.now_ms)
-        context = JobContext(run.job, run.timeout_ms, run.teller, shell.log, shell.home)
+        context = JobContext(run.job, run.timeout_ms, partial(self._teller, run), shell.log, shell.home)
         run.asked = context.asked
         return context
+
+    def _teller(self, run: Run) -> Teller:
+        """Made when the handler says something: most say nothing. What it says after its ending is not heard."""
+        if run.teller is None:
+            shell = self._shell
+            run.teller = Teller(shell.loop, partial(shell.told, run), shell.now_ms)
+            if run not in self.running:
+                run.teller.close()
+        return run.teller
 
     @staticmethod
     def failed(run: Run, error: Exception) -> Failure:
