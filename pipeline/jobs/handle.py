@@ -85,6 +85,8 @@ class JobHandle:
     one that a handler asked for whether that handler has ended: before that nobody is asked.
     """
 
+    __slots__ = ("_absent", "_first", "_followed", "_reach", "_record_key", "_sent", "_since")
+
     def __init__(
         self, reach: Reach, job_id: str, record_key: bytes | None = None, sent: Callable[[], bool] | None = None
     ) -> None:
