@@ -20,7 +20,7 @@ from pipeline.model.cluster import Acknowledgements, Cluster, RecordProducer
 from pipeline.model.errors import ConfigurationError, InvalidJob, PublishError
 from pipeline.model.job_policies import JobOptions
 from pipeline.model.job_types import JobType
-from pipeline.model.jobs import CancelJob, JobRequest
+from pipeline.model.jobs import CancelJob, JobCommand, JobRequest
 from pipeline.model.outbox import Outbox, current
 
 ACKNOWLEDGED_S = 30.0
@@ -159,16 +159,18 @@ class JobClient:
 
     async def cancel(self, job: str, job_id: str, key: str | None, reason: str) -> None:
         """See `Pipeline.cancel`."""
-        _, queue = await self._ready(job)
-        place, command = queue.place, queue.inbox.command(CancelJob(job_id, reason))
+        command = CancelJob(job_id, reason)
         if key is not None:
-            await self.write(place.inbox, [(key.encode(), command)])
+            await self._command(job, command, key)
             return
         # An id does not tell where its job is, and who does not have the job does nothing.
-        asked = (
-            self.write(place.inbox, [(job_id.encode(), command)], number) for number in range(len(queue.follower.since))
-        )
-        await asyncio.gather(*asked)
+        _, queue = await self._ready(job)
+        numbers = range(len(queue.follower.since))
+        await asyncio.gather(*(self._command(job, command, job_id, number) for number in numbers))
+
+    async def _command(self, job: str, command: JobCommand, key: str, partition: int = -1) -> None:
+        _, queue = await self._ready(job)
+        await self.write(queue.place.inbox, [(key.encode(), queue.inbox.command(command))], partition)
 
     def handle(self, job: str, job_id: str) -> JobHandle:
         """Of a job that somebody asked for some time. May wait for the registry the first time."""
