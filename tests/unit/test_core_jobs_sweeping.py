@@ -113,6 +113,19 @@ def test_nothing_of_a_running_job_gets_lost(bench: Bench) -> None:
     assert again.stalls == 1
 
 
+def test_who_waits_for_an_entry_does_not_wait_for_the_one_that_is_written_again(bench: Bench) -> None:
+    """Acknowledged later, it would open a gate that is another one by then."""
+    bench.board.careful = True
+    bench.ask("a")
+    assert bench.take() == []
+    assert Soon(bench.board, 0).step(1) == 1
+    first, again = (each for each in bench.effects() if isinstance(each, Entry))
+    bench.board.stored(again)
+    assert bench.take() == []
+    bench.board.stored(first)
+    assert bench.ids() == ["a"]
+
+
 def test_the_next_sweep_writes_all_of_it_again(bench: Bench) -> None:
     stored(bench, "a")
     sweep = Soon(bench.board, 0)

@@ -70,8 +70,9 @@ class Ledger:
             else:
                 self.write(job)
 
-    def write(self, job: Job) -> None:
-        """Its entry as it is now, behind the dedup window that it began; a dead letter behind it."""
+    def write(self, job: Job, gates: bool = True) -> None:
+        """Its entry as it is now, behind the dedup window that it began; a dead letter behind it. `gates`: a job that may not start
+        before an entry of it is acknowledged waits for this one."""
         if job.request is None:
             self.open(job)
         request = job.request
@@ -82,7 +83,7 @@ class Ledger:
                 self._window(job, request.type, request.dedup_id)
         record = job.record()
         value = self.packing.pack(record)
-        self.effects.append(Entry(job_key(job.id), value, job.settles, job if job.gated else None))
+        self.effects.append(Entry(job_key(job.id), value, job.settles, job if gates and job.gated else None))
         job.settles = -1
         job.dirty = False
         job.sweep = self.sweep
@@ -94,7 +95,7 @@ class Ledger:
     def write_again(self, job: Job) -> None:
         """What the store has of it, once more."""
         if job.packed is None:
-            self.write(job)
+            self.write(job, gates=False)
             return
         self.effects.append(Entry(job_key(job.id), job.packed, again=True))
         job.sweep = self.sweep
