@@ -84,7 +84,7 @@ def _ends(bootstrap: str, places: Sequence[Named], isolation: str) -> dict[tuple
     deadline = time.monotonic() + READ_S
     while left := [place for place in places if (place.topic, place.partition) not in found]:
         asked = {place: OffsetSpec.latest() for place in left}
-        for place, answer in admin.list_offsets(asked, isolation_level=level, request_timeout=10.0).items():
+        for place, answer in admin.list_offsets(asked, isolation_level=level, request_timeout=2.0).items():
             try:
                 offset = answer.result(20).offset
                 if offset >= 0:  # else its leader's answer is missing, and librdkafka says so by nothing else
