@@ -34,7 +34,7 @@ def chosen(text: str) -> tuple[Row, ...]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make fault", description=TITLE, epilog=EXAMPLE)
     parser.add_argument(
-        "--records", type=int, default=32_000, help="records of a trial (32000: above a million in all)"
+        "--records", type=int, default=28_000, help="records of a trial (28000: above a million in all)"
     )
     parser.add_argument("--rate", type=float, default=4_000, help="records published in a second (4000)")
     parser.add_argument("--rows", default="", help="which rows: 1,4-6; all by default")

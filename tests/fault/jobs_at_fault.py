@@ -21,7 +21,7 @@ from tests.fault.trial import Trial
 from tests.integration.harness import Process
 from tests.integration.job_scene import JobScene, Told, make_app
 
-SHARE = 4
+SHARE = 8
 """Of a row's records so many are one job: each is several records of inbox and store."""
 KEYS, PLACES = 200, 50
 TOGETHER = 200
