@@ -159,18 +159,15 @@ class JobClient:
 
     async def cancel(self, job: str, job_id: str, key: str | None, reason: str) -> None:
         """See `Pipeline.cancel`."""
-        command = CancelJob(job_id, reason)
-        if key is not None:
-            await self._command(job, command, key)
-            return
         # An id does not tell where its job is, and who does not have the job does nothing.
-        _, queue = await self._ready(job)
-        numbers = range(len(queue.follower.since))
-        await asyncio.gather(*(self._command(job, command, job_id, number) for number in numbers))
+        await self._command(job, CancelJob(job_id, reason), key or job_id, everywhere=not key)
 
-    async def _command(self, job: str, command: JobCommand, key: str, partition: int = -1) -> None:
+    async def _command(self, job: str, command: JobCommand, key: str, everywhere: bool = False) -> None:
+        """`everywhere`: to every partition, instead of that of the key."""
         _, queue = await self._ready(job)
-        await self.write(queue.place.inbox, [(key.encode(), queue.inbox.command(command))], partition)
+        records = [(key.encode(), queue.inbox.command(command))]
+        partitions = range(len(queue.follower.since)) if everywhere else (-1,)
+        await asyncio.gather(*(self.write(queue.place.inbox, records, number) for number in partitions))
 
     def handle(self, job: str, job_id: str) -> JobHandle:
         """Of a job that somebody asked for some time. May wait for the registry the first time."""

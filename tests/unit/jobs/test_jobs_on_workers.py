@@ -17,7 +17,7 @@ from pipeline.core.jobs import restoring
 from pipeline.core.jobs.sweeping import Sweep
 from pipeline.core.store_scan import StoreScan
 from pipeline.core.unit import Unit
-from pipeline.model.cluster import Position, TopicPartition
+from pipeline.model.cluster import Message, Position, TopicPartition
 from pipeline.model.control import Pause
 from pipeline.model.control import encode as encode_switch
 from pipeline.model.errors import (
@@ -38,6 +38,19 @@ from pipeline.worker.jobs.context import JobContext
 from tests.unit.jobs.worlds import World, application, play, until
 
 INBOX, STATE, DEAD = "jobs.default", "jobs.default.default.state", "jobs.default.default.dlq"
+REPLAY = "jobs.default.default.replay"
+
+
+def redrive(world: World, letter: Message, replay_id: str = "r") -> None:
+    """As a redrive of this dead letter does."""
+    send_back(world, letter.partition(), letter.key(), letter.value(), replay_id=replay_id)
+
+
+def send_back(
+    world: World, partition: int, key: bytes | None, value: bytes | None, origin: int = 0, replay_id: str = "r"
+) -> None:
+    headers = DeliveryHeaders(0, 0, 0, INBOX, partition, origin, 1, "default", replay_id=replay_id)
+    world.cluster.producer("desk").send(REPLAY, key, value, encode([], headers), partition)
 
 
 @pytest.fixture(autouse=True)
@@ -378,16 +391,13 @@ def test_a_dead_letter_that_is_redriven_is_one_more_round_of_its_job(forgotten: 
         await asyncio.sleep(2)
         (letter,) = world.read(DEAD)
         healthy.append(True)
-        headers = DeliveryHeaders(0, 0, 0, INBOX, letter.partition(), 0, 1, "default", replay_id="r")
-        world.cluster.producer("desk").send(
-            "jobs.default.default.replay", letter.key(), letter.value(), encode([], headers), letter.partition()
-        )
+        redrive(world, letter)
         await until(lambda: len(ran) == 2)
         await asyncio.sleep(2)
         assert ran == [1, 1]
         assert (await handle.status()).state is JobState.COMPLETED
         assert await app.job_handle("step", handle.id).result("10s") == 7
-        at = TopicPartition("jobs.default.default.replay", letter.partition())
+        at = TopicPartition(REPLAY, letter.partition())
         assert world.cluster.admin().group_positions("default")[at].offset == 1, "it is settled"
 
     play(app, story)
@@ -427,12 +437,10 @@ def test_a_command_that_is_redriven_counts_by_where_it_stood_in_the_inbox() -> N
         await asyncio.sleep(2)
         command = InboxCodec(app.codec, INBOX).command(CancelJob(handle.id, "not needed"))
         partition = world.read(STATE)[0].partition()
-        headers = DeliveryHeaders(0, 0, 0, INBOX, partition, 700, 1, "default", replay_id="r")
-        lane = "jobs.default.default.replay"
-        world.cluster.producer("desk").send(lane, handle.id.encode(), command, encode([], headers), partition)
+        send_back(world, partition, handle.id.encode(), command, origin=700)
         await asyncio.sleep(5)
         assert (await handle.status()).state is JobState.CANCELLED
-        at = TopicPartition(lane, partition)
+        at = TopicPartition(REPLAY, partition)
         assert world.cluster.admin().group_positions("default")[at].offset == 1, "it is settled"
 
     play(app, story)
@@ -454,12 +462,10 @@ def test_redriven_jobs_of_a_key_run_in_the_order_of_their_letters_though_some_ar
         await until(lambda: len(world.read(DEAD)) == 3)
         await asyncio.sleep(2)
         healthy.append(True)
-        lane, producer = "jobs.default.default.replay", world.cluster.producer("desk")
         for again in range(2):  # the second time after a redrive that was killed
             for letter in world.read(DEAD):
-                headers = DeliveryHeaders(0, 0, 0, INBOX, letter.partition(), 0, 1, "default", replay_id=f"r{again}")
-                producer.send(lane, letter.key(), letter.value(), encode([], headers), letter.partition())
-            at = TopicPartition(lane, letter.partition())
+                redrive(world, letter, f"r{again}")
+            at = TopicPartition(REPLAY, letter.partition())
             wanted = 3 * (1 + again)
             await until(lambda at=at, wanted=wanted: positions(world)[at].offset == wanted)
             await asyncio.sleep(2)
@@ -486,10 +492,7 @@ def test_a_job_that_was_redriven_can_be_cancelled_at_once() -> None:
         handle = await app.enqueue(step)
         await until(lambda: len(world.read(DEAD)) == 1)
         (letter,) = world.read(DEAD)
-        headers = DeliveryHeaders(0, 0, 0, INBOX, letter.partition(), 0, 1, "default", replay_id="r")
-        lane = "jobs.default.default.replay"
-        producer = world.cluster.producer("desk")
-        producer.send(lane, letter.key(), letter.value(), encode([], headers), letter.partition())
+        redrive(world, letter)
         await until(lambda: len(ran) == 2)
         await app.cancel(step, handle.id)
         await asyncio.sleep(2)
