@@ -8,6 +8,8 @@ Why a read-back: when any partition of a request is refused, confluent-kafka rep
 the others were stored. Asking the coordinator what it holds tells them apart.
 Why the member id: a commit carries the membership of the moment it is sent, not of the moment it was asked for. A member that is
 removed in between (a process that was stopped and wakes) has no id then, and a group that has run empty takes that from anybody.
+Why `let_go`: under KIP-848 a client keeps its id for as long as it lives, also when it joins again, so the id can't tell the two
+memberships apart. It joins again once it has let go of what it lost: by then no commit of before may be left to send.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import contextlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, cimpl
@@ -55,7 +57,9 @@ class Committer:
         self._answers: deque[tuple[CommitCallback, Answer]] = deque()
         self._arrived = threading.Event()
         self._open: dict[int, _Request] = {}
+        self._sending: _Request | None = None
         self._lock = threading.Lock()
+        self._sent = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
 
     def commit(self, positions: Mapping[TopicPartition, Position], done: CommitCallback) -> None:
@@ -92,6 +96,25 @@ class Committer:
         """Until an answer is there to serve, or the time is over."""
         self._arrived.wait(timeout_s)
 
+    def let_go(self, partitions: Collection[TopicPartition], timeout_s: float) -> bool:
+        """These are not ours any more: what waits to be sent for them is refused, what is under way is waited for.
+
+        False: that one is not answered within the time, and may still be stored.
+        """
+        gone = set(partitions)
+        with self._lock:
+            under_way = self._sending
+            waiting = [each for each in self._open.values() if each is not under_way and gone & each.positions.keys()]
+        for request in waiting:
+            fenced = FencedError(
+                f"{', '.join(map(_name, gone & request.positions.keys()))} went before the commit was sent"
+            )
+            self._finish(request, dict.fromkeys(request.positions, fenced))
+        if under_way is None or not gone & under_way.positions.keys():
+            return True
+        with self._sent:
+            return self._sent.wait_for(lambda: self._sending is not under_way, timeout_s)
+
     def close(self, timeout_s: float) -> None:
         """Waits for what is under way; answers still missing after that are given as unknown."""
         if self._thread is not None:
@@ -124,7 +147,14 @@ class Committer:
     def _run(self) -> None:
         while (request := self._requests.get()) is not None:
             _pass_for(request.thread_id)
+            with self._lock:
+                if id(request) not in self._open:
+                    continue  # let go, or given up
+                self._sending = request
             self._finish(request, self._send(request.positions, request.member_id) if request.positions else {})
+            with self._sent:
+                self._sending = None
+                self._sent.notify_all()
 
     def _finish(self, request: _Request, answer: Answer) -> None:
         """The first answer counts: one that comes after `close` gave up changes nothing."""
@@ -177,9 +207,13 @@ def _pass_for(thread_id: int) -> None:
         identity.set(thread_id)
 
 
+def _name(partition: TopicPartition) -> str:
+    return f"{partition.topic}[{partition.partition}]"
+
+
 def _not_committable(partition: TopicPartition, position: Position) -> ClusterError | None:
     """Checked here because one such partition would blur the answers of all the others."""
-    where = f"the commit of {partition.topic}[{partition.partition}]"
+    where = f"the commit of {_name(partition)}"
     if position.offset < 0:
         return ClusterError(f"{where} has offset {position.offset}; offsets start at 0")
     if (length := _java_length(position.metadata)) > METADATA_MAX_CHARACTERS:

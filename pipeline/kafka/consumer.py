@@ -32,7 +32,7 @@ from pipeline.model.cluster import (
 from pipeline.model.errors import ClusterError
 from pipeline.model.transactions import Membership
 
-CLOSE_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = LET_GO_TIMEOUT_S = 5.0
 _SILENCE_MS, _NEWS_S = 10_000, 5.0
 _WAIT_FIRST_S, _WAIT_LONGEST_S = 0.002, 0.010
 
@@ -118,6 +118,7 @@ class KafkaConsumer:
         self._let_go = set(ours)
         drained = self._closing or self._listener is None or self._drain(self._listener, ours)
         going, self._let_go = self._let_go, None
+        self._end_commits(ours)
         self._unassign(set(self._starts) if self._closing else going)
         if not drained and self._listener is not None:
             self._on_error(f"{_names(ours)} were let go undrained after {self._drain_timeout_s} s")
@@ -135,9 +136,17 @@ class KafkaConsumer:
 
     def _lost(self, consumer: Consumer, partitions: list[Assigned]) -> None:
         ours = _plain(partitions)
+        self._end_commits(ours)
         self._unassign(ours)
         if self._listener is not None and not self._closing:
             self._listener.lost(ours)
+
+    def _end_commits(self, ours: Collection[TopicPartition]) -> None:
+        """Before `_unassign`, the answer after which the client may join again and be given the same partitions."""
+        if not self._closing and not self._committer.let_go(ours, LET_GO_TIMEOUT_S):
+            self._on_error(
+                f"a commit of {_names(ours)} is not answered after {LET_GO_TIMEOUT_S} s: it may still be stored"
+            )
 
     def _unassign(self, partitions: Collection[TopicPartition]) -> None:
         """Always a call, also with nothing: inside a callback it is the answer that librdkafka waits for."""

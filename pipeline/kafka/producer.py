@@ -23,7 +23,7 @@ from pipeline.model.errors import BufferFull, ClusterError, NotAuthorized
 
 _PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 _SERVE_S = 0.1
-_BURY_S = 1.0
+BURY_S = 1.0
 _HEAR_S, _YIELD_S = 0.02, 0.005
 _REPLACE_EVERY_S = 0.5
 """One that dies at once, for a right that is missing, is not made anew in a tight loop."""
@@ -200,7 +200,7 @@ class KafkaProducer:
 
 def bury(dead: Producer) -> None:
     """Have everything that it still holds reported as failed."""
-    until = time.monotonic() + _BURY_S
+    until = time.monotonic() + BURY_S
     while len(dead) and time.monotonic() < until:
         with contextlib.suppress(KafkaException):
             dead.purge()

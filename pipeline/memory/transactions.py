@@ -108,6 +108,9 @@ class MemoryTransactions:
     def abort(self, done: Answered) -> None:
         self._ask(self._renew, done)
 
+    def mind(self) -> None:
+        """Every answer comes."""
+
     def _ask(self, request: Callable[[], None], done: Answered) -> None:
         """A request and its answer; a process that is stopped sends neither until it goes on."""
         cluster = self._cluster

@@ -43,8 +43,10 @@ class TransactionalProducer(Protocol):
     """One transaction after the other. `begin`, `commit` and `abort` return at once, are done in the order they were asked for,
     and answer through `done`. An error of `commit` means that nobody knows: ask to `abort`, which decides it."""
 
-    rebuilt: int
-    """How often a producer took the place of one that was in doubt."""
+    @property
+    def rebuilt(self) -> int:
+        """How often a producer took the place of one that was in doubt."""
+        ...
 
     def begin(self, done: Answered) -> None:
         """Open a transaction. If anything since the last `begin` makes it doubtful whether a request of an earlier transaction is
@@ -67,6 +69,9 @@ class TransactionalProducer(Protocol):
 
     def abort(self, done: Answered) -> None:
         """Make the producer anew. `done(None)`: whatever was open is decided: it never happened, unless its commit had gone through."""
+
+    def mind(self) -> None:
+        """Call it now and then: who waits longer for an answer than anything may take gets one, an error."""
 
     def close(self, timeout_s: float) -> None:
         """What is open is aborted."""

@@ -3,6 +3,8 @@
 A member that the group has removed (it was stopped, or cut off) hears of it with a callback, some time after its id is gone.
 Until then the partition looks like ours. A commit without an id is taken by any group that has run empty, and one under the
 next id by any group: either would put the progress of whoever owned the partition meanwhile back.
+Under KIP-848 the id stays and the epoch in it tells: the group refuses the old one, and the client gets the next one only
+after that callback (see `kafka/commits.py`, `let_go`).
 """
 
 from __future__ import annotations

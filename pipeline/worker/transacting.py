@@ -157,6 +157,7 @@ class Transactions:
     def tick(self) -> None:
         """Called every commit interval, and soon after something has to be committed."""
         self._hurried = False
+        self._producer.mind()
         if self._stopped:
             return
         if self.state is State.OPEN:

@@ -21,6 +21,7 @@ import psutil
 from pipeline.model.cluster import TopicPartition, TopicSpec
 from pipeline.model.errors import PipelineError
 from pipeline.model.policies import FlowPolicy
+from tests.fault import inside
 from tests.fault.bound import losses, work_max
 from tests.fault.checker import Findings, judge, recovery_s
 from tests.fault.feed import Feed, Mix, Value, values
@@ -290,8 +291,15 @@ class Trial:
             except PipelineError as error:
                 self.say(f"{what}: {error}")
             if time.monotonic() > end:
+                self._look_inside()
                 raise AssertionError(f"not within {deadline_s:.0f} s: {what}\n{self.scene.describe()}")
             time.sleep(STEP_S)
+
+    def _look_inside(self) -> None:
+        """Their logs say what they were doing when it was given up."""
+        for process in self.live:
+            process.send(inside.SIGNAL)
+        time.sleep(1.0)
 
     def pause(self, seconds: float) -> None:
         """How long a fault lasts; or until the next one, as drawn."""

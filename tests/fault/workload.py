@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import FlowPolicy, Pipeline, Settings
+from tests.fault.inside import tell_when_asked
 from tests.integration import job_scene, obedient
 from tests.integration.ledger import Ledger
 
@@ -159,5 +160,5 @@ def _noting_app(spec: dict[str, Any], ledger: Ledger) -> Pipeline:
 
 def __getattr__(name: str) -> Any:
     if name == "app":
-        return make_app(json.loads(os.environ["HARNESS_SPEC"]))
+        return tell_when_asked(make_app(json.loads(os.environ["HARNESS_SPEC"])))
     raise AttributeError(name)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 
 from pipeline import Context, FlowPolicy, Pipeline
-from pipeline.kafka import client_log
+from pipeline.kafka import client_log, transaction_thread
 from pipeline.kafka.cluster import connect
 from pipeline.model.cluster import Position, TopicPartition, TopicSpec
 from tests.conformance.sides import KafkaSide, wait_until
@@ -256,6 +257,59 @@ def test_a_delayed_end_of_one_transaction_never_ends_the_next(
     finally:
         proxy.judge = lambda _request: "pass"
         side.close()
+
+
+class Stuck(Producer):
+    """Does not come back from a call that was given some seconds, until the test is over with it; then it goes on with that call."""
+
+    armed, free, late = threading.Event(), threading.Event(), threading.Event()
+
+    def send_offsets_to_transaction(self, *given: Any) -> None:
+        if not self.armed.is_set():
+            super().send_offsets_to_transaction(*given)
+            return
+        self.armed.clear()
+        assert self.free.wait(60)
+        try:
+            super().send_offsets_to_transaction(*given)
+        finally:
+            self.late.set()
+
+
+def test_a_call_that_does_not_come_back_is_given_up_and_comes_too_late(
+    scene_: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transaction_thread, "Producer", Stuck)
+    monkeypatch.setattr(transaction_thread, "_GRACE_S", 0.5)
+    app = make_app(spec_of(scene_))
+    scene_.make_topics(app)
+    scene_.admin.create_topics([TopicSpec(scene_.topic(OUT), 1)])
+
+    async def publish_and_await(watcher: Watcher) -> None:
+        scene_.publish_many([(f"k{n % 7}", {"emit": True}) for n in range(50)])
+        await until_async("all are seen", lambda: len(watcher.records) >= len(scene_.published), 60)
+
+    async def go(watcher: Watcher) -> None:
+        async with running(app, 3):
+            assert app.worker
+            transactional = app.worker.running[0].engine.parts.transactional
+            assert transactional
+            await publish_and_await(watcher)
+            assert transactional.rebuilt == 0
+            Stuck.armed.set()
+            await publish_and_await(watcher)
+            assert transactional.rebuilt == 1
+            Stuck.free.set()
+            assert await asyncio.to_thread(Stuck.late.wait, 60)
+            await publish_and_await(watcher)
+            assert transactional.rebuilt == 1, "what comes late is nobody's trouble"
+
+    try:
+        with Watcher(scene_) as watcher:
+            asyncio.run(go(watcher))
+            watcher.check(set(scene_.published))
+    finally:
+        Stuck.free.set()
 
 
 @pytest.mark.parametrize("kind", [END_TXN, TXN_OFFSET_COMMIT])

@@ -7,12 +7,16 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.kafka import commits
+from pipeline.model.cluster import Position, TopicPartition
+from pipeline.model.errors import ClusterError, FencedError
+from tests.conformance.sides import SESSION_MS, KafkaSide, wait_until
 from tests.integration.commit_log import setbacks, stored_commits
 from tests.integration.harness import GROUP, Mark, Process, Scene, make_app, running, until_async, verdict
 
@@ -129,6 +133,44 @@ def test_a_blocked_poll_thread(scene: Scene, protocol: str, owner_lives: bool) -
                 assert await asyncio.to_thread(owner.stop) == 0
 
     asyncio.run(session())
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_a_commit_from_before_a_loss_is_not_sent_after_it(
+    kafka: str, topic_name: str, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread is slow: it comes to it when its client has joined again. A client of the new protocol is the same member then."""
+    side = KafkaSide(kafka, protocol)
+    slow, free = threading.Event(), threading.Event()
+    pass_for = commits._pass_for
+
+    def late(thread_id: int) -> None:
+        if slow.is_set():
+            assert free.wait(60)
+        pass_for(thread_id)
+
+    monkeypatch.setattr(commits, "_pass_for", late)
+    topic, group = side.topic(1), f"{topic_name}.g"
+    place = TopicPartition(topic, 0)
+    first = side.member(topic, group, max_poll_interval_ms=SESSION_MS, drain_timeout_ms=1_000)
+    try:
+        wait_until(lambda: place in first.listener.owned, "to own it", first.poll)
+        second = side.member(topic, group)
+        wait_until(lambda: place in second.listener.owned, "the other to own it", second.poll)
+        assert second.consumer.commit_now({place: Position(10)}, 10.0) == {place: None}
+        slow.set()
+        answers: list[Mapping[TopicPartition, ClusterError | None]] = []
+        first.consumer.commit({place: Position(3)}, answers.append)
+        wait_until(lambda: first.listener.heard("lost") == [(place,)], "to hear of the loss", first.poll)
+        second.consumer.close()
+        wait_until(lambda: place in first.listener.owned, "to own it again", first.poll)
+        free.set()
+        wait_until(lambda: bool(answers), "the answer", first.poll)
+        assert isinstance(answers[0][place], FencedError)
+        assert first.consumer.committed([place], 10.0) == {place: Position(10)}
+    finally:
+        free.set()
+        side.close()
 
 
 def done_by(scene: Scene, pid: int) -> int:

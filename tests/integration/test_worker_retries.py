@@ -229,6 +229,7 @@ def test_terminal_exceptions_are_dead_letters_at_once(scene: Scene) -> None:
 def test_a_coroutine_past_its_deadline_is_cancelled_and_a_thread_counts_when_it_returns(scene: Scene) -> None:
     app = scene.app()
     seen: list[tuple[str, int, str]] = []
+    began_s: list[float] = []
     let_go = threading.Event()
 
     @app.subscribe(SOURCE, group="co", tiers=("100ms",), attempts=2, timeout="300ms", value="json")
@@ -244,6 +245,7 @@ def test_a_coroutine_past_its_deadline_is_cancelled_and_a_thread_counts_when_it_
     @app.subscribe(SOURCE, group="thread", tiers=("100ms",), attempts=2, timeout="300ms", value="json")
     def thread(value: int, ctx: Context) -> None:
         if ctx.attempt == 1 and value == 0:
+            began_s.append(time.monotonic())
             assert let_go.wait(20)
             seen.append(("thread", ctx.attempt, "returned"))
             return
@@ -258,6 +260,9 @@ def test_a_coroutine_past_its_deadline_is_cancelled_and_a_thread_counts_when_it_
             assert app.worker
             stats = {r.subscription.group: r.engine.stats for r in app.worker.running}
             await until_async("the coroutine's two", lambda: stats["co"].processed == 2)
+            await until_async(
+                "the thread is past its deadline", lambda: began_s != [] and time.monotonic() - began_s[0] > 0.5
+            )
             assert stats["thread"].processed == 0
             assert not stats["thread"].failures, "a thread that still runs has not failed yet"
             let_go.set()

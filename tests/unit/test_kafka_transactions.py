@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from pipeline.kafka import transactions as module
+from pipeline.kafka import transaction_thread as module
 from pipeline.kafka.client_log import ClientLog
 from pipeline.kafka.transactions import KafkaTransactions
-from pipeline.model.errors import ClusterError
-from pipeline.model.transactions import TransactionPolicy
+from pipeline.model.cluster import Position, TopicPartition
+from pipeline.model.errors import ClusterError, ClusterUnavailable
+from pipeline.model.transactions import Membership, TransactionPolicy
+from tests.integration.waiting import until
 
 WAIT_S = 10.0
 
@@ -24,6 +27,7 @@ class _Client:
 
     done: list[str]
     refused: KafkaError | None
+    free: threading.Event
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._waiting: list[Callable[[KafkaError, Any], None]] = []
@@ -58,6 +62,13 @@ class _Client:
             self._waiting.pop(0)(KafkaError(KafkaError._PURGE_QUEUE), None)
         return len(self._waiting)
 
+    def send_offsets_to_transaction(self, offsets: object, token: object, timeout_s: float) -> None:
+        self.done.append("asked")
+        assert self.free.wait(WAIT_S)
+
+    def commit_transaction(self, timeout_s: float) -> None:
+        self.done.append("committed")
+
     def abort_transaction(self, timeout_s: float) -> None:
         assert timeout_s <= 3.0, "brokers that are away are not waited for"
         self.done.append("aborted")
@@ -70,6 +81,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(module, "Producer", _Client)
     monkeypatch.setattr(_Client, "done", [], raising=False)
     monkeypatch.setattr(_Client, "refused", None, raising=False)
+    monkeypatch.setattr(_Client, "free", threading.Event(), raising=False)
     return _Client.done
 
 
@@ -119,3 +131,30 @@ def test_closing_ends_a_transaction_before_its_producer_is_destroyed(
     transactions.send("t", None, b"v")
     transactions.close(WAIT_S)
     assert done == ["made", "begun", "aborted", "purged", "destroyed with 0 unreported"]
+
+
+def test_a_call_that_does_not_come_back_is_given_up_after_its_time_and_not_before(
+    done: list[str], transactions: KafkaTransactions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """librdkafka's issue 5456: else a subscription stands still for good, and nobody knows why."""
+    now_s = time.monotonic()
+    monkeypatch.setattr(module.time, "monotonic", lambda: now_s)
+    asked(transactions.begin)
+    answers: list[ClusterError | None] = []
+    transactions.commit({TopicPartition("t", 0): Position(1)}, Membership("m", object()), answers.append)
+    until("the call is under way", lambda: "asked" in done)
+    now_s += 10.0 + 4.9
+    transactions.mind()
+    assert answers == [], "10 s are its time, and some more are grace"
+    now_s += 0.2
+    transactions.mind()
+    assert [type(error) for error in answers] == [ClusterUnavailable]
+    asked(transactions.abort)
+    asked(transactions.begin)
+    assert done == ["made", "begun", "asked", "made", "begun"]
+    assert transactions.rebuilt == 1
+    _Client.free.set()
+    until("the old one is gone", lambda: "destroyed with 0 unreported" in done)
+    assert done[5:] == ["committed", "destroyed with 0 unreported"]
+    assert len(answers) == 1, "what it says in the end is not heard"
+    transactions.close(WAIT_S)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from io import BytesIO
 from typing import Any, Literal
 
@@ -24,7 +26,7 @@ from pipeline.codec.verdict import register
 from pipeline.core.unit import Unit
 from pipeline.kafka import consumer as consuming
 from pipeline.kafka.admin import KafkaAdmin
-from pipeline.kafka.commits import METADATA_MAX_CHARACTERS, Committer
+from pipeline.kafka.commits import METADATA_MAX_CHARACTERS, Answer, Committer
 from pipeline.kafka.consumer import KafkaConsumer
 from pipeline.kafka.settings import admin_settings, consumer_settings, lane_settings, producer_settings, reader_settings
 from pipeline.memory import cluster as memory
@@ -274,6 +276,35 @@ def test_a_commit_goes_out_as_the_member_that_asked_for_it_or_not_at_all() -> No
     committer.close(5.0)
     assert isinstance(answer[place(0)], FencedError)
     assert coordinator.requests == []
+
+
+def test_of_what_is_let_go_nothing_is_sent_any_more_and_what_is_under_way_is_waited_for(
+    committer: Committer, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client of the new protocol that joins again is the same member: a commit of before would be taken."""
+    asked, free, answers = threading.Event(), threading.Event(), dict[int, Answer]()
+    store = coordinator.commit
+
+    def slow(**request: Any) -> list[Assigned]:
+        asked.set()
+        assert free.wait(10)
+        return store(**request)
+
+    monkeypatch.setattr(coordinator, "commit", slow)
+    for number, partition in enumerate((0, 0, 1)):
+        committer.commit({place(partition): Position(number)}, partial(answers.__setitem__, number))
+    assert asked.wait(10)
+    assert not committer.let_go([place(0)], 0.05), "the first is under way"
+    committer.serve()
+    assert [*answers] == [1]
+    assert isinstance(answers[1][place(0)], FencedError)
+    threading.Timer(0.1, free.set).start()
+    assert committer.let_go([place(0)], 10)
+    committer.close(5.0)
+    committer.serve()
+    assert coordinator.requests == [{place(0)}, {place(1)}], "the one that is refused is not sent; others are"
+    assert answers[0] == {place(0): None}
+    assert answers[2] == {place(1): None}
 
 
 def test_what_was_lost_is_not_committed_any_more() -> None:
