@@ -18,7 +18,7 @@ from pipeline.model.errors import ClusterError, ClusterUnavailable, PipelineErro
 from pipeline.model.transactions import Membership
 from pipeline.worker.damage import DamagedBatches
 from pipeline.worker.inputs import Claimed, Committed, Ended, Faulted, Fetched, Input, Lost, Opened, Refused, Revoking
-from pipeline.worker.opening import FetchPolicy, Opener
+from pipeline.worker.opening import TRY_TIMEOUTS_S, FetchPolicy, Opener
 from pipeline.worker.tenure import Tenure
 
 OPEN_RETRY_S = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -41,7 +41,7 @@ class Fetcher:
         self,
         consumer: GroupConsumer,
         policy: FetchPolicy,
-        lanes: Callable[[], Sequence[LaneSpec]],
+        lanes: Callable[[float], Sequence[LaneSpec]],
         post: Callable[[Input], None],
         backlog: Callable[[int], int],
         monotonic: Callable[[], float] = time.monotonic,
@@ -303,7 +303,8 @@ class Fetcher:
         for partition in partitions:
             # Opened before, and its claim failed: a record fetched past the fence must not reach the next rebuild first.
             self._stop_fetching(self._owned.get(partition, ()))
-        for answer in self._opener.read(partitions):
+        tries = max(self._opening[partition].tries for partition in partitions)
+        for answer in self._opener.read(partitions, TRY_TIMEOUTS_S[min(tries, len(TRY_TIMEOUTS_S) - 1)]):
             partition = answer.partition
             del self._opening[partition]
             if isinstance(answer, Opened):

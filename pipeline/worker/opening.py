@@ -14,6 +14,9 @@ from pipeline.worker.beginnings import expired_lane, out_of_range
 from pipeline.worker.inputs import Opened, Refused, StorePlace
 
 REQUEST_TIMEOUT_S = 10.0
+TRY_TIMEOUTS_S = (3.0, 5.0, REQUEST_TIMEOUT_S)
+"""For each request of the first try to open a partition, of the second, of all others. After a network that fell silent every connection
+is found to be dead by its own request, one behind the other: those that wait long would add up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,26 +36,28 @@ class FetchPolicy:
 
 
 class Opener:
-    """`lanes` gives the group's lanes as they are on the cluster now: asked at every assignment, so that workers of a rolling
-    deploy that adds or removes a tier agree."""
+    """`lanes` gives, within so many seconds, the group's lanes as they are on the cluster now: asked at every assignment, so that
+    workers of a rolling deploy that adds or removes a tier agree."""
 
-    def __init__(self, consumer: GroupConsumer, policy: FetchPolicy, lanes: Callable[[], Sequence[LaneSpec]]) -> None:
+    def __init__(
+        self, consumer: GroupConsumer, policy: FetchPolicy, lanes: Callable[[float], Sequence[LaneSpec]]
+    ) -> None:
         self._consumer = consumer
         self._policy = policy
         self._lanes = lanes
 
-    def read(self, partitions: Sequence[int]) -> Iterator[Opened | Refused]:
-        """One answer per partition. Raises what the cluster says, or a `TopologyError`."""
-        lanes, source = tuple(self._lanes()), self._policy.source
+    def read(self, partitions: Sequence[int], timeout_s: float) -> Iterator[Opened | Refused]:
+        """One answer per partition; each request may take `timeout_s`. Raises what the cluster says, or a `TopologyError`."""
+        lanes, source = tuple(self._lanes(timeout_s)), self._policy.source
         sources = [TopicPartition(source, partition) for partition in partitions]
         every = [*sources, *(TopicPartition(lane.topic, partition) for partition in partitions for lane in lanes)]
-        committed = self._consumer.committed(every, REQUEST_TIMEOUT_S)
+        committed = self._consumer.committed(every, timeout_s)
         if (state := self._policy.state) is not None:
             every += [TopicPartition(state, partition) for partition in partitions]
-        beginnings = self._consumer.beginning_offsets(every, REQUEST_TIMEOUT_S)
+        beginnings = self._consumer.beginning_offsets(every, timeout_s)
         # Ends after committed offsets: a hand-off that landed before a commit counted it must be below the fence.
-        ends = self._consumer.end_offsets(every, REQUEST_TIMEOUT_S)
-        fresh = self._starts([tp for tp in sources if committed[tp] is None], beginnings, ends)
+        ends = self._consumer.end_offsets(every, timeout_s)
+        fresh = self._starts([tp for tp in sources if committed[tp] is None], beginnings, ends, timeout_s)
         for tp in sources:
             partition, position = tp.partition, committed[tp]
             progress = (
@@ -81,10 +86,11 @@ class Opener:
         partitions: Sequence[TopicPartition],
         beginnings: Mapping[TopicPartition, int],
         ends: Mapping[TopicPartition, int],
+        timeout_s: float,
     ) -> Mapping[TopicPartition, int]:
         at = self._policy.start.at
         if not partitions or at == "earliest":
             return {tp: beginnings[tp] for tp in partitions}
         if at == "latest":
             return {tp: ends[tp] for tp in partitions}
-        return self._consumer.offsets_at(partitions, at, REQUEST_TIMEOUT_S)
+        return self._consumer.offsets_at(partitions, at, timeout_s)

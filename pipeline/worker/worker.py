@@ -255,7 +255,7 @@ class Worker:
         fetcher = Fetcher(
             cluster.consumer(self._membership(place.group, drain_ms)),
             fetch_policy(place, subscription),
-            lambda: lane_specs(place, subscription, admin.topic_names()),
+            lambda timeout_s: lane_specs(place, subscription, admin.topic_names(timeout_s)),
             engine.post,
             engine.backlog,
             loop.time if self.in_memory else time.monotonic,

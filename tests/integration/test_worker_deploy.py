@@ -152,7 +152,7 @@ def test_a_rebalance_that_asks_for_what_a_stop_released_commits_its_positions() 
     fetcher = Fetcher(
         Consumer(),
         FetchPolicy("t", "g", Start()),
-        tuple,
+        lambda _timeout_s: (),
         lambda item: None,
         lambda fetched: 0,
         lambda: 0.0,

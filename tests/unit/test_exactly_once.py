@@ -483,7 +483,7 @@ def test_a_transaction_is_vouched_for_only_while_its_partitions_are_this_members
     """Rule (h): brokers take offsets from any member, and from none at all (an empty id)."""
     consumer, posted, found = Renamed(), [], []
     policy = FetchPolicy(TOPIC, GROUP, Start())
-    fetcher = Fetcher(consumer, policy, lambda: (), posted.append, lambda _n: 0)  # type: ignore[arg-type]
+    fetcher = Fetcher(consumer, policy, lambda _timeout_s: (), posted.append, lambda _n: 0)  # type: ignore[arg-type]
     mine, other = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
 
     def vouched(*partitions: TopicPartition) -> Membership | None:

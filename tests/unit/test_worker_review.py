@@ -187,7 +187,7 @@ class Poll:
         self.fetcher = Fetcher(
             self.consumer,  # type: ignore[arg-type]
             policy,
-            lambda: LANES,
+            lambda _timeout_s: LANES,
             self.posted.append,
             lambda _fetched: self.backlog,
             lambda: self.now_s,
@@ -213,6 +213,25 @@ class Poll:
 
 
 # -- the poll thread
+
+
+def test_the_first_tries_to_open_a_partition_wait_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that fell silent: each connection is found to be dead by a request that waits in vain."""
+    poll, asked = Poll(), list[float]()
+
+    def silent(_partitions: Collection[TopicPartition], timeout_s: float) -> dict[TopicPartition, Position | None]:
+        asked.append(timeout_s)
+        raise ClusterUnavailable("it does not answer")
+
+    monkeypatch.setattr(poll.consumer, "committed", silent)
+    poll.fetcher.assigned([SOURCE])
+    for _ in range(4):
+        poll.step(20.0)
+    assert asked == [3.0, 5.0, 10.0, 10.0]
+    poll.fetcher.lost([SOURCE])
+    poll.fetcher.assigned([SOURCE])
+    poll.step(20.0)
+    assert asked[4:] == [3.0], "another assignment, another beginning"
 
 
 def test_a_claim_refused_between_two_generations_is_tried_again() -> None:
