@@ -10,8 +10,6 @@ import signal
 import sys
 from typing import Any
 
-from confluent_kafka import TopicPartition as Named
-
 from pipeline import Pipeline
 
 SIGNAL = signal.SIGUSR2
@@ -30,6 +28,7 @@ def tell_when_asked(app: Pipeline) -> Pipeline:
 
 
 def _standing(running: Any) -> str:
+    """Nothing is asked of the consumer itself: it admits one caller at a time, and the poll thread is one."""
     engine, fetcher = running.engine, running.fetcher
     lines = [
         f"{running.subscription.group}: paused {engine.paused}, inbox {len(engine._inbox)}, ready {len(engine.ready)}"
@@ -45,12 +44,8 @@ def _standing(running: Any) -> str:
         f"held {fetcher._held}, backlog {engine.backlog(fetcher._fetched)}"
     )
     consumer = fetcher._consumer
-    ids = f"member {consumer.member_id()}, commits as {consumer._committer.member_id}, doubtful {consumer._doubtful}"
+    ids = f"commits as {consumer._committer.member_id}, doubtful {consumer._doubtful}"
     lines.append(f"consumer: {ids}, fetched from {consumer._starts}, paused {consumer._paused}")
-    if (client := consumer._lanes) is not None:
-        places = [Named(*tp) for tp in consumer._starts if tp.topic != consumer._topic]
-        ends = {f"{tp.topic}[{tp.partition}]": client.get_watermark_offsets(tp, cached=True)[1] for tp in places}
-        lines.append(f"lanes: ends as last fetched {ends}, positions {client.position(places)}")
     for unit in engine._ownership.units:
         lanes = ", ".join(f"{lane.spec.name} {lane.tracker.position}/{lane.tracker.next_offset}" for lane in unit.lanes)
         state = f"epoch {unit.epoch}, draining {unit.draining}, parked {len(unit.parking)}, care {unit.care}"

@@ -52,6 +52,8 @@ CHILDREN = {
     "graceful": True,
 }
 SILENT = {"max_poll_interval_s": 4.0}
+JOINING = {"max_poll_interval_s": 20.0}
+"""librdkafka waits so long, and 3 s more, for the answer to a JoinGroup: so late it finds out that its connection is dead."""
 ROWS = (
     _row(1, "worker killed in a handler", "I1-I4, I6", rows_workers.killed_in_a_handler, CLASSIC, KIP_848, EOS, mix=BUSY),
     _row(2, "killed between hand-off and commit", "I2, I4, I5", rows_workers.killed_before_the_commit, CLASSIC, EOS, lasts_s=20.0),
@@ -61,7 +63,7 @@ ROWS = (
     _row(6, "coordinator killed", "I5, I7", rows_brokers.coordinator_killed, CLASSIC, EOS, lasts_s=16.0),
     _row(7, "delayed EndTxn", "no aborted record visible", rows_network.delayed_end_of_transaction, EOS, proxied=True),
     _row(8, "lost answers", "I2, I5", rows_network.answers_lost, CLASSIC, EOS, proxied=True),
-    _row(9, "network cut, half-open, slow", "I1, I7", rows_network.network, CLASSIC, EOS, proxied=True, lasts_s=16.0),
+    _row(9, "network cut, half-open, slow", "I1, I7", rows_network.network, CLASSIC, EOS, settings=JOINING, proxied=True, lasts_s=16.0),
     _row(10, "rebalance storm", "I3, I4, I7", rows_workers.rebalance_storm, CLASSIC, KIP_848, graceful=True, lasts_s=16.0),
     _row(11, "clocks an hour wrong", "I8, no tier skipped", rows_topics.clock_skew, mix=Mix(failing=0.04)),
     _row(12, "disk full", "acknowledged records readable", rows_brokers.disk_full, lasts_s=16.0),
