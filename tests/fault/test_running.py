@@ -84,7 +84,7 @@ def test_the_page_in_the_docs_is_of_a_whole_run_and_linked_when_it_is_there() ->
         text = PAGE.read_text(encoding="utf-8")
         assert {int(row) for row in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)} == {row.number for row in ROWS}
         assert "not in this run" not in text
-        assert "cut short" not in text
+        assert "The run was cut short" not in text
         assert "every invariant held" in text
 
 
