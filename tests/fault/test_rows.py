@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.app import Pipeline
 from pipeline.model.cluster import TopicPartition, TopicSpec
-from pipeline.model.errors import ClusterUnavailable
+from pipeline.model.errors import ClusterError, ClusterUnavailable
 from pipeline.settings import Settings
 from tests.fault.ground import LOGIN, NODES, Ground, ground
 from tests.fault.plan import CLASSIC, EOS, ROWS
@@ -53,7 +53,7 @@ def test_an_offset_that_a_silent_leader_does_not_tell_is_an_error(field: Ground)
     def answered() -> bool:
         try:
             return all(end == 0 for end in admin.end_offsets(places).values())
-        except ClusterUnavailable:
+        except ClusterError:
             return False  # "not leader": a node hears of a new topic a little later
 
     until("all leaders answer", answered)
@@ -86,10 +86,10 @@ def test_a_request_that_waits_for_a_node_that_is_away_takes_no_processor(field: 
 
 
 def _ends(admin: Any, places: list[TopicPartition]) -> list[int]:
-    """None while a leader is away, or a node does not know of the topic yet."""
+    """[-1] while a leader is away, or a node does not know of the topic yet."""
     try:
         return list(admin.end_offsets(places, timeout_s=1.0).values())
-    except ClusterUnavailable:
+    except ClusterError:
         return [-1]
 
 
