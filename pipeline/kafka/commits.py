@@ -43,6 +43,9 @@ class _Request:
     answered: Callable[[Answer], None]
     refused: Answer = field(default_factory=dict)
 
+    def answer(self, answer: Answer) -> None:
+        self.answered({**self.refused, **answer})
+
 
 class Committer:
     """Sends commits in its own thread; answers wait in a queue until the owner serves them in its thread.
@@ -105,11 +108,11 @@ class Committer:
         with self._lock:
             under_way = self._sending
             waiting = [each for each in self._open.values() if each is not under_way and gone & each.positions.keys()]
+            for request in waiting:  # in this moment: the thread may be about to send one
+                del self._open[id(request)]
         for request in waiting:
-            fenced = FencedError(
-                f"{', '.join(map(_name, gone & request.positions.keys()))} went before the commit was sent"
-            )
-            self._finish(request, dict.fromkeys(request.positions, fenced))
+            fenced = FencedError(f"{names(gone & request.positions.keys())} went before the commit was sent")
+            request.answer(dict.fromkeys(request.positions, fenced))
         if under_way is None or not gone & under_way.positions.keys():
             return True
         with self._sent:
@@ -161,7 +164,7 @@ class Committer:
         with self._lock:
             if self._open.pop(id(request), None) is None:
                 return
-        request.answered({**request.refused, **answer})
+        request.answer(answer)
 
     def _send(self, positions: dict[TopicPartition, Position], member_id: str | None) -> Answer:
         offsets = [Assigned(t, p, position.offset, position.metadata) for (t, p), position in positions.items()]
@@ -207,13 +210,14 @@ def _pass_for(thread_id: int) -> None:
         identity.set(thread_id)
 
 
-def _name(partition: TopicPartition) -> str:
-    return f"{partition.topic}[{partition.partition}]"
+def names(partitions: Collection[TopicPartition]) -> str:
+    """For sentences."""
+    return ", ".join(f"{topic}[{partition}]" for topic, partition in partitions)
 
 
 def _not_committable(partition: TopicPartition, position: Position) -> ClusterError | None:
     """Checked here because one such partition would blur the answers of all the others."""
-    where = f"the commit of {_name(partition)}"
+    where = f"the commit of {names([partition])}"
     if position.offset < 0:
         return ClusterError(f"{where} has offset {position.offset}; offsets start at 0")
     if (length := _java_length(position.metadata)) > METADATA_MAX_CHARACTERS:

@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import Message as Fetched
 from confluent_kafka import TopicPartition as Assigned
 
-from pipeline.kafka.commits import Committer
+from pipeline.kafka.commits import Committer, names
 from pipeline.kafka.errors import cluster_error, fatal_error, fault_kind, fetch_fault, is_fatal, raised
 from pipeline.kafka.settings import lane_settings
 from pipeline.model.cluster import (
@@ -121,7 +121,7 @@ class KafkaConsumer:
         self._end_commits(ours)
         self._unassign(set(self._starts) if self._closing else going)
         if not drained and self._listener is not None:
-            self._on_error(f"{_names(ours)} were let go undrained after {self._drain_timeout_s} s")
+            self._on_error(f"{names(ours)} were let go undrained after {self._drain_timeout_s} s")
             self._listener.lost(ours)
 
     def _drain(self, listener: RebalanceListener, partitions: Sequence[TopicPartition]) -> bool:
@@ -145,7 +145,7 @@ class KafkaConsumer:
         """Before `_unassign`, the answer after which the client may join again and be given the same partitions."""
         if not self._closing and not self._committer.let_go(ours, LET_GO_TIMEOUT_S):
             self._on_error(
-                f"a commit of {_names(ours)} is not answered after {LET_GO_TIMEOUT_S} s: it may still be stored"
+                f"a commit of {names(ours)} is not answered after {LET_GO_TIMEOUT_S} s: it may still be stored"
             )
 
     def _unassign(self, partitions: Collection[TopicPartition]) -> None:
@@ -159,7 +159,7 @@ class KafkaConsumer:
             try:
                 client.incremental_unassign([Assigned(t, p) for t, p in mine])
             except KafkaException as exception:
-                self._on_error(str(raised(exception, f"unassigning {_names(mine)}")))
+                self._on_error(str(raised(exception, f"unassigning {names(mine)}")))
 
     def _client(self, topic: str) -> Consumer:
         """The group's own client for the source, another for everything else."""
@@ -281,7 +281,7 @@ class KafkaConsumer:
             try:
                 client.incremental_assign([Assigned(*tp, new[tp]) for tp in mine])
             except KafkaException as exception:
-                raise raised(exception, f"assigning {_names(mine)}") from exception
+                raise raised(exception, f"assigning {names(mine)}") from exception
         self._starts.update(new)
         self._touched.update(new)
         if was_paused := self._paused & new.keys():  # librdkafka keeps the pause over an unassign
@@ -385,7 +385,3 @@ class KafkaConsumer:
 
 def _plain(partitions: Sequence[Assigned]) -> list[TopicPartition]:
     return [TopicPartition(each.topic, each.partition) for each in partitions]
-
-
-def _names(partitions: Collection[TopicPartition]) -> str:
-    return ", ".join(f"{topic}[{partition}]" for topic, partition in partitions)

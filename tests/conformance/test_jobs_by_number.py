@@ -113,7 +113,7 @@ def test_a2_what_follows_a_run_is_enqueued_by_hooks_into_several_topics(make: Ma
         began = time.perf_counter()
         for hook in hooks:
             hook("run-7")
-        assert time.perf_counter() - began < 1.0, "the agent does not wait for it"
+        assert time.perf_counter() - began < 0.05, "the agent does not wait for it"
         assert [await hook.drain_async(20) for hook in hooks] == [True, True]
         await soon(lambda: len(ran) == 2)
         assert sorted(ran) == [("evaluate", "run-7"), ("index", "run-7")]

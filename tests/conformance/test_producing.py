@@ -21,7 +21,7 @@ def test_a_full_buffer_says_so_at_once_and_takes_records_again_later(side: Side)
     began = time.monotonic()
     with pytest.raises(BufferFull, match=topic):
         producer.send(topic, b"k", b"v", delivered=lambda error, offset: reports.append(error))
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 0.2
     assert producer.flush(DEADLINE_S) == 0
     producer.send(topic, b"k", b"v", delivered=lambda error, offset: reports.append(error))
     assert producer.flush(DEADLINE_S) == 0

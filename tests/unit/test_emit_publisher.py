@@ -174,7 +174,7 @@ def test_block_waits_as_long_as_its_policy_says_and_no_longer(make: Make, produc
     with pytest.raises(BufferFull, match="block_timeout"):
         publisher.publish(message(10))
     took = time.monotonic() - began
-    assert 0.2 <= took < 5.0
+    assert 0.2 <= took < 1.0
     assert publisher.stats().full == 1
     producer.come_back()
     assert publisher.flush(10).complete
@@ -231,7 +231,7 @@ def test_async_gives_up_after_block_timeout(make: Make, producer: FakeProducer) 
     began = time.monotonic()
     with pytest.raises(BufferFull):
         asyncio.run(fill())
-    assert 0.1 <= time.monotonic() - began < 5.0
+    assert 0.1 <= time.monotonic() - began < 1.0
     assert not publisher._async_waiters
 
 

@@ -24,6 +24,7 @@ from pipeline.codec.registry import SubjectVersion
 from pipeline.codec.registry_local import LocalRegistry, MemorySchemaLog
 from pipeline.codec.verdict import register
 from pipeline.core.unit import Unit
+from pipeline.kafka import commits
 from pipeline.kafka import consumer as consuming
 from pipeline.kafka.admin import KafkaAdmin
 from pipeline.kafka.commits import METADATA_MAX_CHARACTERS, Answer, Committer
@@ -305,6 +306,32 @@ def test_of_what_is_let_go_nothing_is_sent_any_more_and_what_is_under_way_is_wai
     assert coordinator.requests == [{place(0)}, {place(1)}], "the one that is refused is not sent; others are"
     assert answers[0] == {place(0): None}
     assert answers[2] == {place(1): None}
+
+
+def test_a_commit_that_is_about_to_be_sent_when_its_partition_goes_is_not_sent(
+    committer: Committer, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused in the very moment in which it is found to wait: the thread goes on right behind that."""
+    ready, free, answers = threading.Event(), threading.Event(), list[Answer]()
+
+    def about_to_send(_thread_id: int) -> None:
+        ready.set()
+        assert free.wait(10)
+
+    def refused(text: str) -> FencedError:
+        free.set()
+        time.sleep(0.1)
+        return FencedError(text)
+
+    monkeypatch.setattr(commits, "_pass_for", about_to_send)
+    monkeypatch.setattr(commits, "FencedError", refused)
+    committer.commit({place(0): Position(1)}, answers.append)
+    assert ready.wait(10)
+    assert committer.let_go([place(0)], 5.0)
+    committer.close(5.0)
+    committer.serve()
+    assert coordinator.requests == []
+    assert [type(answer[place(0)]) for answer in answers] == [FencedError]
 
 
 def test_what_was_lost_is_not_committed_any_more() -> None:
