@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.jobs.client import JobClient, Place
 from pipeline.jobs.handle import JobHandle
-from pipeline.model.background import ConsumeOptions
+from pipeline.model.background import ConsumeOptions, check_options
 from pipeline.model.errors import ConfigurationError, PublishError
 from pipeline.model.job_policies import JobOptions, JobPolicy
 from pipeline.model.job_types import JobType
@@ -61,6 +61,7 @@ class KafkaQueue:
         if self._app.declares_job(topic):
             client = self._app.jobs
         else:
+            check_options(topic, chosen)
             await self._ready(topic)
         handles = await client.enqueue(topic, payloads, chosen)
         for handle in handles[-HANDLES:]:

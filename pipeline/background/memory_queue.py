@@ -21,7 +21,7 @@ from pipeline.core.jobs.telling import told
 from pipeline.jobs.asking import Asker
 from pipeline.jobs.following import Ends, Followed, Found
 from pipeline.jobs.handle import JobHandle, Reach
-from pipeline.model.background import ConsumeOptions
+from pipeline.model.background import ConsumeOptions, check_options
 from pipeline.model.errors import BufferFull, ConfigurationError, PublishError
 from pipeline.model.job_policies import JobOptions, JobPolicy, QueuePolicy, check_text, options_of
 from pipeline.model.job_states import TERMINAL
@@ -37,6 +37,7 @@ from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.values import Values
 from pipeline.worker.logs import logger
 from pipeline.worker.parts import wall_clock_ms
+from pipeline.worker.stalls import Stalls
 
 JOBS_MAX = 100_000
 CLOSING_S = 10.0
@@ -148,6 +149,7 @@ class MemoryQueue:
         with self._lock:
             if self._closed:
                 raise PublishError(f"a job for {topic!r} came when the queue was closed")
+            check_options(topic, options)
             found = self._topic(topic)
             now_ms = self._clock()
             outbox = current(self._address, topic)
@@ -182,7 +184,9 @@ class MemoryQueue:
                 raise ConfigurationError(f"topic {declared.name!r} is consumed already: one handler is enough")
             loop = asyncio.get_running_loop()
             types = {declared.name: declared}
-            shell = Shell(loop, self._ended, self._told, self._clock, self._log, self._home, self._failed)
+            shell = Shell(
+                loop, self._ended, self._told, self._clock, self._log, self._home, self._failed, Stalls(self._log), concurrency
+            )  # fmt: skip
             runs = JobRuns(types, shell, Values(types, ALL, PayloadBlobs(declared.name, None)), {})
             found.served = _Served(runs, concurrency, loop)
             kind = found.board.kinds[declared.name]

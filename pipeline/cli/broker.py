@@ -34,6 +34,9 @@ DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Keep data here over restarts. Default: temporary, removed at the stop."),
 ]
+StartedDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="The directory that it was started with, if it was with one.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
 
 
@@ -92,7 +95,7 @@ def start(
 
 @app.command()
 def stop(
-    data_dir: DataDir = None,
+    data_dir: StartedDir = None,
     timeout: Annotated[float, typer.Option(help="Seconds for a clean stop before it is killed.")] = 30.0,
     as_json: AsJson = False,
 ) -> None:
@@ -115,7 +118,7 @@ def stop(
 
 
 @app.command()
-def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def status(data_dir: StartedDir = None, as_json: AsJson = False) -> None:
     """Show the broker that runs for this directory (or for this user). Exit code 0 when it runs, 1 when not.
 
     Example: pipeline broker status --json

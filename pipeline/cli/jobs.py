@@ -178,7 +178,8 @@ def cancel(
     broker: BrokerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Cancel jobs that wait or run: a running handler is stopped. Exit code 1: one is not there, or has had its ending.
+    """Cancel jobs that wait or run: a running handler is stopped, a `def` one when it returns. Exit code 1: one is not there, or has had
+    its ending.
 
     Example: pipeline jobs cancel 0192f3a1-5d7c-7e2b-8c44-0a1b2c3d4e5f --reason "sent twice"
     """

@@ -317,6 +317,6 @@ class AvroCodec:
 
 def _unregistered(topic: str, record_name: str) -> EncodeError:
     return EncodeError(
-        f"{record_name} is not registered for topic {topic}: run `pipeline schemas register` for it, "
+        f"{record_name} is not registered for topic {topic}: run `pipeline schemas register {topic} --record {record_name}`, "
         "then prepare the topic again."
     )

@@ -119,8 +119,9 @@ def prepare_queue(codec: AvroCodec, inbox: str, state: str) -> None:
     """Look up the contracts of both topics. May wait. Raises SchemaUnavailable, or ConfigurationError for what is missing."""
     for topic, missing in ((inbox, InboxCodec(codec, inbox).prepare()), (state, StoreCodec(codec, state).prepare())):
         if missing:
+            records = " ".join(f"--record {name.rpartition('.')[2]}" for name in missing)
             raise ConfigurationError(
-                f"topic {topic}: {', '.join(missing)} not registered: run `pipeline schemas register` for it"
+                f"topic {topic}: {', '.join(missing)} not registered: run `pipeline schemas register {topic} {records}`"
             )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
+from pipeline.model.errors import ConfigurationError
 from pipeline.model.job_policies import Duration, JobOptions, JobPolicy, RetentionPolicy, options_of, request_of
 from pipeline.model.policies import Backoff
 
@@ -83,6 +84,14 @@ class ResultQueue(BackgroundQueue, Protocol):
     """One that also keeps what came of its jobs."""
 
     def handle(self, topic: str, job_id: str) -> QueueHandle: ...
+
+
+def check_options(topic: str, options: JobOptions | None) -> None:
+    """Of a job that is none of an application. Raises ConfigurationError for what only those have."""
+    if options is not None and options.webhook is not None:
+        raise ConfigurationError(
+            f"webhook={options.webhook!r:.80} of a job on topic {topic!r}: only jobs of @app.job tell webhooks, whose workers declare them"
+        )
 
 
 def job_options(given: dict[str, Any]) -> JobOptions:

@@ -7,7 +7,7 @@
     assert run.attempts == 2 and run.result == Receipt(id=7)
 
 The scheduling is the one of workers: attempts, back-off, deadlines, Retry and Reject, the types of input and result. There is no network in
-virtual time: give the handler stand-ins for what it calls.
+virtual time: give the handler stand-ins for what it calls. A batch handler gets a batch of one. Permissions are not looked at.
 """
 
 from __future__ import annotations
@@ -95,8 +95,11 @@ def run_processor(
 def _type_of(func: Callable[..., Any]) -> JobType:
     known = declared_policy(func)
     name = known[0] if known else getattr(func, "__name__", type(func).__name__)
-    declared = declaration_of(name, {}).type(func)
-    return declared if known is None else replace(declared, policy=known[1])
+    if known is None:
+        return declaration_of(name, {}).type(func)
+    _, policy = known
+    batch = {} if policy.batch is None else {"batch": policy.batch}
+    return replace(declaration_of(name, batch).type(func), policy=policy)
 
 
 def _in_virtual_time(main: Callable[[VirtualClockLoop], Any]) -> ProcessorRun:

@@ -33,7 +33,9 @@ def make_codec(policy: ViewsPolicy) -> AvroCodec:
     codec.prepare(topics.source)
     for topic, record in ((topics.summaries, "agent.run.RunSummary"), (topics.rates, "agent.run.RunRate")):
         if codec.prepare(topic, [record]):
-            raise ConfigurationError(f"{record} is not registered for topic {topic}: run `pipeline schemas register`.")
+            raise ConfigurationError(
+                f"{record} is not registered for topic {topic}: run `pipeline schemas register {topic} --record {record}`."
+            )
     return codec
 
 

@@ -203,7 +203,7 @@ class Conclusions:
             following = unit.handed_off(complete.delivery, complete.lane, sent.offset, self._clock.now_ms)
         elif isinstance(complete, DeadLetter):
             following = unit.dead_lettered(complete.delivery, self._clock.now_ms)
-            self._count_dead_letter(complete)
+            self.count_dead_letter(complete.failure.error_class)
             self.alert(complete, sent)
         else:
             if complete.warning:
@@ -223,17 +223,18 @@ class Conclusions:
         if waiting and waiting % alarm == 0:
             self._stats.amplification_alarms += 1
             self._log.error(
-                "many records wait behind one key until its head succeeds or is given up; `pipeline keys skip` gives it up now",
+                "many records wait behind one key until its head succeeds or is given up; `pipeline keys skip` gives it up when it is due",
                 key=(delivery.key or b"").decode("utf-8", "replace"),
                 partition=unit.partition,
                 waiting=waiting,
                 amplification=round(self._stats.amplification, 1),
             )
 
-    def _count_dead_letter(self, effect: DeadLetter) -> None:
-        self._stats.dead_lettered(effect.failure.error_class)
+    def count_dead_letter(self, error_class: str) -> None:
+        """One was acknowledged; too many of them pause the subscription."""
+        self._stats.dead_lettered(error_class)
         # One record that is given up can have any number behind it: they say nothing about the next one.
-        if effect.failure.error_class != HELD_CLASS and self._flood.count(self._clock.now_ms):
+        if error_class != HELD_CLASS and self._flood.count(self._clock.now_ms):
             self._log.error(
                 "flood of dead letters: the subscription is paused; fix the cause, then `pipeline resume`",
                 group=self._parts.group,

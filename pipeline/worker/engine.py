@@ -106,6 +106,7 @@ class Engine:
         self.ready, self.resumed = dispatch.ready, dispatch.resumed
         self.take, self.take_many = dispatch.take, dispatch.take_many
         self.done, self.done_many, self.complete = ends.done, ends.done_many, ends.complete
+        self.count_dead_letter = ends.count_dead_letter
         self._handlers = self._inputs()
         self.diagnose_all, self.await_schema = ends.diagnose_all, self._schema_waits.add
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +29,11 @@ def stack_of(thread_id: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """A handler that has not ended at its deadline."""
+    """A handler that has not ended at its deadline. `what` it was called for, and which that is for people (`place`)."""
 
-    delivery: Delivery
+    what: object
     since_s: float
+    place: Mapping[str, Any]
 
 
 class Stalls:
@@ -43,36 +45,36 @@ class Stalls:
         self._log = log
 
     def begin(self, delivery: Delivery, since_s: float, stack: str) -> None:
-        """Past its deadline. Told once for each execution."""
-        if any(stall.delivery is delivery for stall in self.current):
+        """A record's is past its deadline. Told once for each execution."""
+        place = {"partition": delivery.unit.partition, "offset": delivery.identity.origin}
+        key = (delivery.key or b"").decode("utf-8", "replace")
+        self.begin_other(delivery, since_s, stack, place, key=key, attempt=delivery.attempt + 1)
+
+    def begin_other(self, what: object, since_s: float, stack: str, place: Mapping[str, Any], **more: Any) -> None:
+        """The same of anything else that handlers are called for."""
+        if any(stall.what is what for stall in self.current):
             return
         self.count += 1
-        self.current = (*self.current, Stall(delivery, since_s))
+        self.current = (*self.current, Stall(what, since_s, place))
         self._log.error(
             "a handler is past its deadline and can't be stopped: its key waits until it returns",
-            key=(delivery.key or b"").decode("utf-8", "replace"),
-            partition=delivery.unit.partition,
-            origin=delivery.identity.origin,
-            attempt=delivery.attempt + 1,
-            stack=stack,
-        )
+            **place, **more, stack=stack,
+        )  # fmt: skip
 
     def keep(self, running: set[Delivery]) -> None:
         """Only these run still."""
         if self.current:
-            self.current = tuple(stall for stall in self.current if stall.delivery in running)
+            self.current = tuple(stall for stall in self.current if stall.what in running)
+
+    def end(self, what: object) -> None:
+        """It has returned."""
+        if self.current:
+            self.current = tuple(stall for stall in self.current if stall.what is not what)
 
     def seen(self) -> list[dict[str, Any]]:
         """For people."""
         now_s = time.monotonic()
-        return [
-            {
-                "partition": stall.delivery.unit.partition,
-                "offset": stall.delivery.identity.origin,
-                "for_s": round(now_s - stall.since_s, 1),
-            }
-            for stall in self.current
-        ]
+        return [{**stall.place, "for_s": round(now_s - stall.since_s, 1)} for stall in self.current]
 
 
 class LoopWatch:

@@ -263,7 +263,7 @@ class Worker:
         )
         executor: Executor
         if subscription.jobs is not None:
-            executor = executor_of(app, subscription.jobs, place, engine, opening, loop, self._job_target)
+            executor = executor_of(app, subscription.jobs, place, engine, opening, loop, self._job_target, self.alerts)
         else:
             executor = self._executor(engine, subscription, place.group, loop)
         engine.connect(fetcher, executor)

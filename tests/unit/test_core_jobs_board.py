@@ -866,6 +866,26 @@ def test_a_duplicate_s_answer_stands_behind_an_entry_of_the_first_one(key: str |
     assert keys == [*before, dedup_key("t", "d"), b"j/first", b"j/second"]
 
 
+def test_what_a_duplicate_has_written_early_does_not_pass_those_before_it_at_the_next_owner(bench: Bench) -> None:
+    """The next owner has what is in the store at once, and takes the rest from the inbox, behind it."""
+    bench.ask("ended")
+    bench.ask("runs")
+    bench.ask("waits")
+    bench.end(bench.take(1)[0])
+    bench.take(1)
+    bench.ask("first", dedup_id="d", dedup_window_ms=MINUTE)
+    bench.ask("later")
+    bench.ask("second", dedup_id="d", dedup_window_ms=MINUTE)
+    assert bench.states() == [
+        ("ended", S.COMPLETED),
+        ("runs", S.RUNNING),
+        ("waits", S.QUEUED),
+        ("first", S.QUEUED),
+    ]
+    bench.restart()
+    assert bench.ids() == ["runs", "waits", "first"]
+
+
 def test_a_retry_is_not_early_for_an_owner_whose_clock_is_ahead() -> None:
     bench = Bench()
     bench.board.spread_ms = 30

@@ -43,9 +43,10 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """Write this job to the dead letters, behind its entry; answer with `Board.lettered`."""
+    """Write this job to the dead letters, behind its entry; answer with `Board.lettered`. `offset`: where it is, once that is known."""
 
     record: JobRecord
+    offset: int = -1
 
 
 @dataclass(frozen=True, slots=True)

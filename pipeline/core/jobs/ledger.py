@@ -7,6 +7,7 @@ costs little more than those.
 from __future__ import annotations
 
 from collections import deque
+from itertools import chain
 from typing import cast
 
 from pipeline.core.jobs.dedup import Dedup
@@ -63,12 +64,15 @@ class Ledger:
             self.write(job)
 
     def at_once(self, job: Job) -> None:
-        """Its first entry, if it has none, behind those of all of its key that came due before."""
-        if not job.written:
-            if job.key is not None:
-                self.older_first(job.key)
-            else:
-                self.write(job)
+        """Its first entry, if it has none, behind those of all that wait for their turn since before: the next owner would take those
+        from the inbox when it has this one already, and run them after it."""
+        if job.written:
+            return
+        for older in chain.from_iterable(self._queued):
+            if not older.written:
+                self.write(older)
+            if older is job:
+                return
 
     def write(self, job: Job, gates: bool = True) -> None:
         """Its entry as it is now, behind the dedup window that it began; a dead letter behind it. `gates`: a job that may not start

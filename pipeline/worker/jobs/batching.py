@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ class Runner(Protocol):
 
     def finish(self, run: Run, ending: JobEnding) -> None: ...
 
-    def call(self, declared: JobType, arguments: tuple[object, ...]) -> Awaitable[object]: ...
+    def call(self, declared: JobType, arguments: tuple[object, ...], runs: Sequence[Run]) -> Awaitable[object]: ...
 
     def context(self, run: Run) -> JobContext: ...
 
@@ -43,7 +43,7 @@ class Batches:
     """Of one type. A batch goes out when it is full, or its first job waited for long enough; each job's time begins then.
 
     A job that is stopped (cancelled, let go, out of time) has its ending at once, and the others go on; with the last one the
-    call itself is stopped.
+    call itself is stopped. Those of a call in a thread, which can't be stopped, have it when that returns.
     """
 
     def __init__(self, declared: JobType, runner: Runner, loop: asyncio.AbstractEventLoop, values: Values) -> None:
@@ -111,20 +111,21 @@ class Batches:
         contexts = [runner.context(run) for run in runs]
         arguments = (inputs,) if self._declared.alone else (inputs, contexts)
         try:
-            returned = await runner.call(self._declared, arguments)
+            returned = await runner.call(self._declared, arguments, runs)
             results = by_job(returned, [run.job.id for run in runs])
         except asyncio.CancelledError:
             raise
         except Exception as error:
             for run in runs:
-                runner.finish(run, runner.failed(run, error))
+                runner.finish(run, runner.stopped(run) if run.ended_by else runner.failed(run, error))
             return
         finally:
             for context in contexts:
                 context.ended = True
         for run in runs:
             if run in runner.running:
-                runner.finish(run, await self._ending(run, results.get(run.job.id)))
+                item = results.get(run.job.id)
+                runner.finish(run, runner.stopped(run) if run.ended_by else await self._ending(run, item))
 
     async def _ending(self, run: Run, item: Mapping[str, Any] | None) -> JobEnding:
         if item is None:

@@ -162,7 +162,15 @@ def _without_warn(hint: Any) -> Any:
 class _Queue:
     types: dict[str, JobType] = field(default_factory=dict)
     policy: QueuePolicy = field(default_factory=QueuePolicy)
-    flow: FlowPolicy = field(default_factory=lambda: FlowPolicy(concurrency=RUNNING_AT_ONCE))
+    flow: FlowPolicy | None = None
+
+    def flow_or_default(self) -> FlowPolicy:
+        """As it was given; else so many at once that no type's own limit, and no batch, is out of reach."""
+        if self.flow is not None:
+            return self.flow
+        policies = [declared.policy for declared in self.types.values()]
+        wanted = [max(policy.concurrency, policy.batch.size if policy.batch is not None else 0) for policy in policies]
+        return FlowPolicy(concurrency=max(RUNNING_AT_ONCE, *wanted, 0))
 
 
 def declaration_of(name: str, arguments: dict[str, Any]) -> JobDeclaration:
@@ -195,7 +203,7 @@ class Queues:
         if flow is not None:
             made.flow = check_flow(flow)
         if concurrency is not None:
-            made.flow = check_flow(replace(made.flow, concurrency=concurrency))
+            made.flow = check_flow(replace(made.flow or FlowPolicy(), concurrency=concurrency))
 
     def add(self, declared: JobType, queue: str) -> None:
         check_topic(f"jobs.{queue}", "queue")
@@ -251,7 +259,7 @@ def _subscription(name: str, made: _Queue, own: typing.Mapping[str, JobType]) ->
         order="none",
         value="bytes",
         retry=RetryPolicy(tiers_ms=()),
-        flow=made.flow,
+        flow=made.flow_or_default(),
         jobs=queue,
     )
 

@@ -57,7 +57,7 @@ class JobParts:
     """What the composition root hands in. `inbox` is a `codec.jobs.InboxCodec`, `packing` a `StoreCodec`.
 
     `fetch_schema` asks the registry for a schema of the store; it may wait, and raises SchemaUnavailable. `read` reads the store.
-    `home` is for what jobs ask for themselves.
+    `home` is for what jobs ask for themselves. `alert` hears of dead letters that are acknowledged.
     """
 
     queue: JobQueue
@@ -69,6 +69,7 @@ class JobParts:
     home: Home
     blobs: Blobs | None = None
     processes: Mapping[str, JobProcesses] = field(default_factory=dict)
+    alert: Callable[[Unit, Letter], None] = lambda _unit, _letter: None
 
 
 class JobExecutor:
@@ -105,8 +106,9 @@ class JobExecutor:
 
     def _shell(self, engine: Engine) -> Shell:
         return Shell(
-            self._loop, self._run_ended, self._run_told, engine.clock.read, engine.log, self._parts.home, engine.fail
-        )
+            self._loop, self._run_ended, self._run_told, engine.clock.read, engine.log, self._parts.home, engine.fail,
+            engine.stalls, self._concurrency,
+        )  # fmt: skip
 
     # -- the step
 
@@ -276,7 +278,8 @@ class JobExecutor:
                 self._loop.run_in_executor(None, drop, self._parts.blobs, done.refs, self._engine.log)
         elif isinstance(done, Letter):
             error = done.record.outcome.error
-            self._engine.stats.dead_lettered(error.error_class if error is not None else "")
+            self._engine.count_dead_letter(error.error_class if error is not None else "")
+            self._parts.alert(host.unit, done)
             host.board.lettered(done.record.request.id, done.record.version)
             self._engine.wake()
 

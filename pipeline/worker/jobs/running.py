@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
@@ -26,14 +28,15 @@ from pipeline.worker.jobs.processes import JobProcesses, asked_in
 from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.telling import Teller
 from pipeline.worker.jobs.values import Large, Values, kept
+from pipeline.worker.stalls import Stalls, stack_of
 
-THREADS_MAX = 64
+LET_GO = "let go"
 
 
 @dataclass(frozen=True, slots=True)
 class Shell:
     """Where jobs run. `ended` hears of every ending, `told` of what handlers say (and whether it is to be written now), both in the loop's
-    thread; `failed` of a defect of our own."""
+    thread; `failed` of a defect of our own. `stalls`: what does not end at its deadline. `places`: so many jobs run at once at most."""
 
     loop: asyncio.AbstractEventLoop
     ended: Callable[[Run, JobEnding], None]
@@ -42,6 +45,8 @@ class Shell:
     log: Any
     home: Home
     failed: Callable[[BaseException], None]
+    stalls: Stalls
+    places: int
 
 
 class JobRuns:
@@ -60,7 +65,7 @@ class JobRuns:
             for name, declared in types.items()
             if declared.policy.batch is not None
         }
-        self._deadlines = Deadlines(shell.loop, partial(self.interrupt, reason="timeout"))
+        self._deadlines = Deadlines(shell.loop, self._late)
         self._pool = Pool(shell.loop, self._run, shell.failed)
         self._threads: ThreadPoolExecutor | None = None
         self.running: dict[Run, None] = {}  # a set that keeps its order
@@ -73,19 +78,35 @@ class JobRuns:
         if batches is not None:
             batches.add(run)
             return
-        if job.request.type not in self._processes:  # there the deadline is the process's, from when it has begun
-            self.watch(run)
         self._pool.add(run)
 
     def watch(self, run: Run) -> None:
         """Its time begins."""
         self._deadlines.begin(run)
 
-    def interrupt(self, run: Run, reason: str) -> None:
-        """Stop it, as far as it can be stopped: a thread goes on to its end, and what comes of it is not looked at."""
-        if run.ended_by or run not in self.running:
+    def _late(self, run: Run) -> None:
+        """Its time is over. What can't be stopped is told as stalled, and so is what did not stop in as much time again."""
+        again = bool(run.ended_by)
+        self.interrupt(run, "timeout")
+        if run not in self.running:
             return
-        run.ended_by = reason
+        if run.thread is None and not again:
+            self._deadlines.begin(run)
+            return
+        job, since_s = run.job, time.monotonic() - run.timeout_ms / 1000
+        frames = run.task.get_stack() if run.task is not None else ()
+        stack = stack_of(run.thread) if run.thread else "".join(map(str, frames))
+        self._shell.stalls.begin_other(run, since_s, stack, {"job": job.id, "type": job.kind.name}, attempt=job.attempt)
+
+    def interrupt(self, run: Run, reason: str) -> None:
+        """Stop it, as far as it can be stopped. A thread goes on to its end, and may still have its effect: so its job has no ending
+        before that, and its key and its place wait. Only when it is let go nobody looks at what comes of it."""
+        if run not in self.running or (run.ended_by and (run.thread is None or reason != LET_GO)):
+            return
+        run.ended_by = run.ended_by or reason
+        if run.thread is not None and reason != LET_GO:
+            return
+        run.thread = None
         if run.job.kind.name in self._batches:
             self.finish(run, self.stopped(run))
             self._batches[run.job.kind.name].left(run)
@@ -106,6 +127,7 @@ class JobRuns:
     def finish(self, run: Run, ending: JobEnding) -> None:
         """It has its ending; another one changes nothing."""
         self._deadlines.end(run)
+        self._shell.stalls.end(run)
         if run.ended_by == "abandoned" or run not in self.running:
             return
         if run.teller is not None:
@@ -116,7 +138,8 @@ class JobRuns:
     async def _execute(self, run: Run) -> JobEnding:
         processes = self._processes.get(run.job.kind.name)
         if processes is not None:
-            return await self._in_process(run, processes)
+            return await self._in_process(run, processes)  # there the deadline is the process's, from when it has begun
+        self.watch(run)
         job, values = run.job, self._values
         payload = values.at_hand(job)
         given = values.read(job, await values.fetched(job) if payload is None else payload)
@@ -125,13 +148,15 @@ class JobRuns:
         declared, context = self._types[job.kind.name], self.context(run)
         UNDER_WAY.set(context)
         try:
-            returned = await self.call(declared, (given.value,) if declared.alone else (given.value, context))
+            returned = await self.call(declared, (given.value,) if declared.alone else (given.value, context), (run,))
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            return self.failed(run, error)
+            return self.stopped(run) if run.thread is not None and run.ended_by else self.failed(run, error)
         finally:
             context.ended = True
+        if run.thread is not None and run.ended_by:
+            return self.stopped(run)
         ending = values.completed(job, returned)
         return await values.stored(job, ending) if isinstance(ending, Large) else ending
 
@@ -151,11 +176,16 @@ class JobRuns:
         ending = self._values.encoded(run.job, how.blobs[0], how.head["warning"])
         return await self._values.stored_if_large(run.job, ending)
 
-    def call(self, declared: JobType, arguments: tuple[object, ...]) -> Awaitable[object]:
+    def call(self, declared: JobType, arguments: tuple[object, ...], runs: Sequence[Run]) -> Awaitable[object]:
+        """The handler, for these."""
         if declared.is_async:
             called: Awaitable[object] = declared.handler(*arguments)  # type: ignore[assignment]
             return called
-        return self._loop.run_in_executor(self._executor(), partial(copy_context().run, declared.handler, *arguments))
+        for run in runs:
+            run.thread = 0
+        return self._loop.run_in_executor(
+            self._executor(), partial(copy_context().run, _in_thread, runs, declared.handler, arguments)
+        )
 
     def context(self, run: Run) -> JobContext:
         shell = self._shell
@@ -188,7 +218,7 @@ class JobRuns:
 
     def _executor(self) -> ThreadPoolExecutor:
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(THREADS_MAX, "pipeline-jobs")
+            self._threads = ThreadPoolExecutor(self._shell.places, "pipeline-jobs")
         return self._threads
 
     def tasks(self) -> set[asyncio.Task[None]]:
@@ -211,3 +241,10 @@ class JobRuns:
         self.running.clear()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_thread(runs: Sequence[Run], handler: Callable[..., object], arguments: tuple[object, ...]) -> object:
+    for run in runs:
+        if run.thread is not None:
+            run.thread = threading.get_ident()
+    return handler(*arguments)

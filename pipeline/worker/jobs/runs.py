@@ -13,10 +13,11 @@ from pipeline.worker.sending import OutRecord
 class Run:
     """A job that runs; `version` is what its ending names. `ended_by` says why it was stopped: "timeout", "cancelled", "let go".
 
-    `asked`: records of jobs that it asked for. `task`: what runs it, from when it begins; the jobs of a batch share one.
+    `asked`: records of jobs that it asked for. `task`: what runs it, from when it begins; the jobs of a batch share one. `thread`: that
+    of a `def` handler, which can't be stopped (0: it has none yet), None for any other and for one that was let go.
     """
 
-    __slots__ = ("asked", "ended_by", "host", "job", "task", "teller", "timeout_ms", "version")
+    __slots__ = ("asked", "ended_by", "host", "job", "task", "teller", "thread", "timeout_ms", "version")
 
     def __init__(self, host: Any, job: Job, timeout_ms: int) -> None:
         self.host = host
@@ -27,3 +28,4 @@ class Run:
         self.asked: list[OutRecord] = []
         self.task: asyncio.Task[None] | None = None
         self.teller: Teller | None = None
+        self.thread: int | None = None

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pipeline.core.jobs.entries import DropBlobs, Entry, Letter, Settle
@@ -183,6 +183,8 @@ class StoreWriter:
                 item.acknowledged = True
                 if isinstance(item.what, Entry):
                     self._mind(answers.offsets[index])
+                elif isinstance(item.what, Letter):
+                    item.what = replace(item.what, offset=answers.offsets[index])
         batch.heard = now
         self._under_way -= now - first
 

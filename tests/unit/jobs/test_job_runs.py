@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
 
 import pytest
 import structlog
@@ -10,54 +14,178 @@ import structlog
 from pipeline.core.jobs.job import Job, Kind
 from pipeline.model.job_policies import JobPolicy
 from pipeline.model.job_types import JobType
-from pipeline.model.jobs import JobEnding, JobRequest
-from pipeline.model.outcome import Cancelled
+from pipeline.model.jobs import Completed, JobEnding, JobRequest
+from pipeline.model.outcome import Cancelled, Failure
 from pipeline.model.permissions import Permissions
 from pipeline.worker.jobs.blobs import PayloadBlobs
 from pipeline.worker.jobs.context import Home
 from pipeline.worker.jobs.running import JobRuns, Shell
 from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.values import Values
+from pipeline.worker.stalls import Stalls
+
+
+class Bench:
+    """In a running loop: jobs of one type, and what came of them."""
+
+    def __init__(self, handler: Callable[..., object], places: int = 10) -> None:
+        self.ended: list[tuple[Run, JobEnding]] = []
+        self.failed: list[BaseException] = []
+        log = structlog.get_logger()
+        self.stalls = Stalls(log)
+        declared = JobType("j", handler, is_async=asyncio.iscoroutinefunction(handler), alone=True)
+
+        async def never(*_: object) -> None:
+            raise AssertionError("it asks for nothing")
+
+        shell = Shell(
+            asyncio.get_running_loop(), lambda run, ending: self.ended.append((run, ending)), lambda *_: None, lambda: 0, log,
+            Home("memory://", "", never), self.failed.append, self.stalls, places,
+        )  # fmt: skip
+        values = Values({"j": declared}, Permissions(), PayloadBlobs("jobs.q", None))
+        self.runs = JobRuns({"j": declared}, shell, values, {})
+
+    def start(self, timeout_ms: int = 60_000) -> Run:
+        self.runs.start(None, Job(Kind("j", JobPolicy()), JobRequest("1", "j", b"null", timeout_ms=timeout_ms), 0, 0))
+        return list(self.runs.running)[-1]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2])
 def test_one_that_is_stopped_ends_also_before_its_first_turn(turns: int) -> None:
     began: list[None] = []
-    ended: list[tuple[Run, JobEnding]] = []
-    failed: list[BaseException] = []
 
     async def handler(_given: object) -> None:
         began.append(None)
         await asyncio.sleep(3_600)
 
-    async def never(*_: object) -> None:
-        raise AssertionError("it asks for nothing")
-
     async def main() -> None:
-        loop = asyncio.get_running_loop()
-        declared = JobType("j", handler, alone=True)
-        home = Home("memory://", "", never)
-        shell = Shell(
-            loop,
-            lambda run, ending: ended.append((run, ending)),
-            lambda *_: None,
-            lambda: 0,
-            structlog.get_logger(),
-            home,
-            failed.append,
-        )
-        values = Values({"j": declared}, Permissions(), PayloadBlobs("jobs.q", None))
-        runs = JobRuns({"j": declared}, shell, values, {})
-        runs.start(None, Job(Kind("j", JobPolicy()), JobRequest("1", "j", b"null"), 0, 0))
+        bench = Bench(handler)
+        run = bench.start()
         for _ in range(turns):
             await asyncio.sleep(0)
-        (run,) = runs.running
-        runs.interrupt(run, "cancelled")
+        bench.runs.interrupt(run, "cancelled")
         for _ in range(5):
             await asyncio.sleep(0)
-        assert ended == [(run, Cancelled())]
-        assert not runs.running
-        assert not failed
+        assert bench.ended == [(run, Cancelled())]
+        assert not bench.runs.running
+        assert not bench.failed
 
     asyncio.run(main())
     assert len(began) == (turns > 0)
+
+
+@pytest.mark.parametrize("reason", ["timeout", "cancelled"])
+def test_a_thread_that_goes_on_has_no_ending_before_it_returns(reason: str) -> None:
+    """It may still have its effect: were its job ended before, its retry or the next one of its key would run beside it."""
+    gate, returned = threading.Event(), threading.Event()
+
+    def handler(_given: object) -> str:
+        gate.wait(20)
+        returned.set()
+        return "late"
+
+    async def main() -> None:
+        bench = Bench(handler)
+        run = bench.start(30 if reason == "timeout" else 60_000)
+        await bench.until(lambda: run.thread)
+        if reason == "cancelled":
+            bench.runs.interrupt(run, reason)
+        await bench.until(lambda: run.ended_by == reason)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert list(bench.runs.running) == [run]
+        assert bench.ended == []
+        assert [found["job"] for found in bench.stalls.seen()] == (["1"] if reason == "timeout" else [])
+        gate.set()
+        await bench.until(lambda: bench.ended)
+        ((_, ending),) = bench.ended
+        if reason == "timeout":
+            assert isinstance(ending, Failure)
+            assert "longer than timeout=0.03s" in ending.message
+        else:
+            assert ending == Cancelled()
+        assert not bench.stalls.current
+        assert bench.stalls.count == (reason == "timeout")
+
+    asyncio.run(main())
+    assert returned.is_set()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_thread_that_is_let_go_is_not_waited_for(late: bool) -> None:
+    """The next owner waits for this one's last word. One that is past its deadline has used its attempt."""
+    gate = threading.Event()
+
+    async def main() -> None:
+        bench = Bench(lambda _given: gate.wait(20))
+        run = bench.start(30 if late else 60_000)
+        await bench.until(lambda: run.ended_by == "timeout" if late else run.thread)
+        for _ in range(3):
+            bench.runs.interrupt(run, "let go")
+        await bench.until(lambda: bench.ended)
+        ((_, ending),) = bench.ended
+        assert isinstance(ending, Failure) if late else ending == Cancelled()
+        assert not bench.stalls.current
+        gate.set()
+        other = bench.start()
+        await bench.until(lambda: len(bench.ended) == 2)
+        assert bench.ended[1] == (other, Completed(b"true"))
+
+    asyncio.run(main())
+
+
+def test_one_that_swallows_its_cancellation_is_told_as_stalled() -> None:
+    async def handler(_given: object) -> None:
+        while not gate.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    gate = threading.Event()
+
+    async def main() -> None:
+        bench = Bench(handler)
+        bench.start(30)
+        await bench.until(lambda: bench.stalls.current)
+        gate.set()
+        await bench.until(lambda: bench.ended)
+        assert not bench.stalls.current
+        assert bench.stalls.count == 1
+
+    asyncio.run(main())
+
+
+def test_there_is_a_thread_for_each_place() -> None:
+    """Its time would pass while it waits for one."""
+    at_once = 80
+    together = threading.Barrier(at_once)
+
+    async def main() -> None:
+        bench = Bench(lambda _given: together.wait(20) >= 0, places=at_once)
+        for _ in range(at_once):
+            bench.start(15_000)
+        await bench.until(lambda: len(bench.ended) == at_once)
+        assert {ending for _, ending in bench.ended} == {Completed(b"true")}
+
+    asyncio.run(main())
+
+
+def test_time_begins_when_the_handler_does() -> None:
+    """Not while a loop that is held up has not come to it: it would fail without having run."""
+
+    async def handler(_given: object) -> int:
+        await asyncio.sleep(0)
+        return 7
+
+    async def main() -> None:
+        bench = Bench(handler)
+        bench.start(50)
+        time.sleep(0.1)
+        await bench.until(lambda: bench.ended)
+        assert [ending for _, ending in bench.ended] == [Completed(b"7")]
+
+    asyncio.run(main())

@@ -26,6 +26,7 @@ from pipeline.worker.jobs.processes import JobProcesses, places, with_places
 from pipeline.worker.jobs.running import JobRuns, Shell
 from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.values import Values
+from pipeline.worker.stalls import Stalls
 from tests.unit.jobs.process_app import app
 from tests.unit.jobs.worlds import application
 
@@ -55,6 +56,8 @@ class Bench:
             log,
             Home("memory://processes", "", app.enqueue),
             self.failed.append,
+            Stalls(log),
+            10,
         )
         values = Values(self.types, Permissions(), PayloadBlobs("jobs.q", None))
         self.processes = {
