@@ -886,6 +886,46 @@ def test_what_a_duplicate_has_written_early_does_not_pass_those_before_it_at_the
     assert bench.ids() == ["runs", "waits", "first"]
 
 
+def stored(bench: Bench, job_id: str, state: JobState, number: int, **more: int) -> None:
+    """An entry as an earlier owner wrote it."""
+    request = bench.request(job_id, key="k")
+    record = JobRecord(request, state, 1, number, attempt=1, ready_ms=NOW, offset=number, **more)
+    bench.log.append((b"j/" + job_id.encode(), Pickled().pack(record)))
+
+
+def test_of_a_key_s_jobs_that_seem_to_run_only_the_first_does() -> None:
+    """That the first had ended was written, and lost; what stood behind it was not."""
+    bench = Bench()
+    stored(bench, "second", S.RUNNING, 0, started_ms=NOW + 9)
+    stored(bench, "first", S.RUNNING, 1, started_ms=NOW + 1)
+    bench.restart()
+    (first,) = bench.take()
+    assert (first.id, first.attempt, first.stalls) == ("first", 1, 1)
+    bench.end(first)
+    bench.store()
+    (second,) = bench.take()
+    assert (second.id, second.attempt, second.stalls) == ("second", 1, 0)
+    bench.end(second)
+    assert bench.ids() == []
+
+
+def test_a_retry_that_was_restored_behind_another_of_its_key_waits_for_it_and_for_its_time() -> None:
+    bench = Bench()
+    stored(bench, "first", S.RUNNING, 0, started_ms=NOW + 1)
+    stored(bench, "second", S.RETRYING, 1, started_ms=NOW + 9, next_ms=NOW + 1_000)
+    bench.restart()
+    bench.ask("third", key="k")
+    (first,) = bench.take()
+    assert first.id == "first"
+    bench.end(first)
+    assert bench.ids() == []
+    bench.pass_ms(1_000)
+    (second,) = bench.take()
+    assert (second.id, second.attempt) == ("second", 2)
+    bench.end(second)
+    assert bench.ids() == ["third"]
+
+
 def test_a_retry_is_not_early_for_an_owner_whose_clock_is_ahead() -> None:
     bench = Bench()
     bench.board.spread_ms = 30

@@ -206,8 +206,10 @@ class Board:
             self.ledger.older_first(key)
 
     def lane(self, job: Job) -> None:
-        """It is the first of its key, or has none: to its lane, unless its entry is waited for."""
-        if not job.gated and not job.laned:
+        """It is the first of its key, or has none: to its lane, unless its entry is waited for, or its time."""
+        if job.state is JobState.RETRYING:
+            self.time(job)
+        elif not job.gated and not job.laned:
             self.lanes.add(job)
 
     def take(self, room: int, now_ms: int) -> list[Job]:
@@ -323,11 +325,22 @@ class Board:
 
     def _again(self, job: Job) -> None:
         """To its lane; a key that it has it keeps."""
+        self._requeue(job)
+        self.lane(job)
+
+    def give_back(self, job: Job, now_ms: int) -> None:
+        """It was to begin, behind another one of its key, and did not: neither an attempt nor a stall."""
+        if job.cancelling:
+            self.finish(job, CANCELLED, now_ms)
+        else:
+            job.started_ms = 0
+            self._requeue(job)
+
+    def _requeue(self, job: Job) -> None:
         job.version += 1
         job.attempt -= 1
         job.state = QUEUED
         self.ledger.write(job)
-        self.lane(job)
 
     def _failed(self, job: Job, failure: Failure, now_ms: int) -> None:
         at_ms = retry_at_ms(job, failure, now_ms + self.spread_ms)

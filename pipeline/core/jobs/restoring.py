@@ -15,6 +15,8 @@ from pipeline.model.job_states import SUCCEEDED, TERMINAL, JobState
 from pipeline.model.jobs import DedupWindow, JobDuplicate, JobEntry, JobRecord
 from pipeline.model.store_keys import dedup_key
 
+_Due = tuple[bool, int, int, int, Job]
+"""Has it not begun yet; when it did, when it came due, its number: by these they are sorted."""
 SLICE = 200
 """Entries to a step."""
 
@@ -57,7 +59,7 @@ class Restoring:
         """
         board = self._board
         finished: list[tuple[int, Job | JobDuplicate]] = []
-        due: list[tuple[bool, int, int, Job]] = []
+        due: list[_Due] = []
         windows: dict[Name, DedupWindow] = {}
         begun: list[DedupWindow] = []
         for count, (key, value) in enumerate(self._entries.items(), start=1):
@@ -88,8 +90,8 @@ class Restoring:
             self._window(window)
         for window in begun:
             self._begun(window, windows.get((window.type, window.dedup_id)))
-        due.sort(key=lambda each: each[:3])
-        for count, (_, _, _, job) in enumerate(due, start=1):
+        due.sort(key=lambda each: each[:4])
+        for count, (*_, job) in enumerate(due, start=1):
             if not count % SLICE:
                 yield
             self._due(job, now_ms)
@@ -112,7 +114,7 @@ class Restoring:
         value: bytes,
         now_ms: int,
         finished: list[tuple[int, Job | JobDuplicate]],
-        due: list[tuple[bool, int, int, Job]],
+        due: list[_Due],
     ) -> None:
         board = self._board
         job = board.jobs[record.request.id] = restored(board.kind(record.request.type), record, value)
@@ -129,20 +131,23 @@ class Restoring:
             if job.next_ms > now_ms:
                 board.time(job)
                 return
-        due.append((not job.started_ms, job.next_ms if state is SCHEDULED else job.ready_ms, job.number, job))
+        due.append(
+            (not job.started_ms, job.started_ms, job.next_ms if state is SCHEDULED else job.ready_ms, job.number, job)
+        )
 
     def _due(self, job: Job, now_ms: int) -> None:
-        """In order: those that have run first, since each is the one that holds its key."""
+        """In order: those that have run first, since each holds its key. Of several of a key it is the one that began first: the others
+        came behind an ending whose write was lost, and wait until it has that again."""
         board = self._board
         if job.state is RUNNING:
-            if job.key is not None:
-                board.keys.enter(job.key, job)
             board.ledger.open(job)
-            board.run_again(job, now_ms)
+            if job.key is None or board.keys.enter(job.key, job):
+                board.run_again(job, now_ms)
+            else:
+                board.give_back(job, now_ms)
         elif job.state is JobState.RETRYING:
-            if job.key is not None:
-                board.keys.enter(job.key, job)
-            board.time(job)
+            if job.key is None or board.keys.enter(job.key, job):
+                board.time(job)
         elif job.state is QUEUED:
             board.ready(job, job.ready_ms, written=True)
         else:

@@ -26,11 +26,12 @@ LANE_BOUND = 2 * sum(LANES) + len(LANES)
 
 @dataclass(slots=True)
 class Doing:
-    """What an owner has done so far. `over`: jobs that it saw end."""
+    """What an owner has done so far. `over`: jobs that it saw end. `left`: by key, what has begun before its time, as the store says."""
 
     life: Life
     ran: Counter[tuple[str, int]] = field(default_factory=Counter)
     holding: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    left: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     over: set[str] = field(default_factory=set)
     first: list[Request] = field(default_factory=list)
     since: list[int] = field(default_factory=lambda: [0] * len(LANES))
@@ -63,7 +64,7 @@ class JobChecker:
                     entry.state == "QUEUED" and entry.fields["started_ms"]
                 )
                 if request is not None and request.key is not None and held:
-                    self._doing[key].holding[request.key].add(name)
+                    self._doing[key].left[request.key].add(name)
         for index, fact in enumerate(facts):
             if isinstance(fact, JobBegan):
                 found += self._on_began(index, fact)
@@ -100,6 +101,7 @@ class JobChecker:
         doing.over.discard(request.id)
         if request.key is not None:
             doing.holding[request.key].add(request.id)
+            doing.left[request.key].discard(request.id)
         self._started.setdefault(request.id, index)
         self._busy[fact.worker] += 1
 
@@ -187,7 +189,11 @@ class JobChecker:
         """J6: one of a key at a time, also across its retries; those that were due when they were asked for in their order."""
         if request.key is None:
             return
-        for other in doing.holding[request.key] - {request.id}:
+        mine = self._started.get(request.id, index)
+        # Of those that an earlier owner left behind the later ones came behind endings whose writes were lost: they wait for them again.
+        # What no handler has begun was only to begin.
+        left = {other for other in doing.left[request.key] if self._started.get(other, index) < mine}
+        for other in (doing.holding[request.key] | left) - {request.id}:
             if not self._released(other, index, fact.at_ms, doing):
                 yield f"J6: #{fact.number}: {request.id} began although {other} of its key has begun and not ended"
         if request.id in self._started or not self._plain(request) or self._set_back_ms:
