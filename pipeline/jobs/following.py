@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -61,7 +62,8 @@ class Followed:
             return
         self.entry, self.epoch = entry, epoch
         for loop, event in tuple(self._waiters):
-            loop.call_soon_threadsafe(event.set)
+            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits there any more
+                loop.call_soon_threadsafe(event.set)
 
     def again(self, version: int) -> None:
         """It was asked for one more round: what it was in this version and before says nothing any more."""

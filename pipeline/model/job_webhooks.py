@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.job_ids import tick_id
-from pipeline.model.job_policies import JobPolicy, RetentionPolicy
+from pipeline.model.job_policies import INLINE_BYTES_MAX, JobPolicy, RetentionPolicy
 from pipeline.model.jobs import JobRecord, JobRequest
 from pipeline.model.policies import Backoff
 
@@ -25,10 +26,14 @@ def delivery_of(record: JobRecord, now_ms: int) -> JobRequest:
     """The job that tells of this ending: the same one, by its id, whoever asks for it and however often."""
     request = record.request
     assert request.webhook is not None
+    payload = b'{"webhook":%b,"body":%b}' % (_text(request.webhook), body_of(record))
+    if len(payload) > INLINE_BYTES_MAX:  # the result is a job's largest and this one carries more than that
+        bare = record._replace(outcome=record.outcome._replace(result=None))
+        payload = b'{"webhook":%b,"body":%b}' % (_text(request.webhook), body_of(bare, omitted=True))
     return JobRequest(
         tick_id(f"webhook/{request.id}/{record.version}", record.finished_ms),
         DELIVERY,
-        b'{"webhook":%b,"body":%b}' % (_text(request.webhook), body_of(record)),
+        payload,
         created_ms=now_ms,
         tenant=request.tenant,
         workflow_id=request.workflow_id,
@@ -38,11 +43,11 @@ def delivery_of(record: JobRecord, now_ms: int) -> JobRequest:
     )
 
 
-def body_of(record: JobRecord) -> bytes:
-    """What is posted, as JSON. The result is put in as it is: it is JSON already, however deep."""
+def body_of(record: JobRecord, omitted: bool = False) -> bytes:
+    """What is posted, as JSON. The result is put in as it is: it is JSON already, however deep. `omitted`: it is too large for that."""
     request, outcome = record.request, record.outcome
     error = outcome.error
-    told = {
+    told: dict[str, Any] = {
         "id": request.id,
         "type": request.type,
         "state": record.state.value,
@@ -60,6 +65,8 @@ def body_of(record: JobRecord) -> bytes:
         else {"class": error.error_class, "type": error.error_type, "message": error.message},
         "result_ref": outcome.result_ref,
     }
+    if omitted:
+        told["result_omitted"] = True
     head = json.dumps(told, separators=(",", ":")).encode()
     return head[:-1] + b',"result":' + (outcome.result or b"null") + b"}"
 

@@ -220,6 +220,10 @@ class Children:
     def jobs(self) -> list[Job]:
         return [*self._waiting, *(child.job for child in self._children if child.job is not None)]
 
+    def waits(self, job: Job) -> bool:
+        """No child has it yet."""
+        return job in self._waiting
+
     def submit(self, job: Job) -> None:
         self._waiting.append(job)
         self._assign()

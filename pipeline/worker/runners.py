@@ -153,8 +153,8 @@ class AsyncRunners:
         if isinstance(error, SchemaUnavailable):
             engine.await_schema(delivery, error.schema_id or 0)
             return None
-        if isinstance(error, (SystemExit, KeyboardInterrupt, GeneratorExit)):
-            raise error
+        if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+            raise error  # SystemExit is the record's failure, as in a thread: it would take with it all that runs beside
         if not isinstance(error, asyncio.CancelledError):
             failure = failure_of(error, engine.execution.subscription.retry.terminal)
         elif (failure := self._cancelled(runner, error)) is None:

@@ -263,3 +263,13 @@ def test_a5_without_create_a_queue_that_is_not_there_is_told(app: Pipeline) -> N
         await queue.close()
 
     asyncio.run(main())
+
+
+def test_a5_a_webhook_is_refused_where_nobody_would_tell_it(make: Make) -> None:
+    async def main() -> None:
+        queue = make()
+        with pytest.raises(ConfigurationError, match=r"webhook='crm' of a job on topic 't': only jobs of @app\.job"):
+            await queue.enqueue("t", 1, JobOptions(webhook="crm"))
+        await queue.close()
+
+    asyncio.run(main())

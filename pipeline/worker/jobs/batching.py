@@ -34,7 +34,7 @@ class Runner(Protocol):
 
     def context(self, run: Run) -> JobContext: ...
 
-    def failed(self, run: Run, error: Exception) -> Failure: ...
+    def failed(self, run: Run, error: BaseException) -> Failure: ...
 
     def stopped(self, run: Run) -> JobEnding: ...
 
@@ -89,7 +89,7 @@ class Batches:
         except asyncio.CancelledError:
             for run in batch:
                 self._runner.finish(run, self._runner.stopped(run))
-        except (SystemExit, KeyboardInterrupt, GeneratorExit):
+        except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
             for run in batch:
@@ -115,7 +115,7 @@ class Batches:
             results = by_job(returned, [run.job.id for run in runs])
         except asyncio.CancelledError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             for run in runs:
                 runner.finish(run, runner.stopped(run) if run.ended_by else runner.failed(run, error))
             return

@@ -1,7 +1,7 @@
 """Jobs that jobs asked for, on their way to their inboxes: the ending of the one that asks counts when all of them are acknowledged.
 
 A crash in between runs it again, and it asks for the same jobs, of the same ids. What is refused is tried again for as long as the
-partition is ours.
+partition is ours, unless that can't help (a record too large, a right that is missing), or the job is cancelled.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from pipeline.model.errors import BufferFull, ClusterError, RecordTooLarge
+from pipeline.core.jobs.job import Job
+from pipeline.model.errors import BufferFull, ClusterError, NotAuthorized, RecordTooLarge
 from pipeline.model.jobs import JobEnding
-from pipeline.model.outcome import Failure, FailureKind
+from pipeline.model.outcome import Cancelled, Failure, FailureKind
 from pipeline.worker.jobs.host import Host
 from pipeline.worker.jobs.runs import Run
 from pipeline.worker.sending import RESEND_MS, Outlet, OutRecord
 
-TOO_LARGE = "OutputRefused"
+REFUSED = "OutputRefused"
 
 
 class _HandOn:
@@ -70,9 +71,11 @@ class HandOns:
 
     def _refused(self, hand_on: _HandOn, record: OutRecord, error: Exception, now_ms: int) -> None:
         self.last_error = error
-        if isinstance(error, RecordTooLarge):
-            text = f"a job that it asks for is larger than {record.topic} takes: {error}"
-            hand_on.ending = Failure(FailureKind.TERMINAL, TOO_LARGE, type(error).__name__, text)
+        if isinstance(error, RecordTooLarge | NotAuthorized):
+            large = isinstance(error, RecordTooLarge)
+            what = f"is larger than {record.topic} takes" if large else f"may not be written to {record.topic}"
+            kind = FailureKind.TERMINAL if large else FailureKind.RETRYABLE
+            hand_on.ending = Failure(kind, REFUSED, type(error).__name__, f"a job that it asks for {what}: {error}")
             self._acknowledged(hand_on)
             return
         self._again.append((now_ms + RESEND_MS[min(hand_on.tries, len(RESEND_MS) - 1)], hand_on, record))
@@ -103,6 +106,12 @@ class HandOns:
             else:
                 self._again.append((at_ms, hand_on, record))
         return min((at_ms for at_ms, _, _ in self._again), default=None)
+
+    def cancel(self, job: Job, version: int) -> None:
+        """Its job was cancelled meanwhile. Some of what it asked for may be there all the same."""
+        for each in [each for each in self._open if each.run.job is job and each.run.version == version]:
+            del self._open[each]
+            self._ended(each.run, Cancelled())
 
     def forget(self, host: Host) -> None:
         """Its partition is not ours any more: whoever has it runs the job again."""

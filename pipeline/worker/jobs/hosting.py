@@ -253,6 +253,7 @@ class JobExecutor:
             if run.job is effect.job and run.version == effect.version:
                 self._runs.interrupt(run, "cancelled")
                 return
+        self._hand_ons.cancel(effect.job, effect.version)
 
     def _heard(self, host: Host, now_ms: int) -> None:
         settled: list[Delivery] = []

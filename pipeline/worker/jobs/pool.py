@@ -54,7 +54,8 @@ class Pool:
         if self._idle:
             wake = self._idle.pop().wake
             assert wake is not None
-            wake.set_result(None)
+            if not wake.done():  # its loop is closing
+                wake.set_result(None)
         else:
             runner = _Runner()
             self._runners[runner] = None

@@ -19,6 +19,7 @@ from pipeline.worker.jobs.runs import Run
 from pipeline.worker.sending import OutRecord
 
 UNLOADABLE = "ProcessUnloadable"
+UNREADY_LOOK_S = 1.0
 
 
 def with_places(types: Mapping[str, JobType]) -> dict[str, JobType]:
@@ -60,7 +61,7 @@ class JobProcesses:
         """What became of it. Cancelled, the child is killed."""
         if self._children.unloadable is not None:
             return Failure(FailureKind.RETRYABLE, UNLOADABLE, UNLOADABLE, self._children.unloadable)
-        ended: asyncio.Future[Answer | Death] = self._loop.create_future()
+        ended: asyncio.Future[Answer | Death | Failure] = self._loop.create_future()
 
         def hear(how: Answer | Death) -> None:
             if not ended.done():
@@ -69,11 +70,27 @@ class JobProcesses:
         frame = pack(head_of(run.job, run.timeout_ms), [payload])
         job = ChildJob(run.host.unit, frame, hear, 0.0, run.timeout_ms, lambda head: told(progress_in(head)))
         self._children.submit(job)
+        waiting = self._loop.create_task(self._while_it_waits(job, run.timeout_ms / 1000, ended))
         try:
             return await ended
         except asyncio.CancelledError:
             self._children.withdraw(job)
             raise
+        finally:
+            waiting.cancel()
+
+    async def _while_it_waits(
+        self, job: ChildJob, seconds: float, ended: asyncio.Future[Answer | Death | Failure]
+    ) -> None:
+        """Its deadline is the child's, from when it begins. When children end before they are ready, none may ever."""
+        await asyncio.sleep(seconds)
+        while self._children.waits(job):
+            if self._children.hopeless and not ended.done():
+                self._children.withdraw(job)
+                text = f"no child process was ready within {seconds:g} s: they end before that, see this worker's log"
+                ended.set_result(Failure(FailureKind.RETRYABLE, UNLOADABLE, UNLOADABLE, text))
+                return
+            await asyncio.sleep(UNREADY_LOOK_S)
 
     def abandon(self) -> None:
         self._children.abandon()

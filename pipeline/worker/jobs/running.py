@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.core.jobs.job import Job
 from pipeline.model.job_types import JobType
-from pipeline.model.jobs import JobEnding, JobProgress, Stalled
+from pipeline.model.jobs import Completed, JobEnding, JobProgress, Stalled
 from pipeline.model.outbox import UNDER_WAY
 from pipeline.model.outcome import Cancelled, Failure
 from pipeline.worker.child import failure_in
@@ -27,7 +27,7 @@ from pipeline.worker.jobs.pool import Pool
 from pipeline.worker.jobs.processes import JobProcesses, asked_in
 from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.telling import Teller
-from pipeline.worker.jobs.values import Large, Values, kept
+from pipeline.worker.jobs.values import WARNING_CHARS, Large, Values, kept, said
 from pipeline.worker.stalls import Stalls, stack_of
 
 LET_GO = "let go"
@@ -118,9 +118,11 @@ class JobRuns:
             ending = self.stopped(run) if run.ended_by else await self._execute(run)
         except asyncio.CancelledError:
             ending = self.stopped(run)
-        except (SystemExit, KeyboardInterrupt, GeneratorExit):
+        except (KeyboardInterrupt, GeneratorExit):
             raise
-        except BaseException as error:
+        except (
+            BaseException
+        ) as error:  # also SystemExit: it would end the worker, and take with it all that runs beside
             ending = failure_of(error, run.job.kind.policy.terminal)
         self.finish(run, ending)
 
@@ -133,7 +135,11 @@ class JobRuns:
         if run.teller is not None:
             run.teller.close()
         del self.running[run]
-        self._shell.ended(run, kept(ending) if isinstance(ending, Failure) else ending)
+        if isinstance(ending, Failure):
+            ending = kept(ending)
+        elif isinstance(ending, Completed) and ending.warning is not None:
+            ending = ending._replace(warning=said(ending.warning, WARNING_CHARS))
+        self._shell.ended(run, ending)
 
     async def _execute(self, run: Run) -> JobEnding:
         processes = self._processes.get(run.job.kind.name)
@@ -151,7 +157,7 @@ class JobRuns:
             returned = await self.call(declared, (given.value,) if declared.alone else (given.value, context), (run,))
         except asyncio.CancelledError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return self.stopped(run) if run.thread is not None and run.ended_by else self.failed(run, error)
         finally:
             context.ended = True
@@ -203,7 +209,7 @@ class JobRuns:
         return run.teller
 
     @staticmethod
-    def failed(run: Run, error: Exception) -> Failure:
+    def failed(run: Run, error: BaseException) -> Failure:
         failure = failure_of(error, run.job.kind.policy.terminal)
         tail = run.teller.tail if run.teller is not None else None
         return replace(failure, log=tail.text()) if tail is not None else failure

@@ -16,9 +16,11 @@ from pipeline.model.jobs import Completed
 from pipeline.model.outcome import Failure, FailureKind, Warn
 from pipeline.model.permissions import Permissions
 from pipeline.model.scrubbing import Sensitive
+from pipeline.model.secret_shapes import mask_secrets
 from pipeline.model.validation import first_fault
 from pipeline.worker.jobs.blobs import PayloadBlobs
 
+WARNING_CHARS = 2_000
 BAD_INPUT, BAD_RESULT, NOT_PERMITTED = "BadInput", "BadResult", "PermissionMissing"
 
 
@@ -130,6 +132,12 @@ def _not_permitted(type_name: str, missing: list[str]) -> Failure:
         "of the workers that may, then retry the job"
     )
     return Failure(FailureKind.TERMINAL, NOT_PERMITTED, NOT_PERMITTED, text)
+
+
+def said(words: object, most: int) -> str:
+    """What a handler says, as it is kept and shown: nothing in it may look like a secret, and every store of texts must take it.
+    (A file name that is not UTF-8 is no text that Avro has.)"""
+    return mask_secrets(str(words)[:most]).encode("utf-8", "replace").decode()
 
 
 def kept(failure: Failure) -> Failure:

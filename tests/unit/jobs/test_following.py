@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import structlog
 
-from pipeline.jobs.following import REFRESH_MS, Follower, Reading
+from pipeline.jobs.following import REFRESH_MS, Followed, Follower, Reading
 from pipeline.model.cluster import TopicPartition
+from pipeline.model.job_states import JobState
+from pipeline.model.jobs import JobRecord, JobRequest
 from pipeline.worker.jobs.context import JobContext
 from tests.unit.jobs.worlds import World, application, play, until
 
@@ -126,3 +128,21 @@ def test_what_is_wanted_from_further_back_is_read_again() -> None:
     reading.keep([other])
     assert reading.changed() == {other: 5}
     assert REFRESH_MS < 3_600_000
+
+
+def test_a_waiter_whose_loop_is_closed_keeps_no_news_from_the_others() -> None:
+    followed = Followed("a")
+    gone = asyncio.new_event_loop()
+    left = gone.create_task(followed.wait(lambda _entry: True))
+    gone.run_until_complete(asyncio.sleep(0))
+    gone.close()
+    entry = JobRecord(JobRequest("a", "t"), JobState.COMPLETED, 1)
+
+    async def wait() -> object:
+        waiting = asyncio.create_task(followed.wait(lambda _entry: True))
+        await asyncio.sleep(0)
+        followed.tell(entry, 1)
+        return await asyncio.wait_for(waiting, 5)
+
+    assert asyncio.run(wait()) is entry
+    assert not left.done()

@@ -12,6 +12,7 @@ import pytest
 import structlog
 from pydantic import BaseModel
 
+from pipeline import Batch
 from pipeline.codec.jobs import InboxCodec
 from pipeline.core.jobs import restoring
 from pipeline.core.jobs.sweeping import Sweep
@@ -978,3 +979,20 @@ def test_a_large_store_is_restored_in_slices_and_other_partitions_go_on(monkeypa
         other.jobs.close()
 
     play(app, story)
+
+
+def test_a_queue_has_room_for_what_its_types_may_run_at_once_unless_it_is_told_otherwise() -> None:
+    app = application()
+
+    async def handler(_given: None) -> None: ...
+
+    async def many(_given: list[int]) -> list[Any]:
+        return []
+
+    app.job("one", queue="plain", concurrency=5)(handler)
+    app.job("two", queue="wide", concurrency=300)(handler)
+    app.job("three", queue="batches", batch=Batch(size=500))(many)
+    app.job("four", queue="told", concurrency=300)(handler)
+    app.queue("told", concurrency=20)
+    found = {each.group: each.flow.concurrency for each in app.subscriptions}
+    assert found == {"plain": 100, "wide": 300, "batches": 500, "told": 20}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import Awaitable, Callable
 
@@ -185,3 +186,23 @@ def test_a_defect_of_our_own_is_told() -> None:
 
     (error,) = play(execute, story)
     assert isinstance(error, LookupError)
+
+
+def test_a_job_that_comes_while_the_loop_closes_is_no_defect() -> None:
+    """Its runner rests, and the loop has cancelled that."""
+    failed: list[BaseException] = []
+
+    async def execute(_run: Run) -> None: ...
+
+    async def main() -> None:
+        pool = Pool(asyncio.get_running_loop(), execute, failed.append)
+        pool.add(run_of("a"))
+        await asyncio.sleep(0.01)
+        (task,) = pool.tasks()
+        task.cancel()
+        pool.add(run_of("b"))
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert failed == []

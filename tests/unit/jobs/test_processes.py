@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -214,3 +215,19 @@ def test_b10_a_batch_does_not_run_in_processes() -> None:
         application().job("one", executor="process", batch=Batch())
     with pytest.raises(ConfigurationError, match=r'executor=.* must be "auto" or "process"'):
         application().job("one", executor="thread")
+
+
+def test_b10_children_that_end_before_they_are_ready_are_not_waited_for_for_ever() -> None:
+    async def story(bench: Bench) -> None:
+        declared = replace(bench.types["pid"], policy=replace(bench.types["pid"].policy, concurrency=1, timeout_ms=200))
+        target = "tests.unit.jobs.process_app_that_dies:app"
+        processes = JobProcesses(declared, target, "default", asyncio.get_running_loop(), structlog.get_logger())
+        job = Job(Kind("pid", declared.policy), JobRequest("a", "pid", b"1"), 0, 0)
+        run = Run(SimpleNamespace(unit=None), job, 200)
+        ended = await asyncio.wait_for(processes.call(run, b"1", lambda _progress: None), 90)
+        processes.abandon()
+        assert isinstance(ended, Failure)
+        assert (ended.kind, ended.error_class) == (FailureKind.RETRYABLE, "ProcessUnloadable")
+        assert "they end before that" in ended.message
+
+    play(story)

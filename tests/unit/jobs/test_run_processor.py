@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from pipeline import Exponential, Fixed, Pipeline, Reject, Retry, Settings, Warn
+from pipeline import Batch, Exponential, Fixed, ItemResult, Pipeline, Reject, Retry, Settings, Warn
 from pipeline.model.errors import ConfigurationError, InvalidJob, JobUnsuccessful
 from pipeline.model.job_policies import JobOptions
 from pipeline.model.job_states import JobState
@@ -138,3 +138,19 @@ def test_f5_it_needs_no_pytest() -> None:
         "assert run_processor(lambda n: n + 1, 1).result == 2"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_f5_a_batch_handler_gets_a_batch_of_one() -> None:
+    app, seen = application(), list[Any]()
+
+    @app.job("index", batch=Batch(size=50), attempts=3, backoff=Fixed("1m"))
+    async def index(numbers: list[int], jobs: list[JobContext]) -> list[ItemResult[int]]:
+        seen.append((numbers, jobs[0].attempt))
+        if len(seen) == 1:
+            raise TimeoutError
+        return [{"id": jobs[0].id, "status": "completed", "result": numbers[0] * 2}]
+
+    run = run_processor(index, 4)
+    assert (run.result, run.attempts, seen) == (8, 2, [([4], 1), ([4], 2)])
+    with pytest.raises(InvalidJob, match="valid integer"):
+        run_processor(index, "four")

@@ -13,9 +13,9 @@ from pydantic import BaseModel
 
 from pipeline.core.jobs.entries import Effect, Entry
 from pipeline.model.errors import ConfigurationError
-from pipeline.model.job_policies import JobPolicy, RetentionPolicy
+from pipeline.model.job_policies import INLINE_BYTES_MAX, JobPolicy, RetentionPolicy
 from pipeline.model.job_states import JobState
-from pipeline.model.job_webhooks import DELIVERY, body_of
+from pipeline.model.job_webhooks import DELIVERY, body_of, delivery_of
 from pipeline.model.jobs import Completed, JobOutcome, JobRecord, JobRequest, RetryJob
 from pipeline.model.store_keys import job_key
 from tests.unit.jobs.worlds import World, application, play, until
@@ -214,3 +214,14 @@ def test_b7_the_body_has_the_result_as_it_is_however_deep() -> None:
     deep = b"[" * 100_000 + b"]" * 100_000
     record = JobRecord(JobRequest("a", "t", webhook="w"), JobState.COMPLETED, outcome=JobOutcome(result=deep))
     assert body_of(record).endswith(b',"result":' + deep + b"}")
+
+
+def test_b7_a_result_that_is_too_large_for_a_delivery_is_left_out_of_it() -> None:
+    """Its dead letter must have room for it too: what no topic takes would be written again for ever."""
+    request = JobRequest("a", "t", webhook="w", tags=("\u6f22" * 500,) * 50)
+    record = JobRecord(request, JobState.COMPLETED, 1, outcome=JobOutcome(result=b'"%b"' % (b"1" * INLINE_BYTES_MAX)))
+    delivery = delivery_of(record, NOW)
+    assert len(delivery.payload) < INLINE_BYTES_MAX / 2
+    told = json.loads(delivery.payload)["body"]
+    assert (told["result"], told["result_omitted"], told["id"]) == (None, True, "a")
+    assert "result_omitted" not in json.loads(body_of(record))
