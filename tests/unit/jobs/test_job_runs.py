@@ -122,7 +122,7 @@ def test_a_thread_that_is_let_go_is_not_waited_for(late: bool) -> None:
     gate = threading.Event()
 
     async def main() -> None:
-        bench = Bench(lambda _given: gate.wait(20))
+        bench = Bench(lambda _given: gate.wait(40))
         run = bench.start(30 if late else 60_000)
         await bench.until(lambda: run.ended_by == "timeout" if late else run.thread)
         for _ in range(3):
@@ -136,7 +136,10 @@ def test_a_thread_that_is_let_go_is_not_waited_for(late: bool) -> None:
         await bench.until(lambda: len(bench.ended) == 2)
         assert bench.ended[1] == (other, Completed(b"true"))
 
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    finally:
+        gate.set()
 
 
 def test_one_that_swallows_its_cancellation_is_told_as_stalled() -> None:
