@@ -42,8 +42,9 @@ def turn(desk: Desk, alive: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
         policy = ConsumerPolicy(group=group_of(desk), client_id=client, session_timeout_ms=SESSION_MS)
         consumer = desk.cluster.consumer(policy)
         try:
-            consumer.subscribe(desk.topics.dead_letters, Bystander())
-            mine = _joined(desk, consumer, policy)
+            bystander = Bystander()
+            consumer.subscribe(desk.topics.dead_letters, bystander)
+            mine = _joined(desk, consumer, policy, bystander)
 
             def ours() -> bool:
                 consumer.poll(1, 0.0)
@@ -72,13 +73,14 @@ def _mark(desk: Desk) -> str:
     return known
 
 
-def _joined(desk: Desk, consumer: GroupConsumer, policy: ConsumerPolicy) -> str:
+def _joined(desk: Desk, consumer: GroupConsumer, policy: ConsumerPolicy, bystander: Bystander) -> str:
     """The id of this member once the group says that it is in, and alone. Of several that begin at once the lowest id waits for the
     others to leave, which they do as soon as they see it; behind one that is announced as at work nobody waits."""
     admin, until = desk.cluster.admin(), time.monotonic() + JOIN_S
     try:
         while time.monotonic() < until:
             consumer.poll(1, LOOK_EVERY_S)
+            bystander.check()
             mine, members = consumer.member_id(), members_of(admin, policy.group)
             others = [each for each in members if each.member_id != mine and each.client_id != policy.client_id]
             if not mine or all(each.member_id != mine for each in members):

@@ -23,9 +23,9 @@ def measure(cluster: Cluster, entry: Layout, read_lanes: bool = True) -> GroupFa
     try:
         specs = admin.topics([topics.source, *topics.lanes, topics.dead_letters])
         places = [TopicPartition(name, p) for name, spec in specs.items() for p in range(spec.partitions)]
+        state = admin.describe_group(entry.group).state  # first: who may not see the group is told so at once
         positions = committed(cluster, entry.group, places)
         beginnings, ends = admin.beginning_offsets(places), admin.end_offsets(places)
-        state = admin.describe_group(entry.group).state
     finally:
         admin.close()
     progress = {place: decode(position.offset, position.metadata) for place, position in positions.items()}

@@ -6,6 +6,7 @@ coordinator is moving or still loading (its issue 5040), which is just when some
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Sequence
 
@@ -27,7 +28,8 @@ def committed(
 ) -> dict[TopicPartition, Position]:
     """What the group committed on these partitions; those without a commit are left out.
 
-    A coordinator that moves is waited for; raises `ClusterUnavailable` when it takes longer than `PATIENCE_S`.
+    A coordinator that moves is waited for; raises `ClusterUnavailable` when it takes longer than `PATIENCE_S`,
+    `NotAuthorized` without the right to see the group.
     """
     if not places:
         return {}
@@ -38,6 +40,7 @@ def committed(
             try:
                 found = consumer.committed(places, REQUEST_S)
             except ClusterUnavailable:
+                _refuse_without_right(cluster, group)
                 if monotonic() > until:
                     raise
                 time.sleep(PAUSE_S)
@@ -45,6 +48,17 @@ def committed(
                 return {place: position for place, position in found.items() if position is not None}
     finally:
         consumer.close()
+
+
+def _refuse_without_right(cluster: Cluster, group: str) -> None:
+    """A consumer asks for the coordinator of a group it has no right to until its time is over, and says only that; the admin says why.
+    Raises `NotAuthorized`."""
+    admin = cluster.admin()
+    try:
+        with contextlib.suppress(ClusterUnavailable):
+            admin.describe_group(group)
+    finally:
+        admin.close()
 
 
 def unsettled_in_retired_tiers(

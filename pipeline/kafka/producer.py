@@ -98,7 +98,7 @@ class KafkaProducer:
             raise ClusterError(f"the producer is closed: nothing can be sent to {topic} any more")
         if self._dead:
             return 0
-        taken, produce, report = 0, self._producer.produce, _collecting(acknowledgements)
+        taken, produce, report = 0, self._producer.produce, _collecting(acknowledgements, self._refused)
         try:
             for key, value, headers in records:
                 produce(topic, value, key, partition, report, None, 0, headers)  # type: ignore[arg-type]
@@ -207,7 +207,9 @@ def bury(dead: Producer) -> None:
             dead.flush(_SERVE_S)
 
 
-def _collecting(into: Acknowledgements) -> Callable[[KafkaError | None, Delivered], None]:
+def _collecting(
+    into: Acknowledgements, refused: Callable[[KafkaError, str | None], ClusterError]
+) -> Callable[[KafkaError | None, Delivered], None]:
     offsets, count = into.offsets, into.count
     append = offsets.append
 
@@ -218,7 +220,7 @@ def _collecting(into: Acknowledgements) -> Callable[[KafkaError | None, Delivere
             offset = message.offset()
             append(-1 if offset is None else offset)
         else:
-            into.errors[len(offsets)] = cluster_error(error, f"writing a record to {message.topic()}")
+            into.errors[len(offsets)] = refused(error, message.topic())
             append(-1)
         if count and len(offsets) == count and into.done is not None:
             into.done()

@@ -21,6 +21,7 @@ class KafkaReader:
 
     def __init__(self, settings: Mapping[str, Any], on_error: Callable[[str], None]) -> None:
         self._on_error = on_error
+        self._group = settings.get("group.id", "")
         self._consumer = Consumer({**settings, "error_cb": self._client_error})
         self._closed = False
         self._fault: ClusterError | None = None
@@ -81,11 +82,16 @@ class KafkaReader:
                     int, message.offset()
                 )
             elif fault_kind(error) != "other":
-                where = f"reading {message.topic()}[{message.partition()}] at offset {message.offset()}"
-                self._fault = cluster_error(error, where)
+                self._fault = cluster_error(error, self._doing(message, error))
             else:
                 self._client_error(error)
         return [message for message in batch if message.error() is None]
+
+    def _doing(self, message: Fetched, error: KafkaError) -> str:
+        """What is told of a group (its coordinator is asked for, though nothing joins it) names no topic."""
+        if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+            return f"reading as group {self._group}"
+        return f"reading {message.topic()}[{message.partition()}] at offset {message.offset()}"
 
     def _client_error(self, error: KafkaError) -> None:
         self._on_error(f"{error.str()} [{error.name()}]")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from pipeline.model.cluster import Cluster, ConsumerPolicy, FetchFault, TopicPartition
-from pipeline.model.errors import ClusterUnavailable
+from pipeline.model.errors import ClusterUnavailable, NotAuthorized
 from pipeline.replay.joining import CLIENT, refuse_second
 from pipeline.replay.options import RunOptions
 from pipeline.replay.plan import ReplayPlan
@@ -28,13 +28,16 @@ class Presence:
         self._member = cluster.consumer(policy)
 
     def join(self) -> None:
-        """Raises `ConfigurationError` when somebody else is at it, `ClusterUnavailable` when the group can't be joined."""
-        self._member.subscribe(self._options.results.topic, Bystander())
+        """Raises `ConfigurationError` when somebody else is at it, `ClusterUnavailable` when the group can't be joined,
+        `NotAuthorized` without the right to."""
+        bystander = Bystander()
+        self._member.subscribe(self._options.results.topic, bystander)
         until = time.monotonic() + JOIN_S
         while not self._member.member_id():
             if time.monotonic() > until:
                 raise ClusterUnavailable(f"group {self._options.group} could not be joined: try again")
             self.serve(WAIT_S)
+            bystander.check()
         admin = self._cluster.admin()
         try:
             refuse_second(admin, self._options, self._plan, self._member.member_id())
@@ -51,6 +54,14 @@ class Presence:
 class Bystander:
     """A member that takes part for its presence only."""
 
+    def __init__(self) -> None:
+        self._denied = ""
+
+    def check(self) -> None:
+        """While it joins. Raises `NotAuthorized`: without the right to the group it never would."""
+        if self._denied:
+            raise NotAuthorized(self._denied)
+
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
         """Nothing is fetched."""
 
@@ -61,4 +72,6 @@ class Bystander:
         """Nothing was fetched."""
 
     def fault(self, fault: FetchFault) -> None:
-        """Nothing is fetched."""
+        """Nothing is fetched: a right that is missing is the one to the group."""
+        if fault.kind == "not_authorized":
+            self._denied = fault.text

@@ -26,9 +26,9 @@ from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker
 
 ROOT = Path(__file__).parents[2]
 PAGE, EXACTLY_ONCE = (ROOT / "docs" / "guide" / name for name in ("security.md", "exactly-once.md"))
-ROLES = ("deployer", "agent", "worker", "operator")
+ROLES = ("deployer", "agent", "worker", "operator", "repairer", "caller", "job-worker", "job-operator")
 _ROW = re.compile(
-    r"^\| (\w+) \| (topic|group|transactional id) \| `([^`]+)`( prefixed)? \| ([\w, ]+) \|$", re.MULTILINE
+    r"^\| (\w[\w ]+) \| (topic|group|transactional id) \| `([^`]+)`( prefixed)? \| ([\w, ]+) \|$", re.MULTILINE
 )
 _OPERATIONS = {re.sub("_", "", each.name).lower(): each for each in AclOperation}
 _RESOURCES = {
@@ -79,9 +79,15 @@ class GuardedBroker(EmbeddedBroker):
 
 
 def rows(page: Path = PAGE) -> list[tuple[str, str, str, bool, list[AclOperation]]]:
-    """The table of a page: role, resource type, name, prefixed?, operations."""
+    """The tables of a page: role, resource type, name, prefixed?, operations. A role's name is its login too."""
     return [
-        (role, kind, name, bool(prefixed), [_OPERATIONS[right.strip().lower()] for right in rights.split(",")])
+        (
+            role.replace(" ", "-"),
+            kind,
+            name,
+            bool(prefixed),
+            [_OPERATIONS[right.strip().lower()] for right in rights.split(",")],
+        )
         for role, kind, name, prefixed, rights in _ROW.findall(page.read_text(encoding="utf-8"))
     ]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka.admin import AclOperation
@@ -49,15 +51,15 @@ def denied(said: str, name: str) -> bool:
 
 
 def test_the_table_is_read() -> None:
-    found = rows()
+    found, all_roles = rows(), "|".join(ROLES).replace("-", " ")
     assert {role for role, *_ in found} == set(ROLES)
-    assert len(found) == len(re.findall(r"^\| (?:deployer|agent|worker|operator) \|", PAGE.read_text("utf-8"), re.M))
+    assert len(found) == len(re.findall(rf"^\| (?:{all_roles}) \|", PAGE.read_text("utf-8"), re.M))
 
 
 @pytest.mark.timeout(240)
 def test_each_role_can_do_its_work_and_no_more(guarded: str) -> None:
     """The deployer did his already."""
-    agent, worker, operator = (Person(guarded, role) for role in ROLES[1:])
+    agent, worker, operator = (Person(guarded, role) for role in ("agent", "worker", "operator"))
 
     code, out, err = agent.does("support_bot.py")
     assert code == 0, err
@@ -146,7 +148,9 @@ def test_exactly_once_needs_the_right_to_its_transactional_ids(guarded: str, tmp
 
 # -- all but one
 
-READ, WRITE, CREATE, DESCRIBE = (getattr(AclOperation, name) for name in ("READ", "WRITE", "CREATE", "DESCRIBE"))
+READ, WRITE, CREATE, DESCRIBE, DELETE = (
+    getattr(AclOperation, name) for name in ("READ", "WRITE", "CREATE", "DESCRIBE", "DELETE")
+)
 SOURCE, LANES = "agent.run.events", "agent.run.events.billing."
 
 ONE_TIER = """
@@ -283,4 +287,198 @@ def test_an_agent_without_the_right_to_write_says_so_and_loses_nothing(guarded: 
         process.wait()
     assert "all delivered" in log.read_text()
     assert "not delivered" not in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+# -- those who repair, and background jobs
+
+
+def well(person: Person, *words: str) -> str:
+    """A command that goes through; what it printed."""
+    code, out, err = person.does("pipeline", *words)
+    assert code == 0, f"{words}: {out}{err}"
+    return out
+
+
+def refused(person: Person, name: str, *words: str) -> None:
+    """A command that says in a sentence what there is no right to."""
+    code, out, err = person.does("pipeline", *words)
+    assert code == 1, f"{words}: {out}{err}"
+    assert denied(err, name), f"{words}: {out}{err}"
+    assert "Traceback" not in err, err
+
+
+def at_desk(guarded: str, role: str, folder: Path) -> Person:
+    """Somebody whose indexes are in this folder."""
+    person = Person(guarded, role)
+    person.environment["PIPELINE_STATE_DIR"] = str(folder / role)
+    return person
+
+
+REASON = ("--yes", "--reason", "to see")
+
+
+@pytest.mark.timeout(240)
+def test_a_repairer_can_act_and_an_operator_can_not(guarded: str, tmp_path: Path) -> None:
+    rights, here = Rights(guarded), ("--group", "billing")
+    operator, repairer = at_desk(guarded, "operator", tmp_path), at_desk(guarded, "repairer", tmp_path)
+
+    def dlq(action: str, *words: str) -> tuple[str, ...]:
+        return "dlq", action, *words, *here, *REASON
+
+    def letters(calls: bool) -> list[str]:
+        """Positions of those that are open: of model calls, or of what is no event."""
+        found = json.loads(well(operator, "dlq", "list", *here, "--json"))["dead_letters"]
+        return [each["position"] for each in found if ("gpt-next" in json.dumps(each)) == calls]
+
+    plans = iter(tmp_path / f"plan-{number}.json" for number in range(9))
+
+    def plan() -> str:
+        path = str(next(plans))
+        well(operator, "replay", "plan", "--topic", SOURCE, *here, "--last", "1d", "--limit", "2", "--out", path)
+        return path
+
+    log = tmp_path / "log"
+    with log.open("w") as into:
+        working = Person(guarded, "worker").start("pipeline", "run", "billing:app", log=into)
+    try:
+        for _ in range(4):
+            code, _, err = Person(guarded, "agent").does("support_bot.py")
+            assert code == 0, err
+        publish(guarded, SOURCE, *4 * [b"no event"])
+        until("all have died", lambda: min(len(letters(True)), len(letters(False))) >= 4, PATIENCE_S, log.read_text)
+    finally:
+        working.terminate()
+        working.wait(PATIENCE_S)
+
+    oldest, next_one, *_ = sorted(letters(True) + letters(False), key=lambda place: [*map(int, place.split(":"))])
+    rights.take("repairer", "agent.run.events.billing.dlq", DELETE)
+    done = json.loads(well(repairer, *dlq("purge", oldest), "--json"))
+    assert denied(done["details"]["problem"], "agent.run.events.billing.dlq"), done
+    rights.give("repairer", "agent.run.events.billing.dlq", DELETE)
+    done = json.loads(well(repairer, *dlq("purge", next_one), "--json"))
+    assert done["details"]["deleted"] >= 1, done
+
+    before = letters(True), letters(False)
+    (call, other, *_), (junk, *_) = before
+    for name, right, words in (
+        ("_pipeline.audit", WRITE, dlq("cancel", junk)),
+        ("_pipeline.replay.results", WRITE, dlq("cancel", junk)),
+        ("_pipeline.tasks", WRITE, dlq("convert", other, "--to", "ana", "--task", "book it")),
+        ("agent.run.events.billing.replay", WRITE, dlq("redrive", other, "--canary", "0")),
+        ("pipeline.replay.", READ, dlq("redrive", other, "--canary", "0")),
+        ("billing", READ, ("groups", "reset", "billing", "--topic", SOURCE, "--to-latest", "--execute", *REASON[1:])),
+    ):
+        rights.take("repairer", name, right)
+        said = "pipeline.replay.redrive.agent.run.events.billing.dlq" if name == "pipeline.replay." else name
+        refused(repairer, said, *words)
+        rights.give("repairer", name, right)
+    refused(operator, "_pipeline.audit", *dlq("cancel", junk))
+    assert (letters(True), letters(False)) == before, "something was done without the right"
+
+    well(repairer, *dlq("cancel", junk))
+    well(repairer, *dlq("convert", other, "--to", "ana", "--task", "book it"))
+    value = json.loads(well(repairer, "dlq", "show", call, *here, "--json"))[0]["value"]
+    new = tmp_path / "value.json"
+    new.write_text(json.dumps({**value, "model": "gpt-small"}))
+    edited = json.loads(well(repairer, *dlq("edit", call, "--value", str(new)), "--json"))["details"]["position"]
+    assert "1 written" in well(repairer, *dlq("redrive", edited, "--canary", "0"))
+    run, held = plan(), plan()
+    assert "2 written" in well(repairer, "replay", "run", run, *REASON)
+    assert "finished" in well(operator, "replay", "status", run)
+    for action in ("pause", "resume", "cancel"):
+        well(repairer, "replay", action, held, *REASON[1:])
+    assert "redrive" in well(operator, "replay", "list")
+    moved = well(repairer, "groups", "reset", "billing", "--topic", SOURCE, "--to-latest", "--execute", *REASON[1:])
+    assert "moved" in moved
+    assert "audit starts" in well(repairer, "groups", "attach", "audit", "--topic", SOURCE, *REASON[1:])
+
+
+TICKETS, MODELS = "support_tickets:app", ("--queue", "models")
+TICKET = '{"id": "%s", "tenant": "acme", "text": "Where is my refund?"}'
+
+
+@pytest.fixture(scope="module")
+def queues(guarded: str) -> str:
+    """The queues of the tickets, and their contracts by the guide's words."""
+    deployer = Person(guarded, "deployer")
+    well(deployer, "topics", "apply", TICKETS, "--partitions", "1")
+    registers = re.findall(r"^pipeline (schemas register jobs\.models.*)$", PAGE.read_text("utf-8"), re.MULTILINE)
+    assert len(registers) == 2
+    for words in registers:
+        for queue in ("models", "steps"):
+            well(deployer, *words.replace("models", queue).split())
+    return guarded
+
+
+@pytest.mark.timeout(240)
+def test_jobs_are_asked_for_done_and_operated_with_these_rights(queues: str, tmp_path: Path) -> None:
+    rights, worker = Rights(queues), Person(queues, "job-worker")
+    caller, operator = at_desk(queues, "caller", tmp_path), at_desk(queues, "job-operator", tmp_path)
+    worker.environment["PIPELINE_PERMISSIONS"] = "articles:read"
+
+    def ask(person: Person, number: int) -> str:
+        said = well(person, "jobs", "enqueue", TICKETS, "classify", TICKET % number, "--delay", "1h")
+        return said.split()[0]
+
+    def becomes(job: str, state: str) -> None:
+        def shown() -> Any:
+            code, out, _ = operator.does("pipeline", "jobs", "show", job, *MODELS, "--json")
+            return code == 0 and f'"{state}"' in out
+
+        until(f"{job} is {state}", shown, PATIENCE_S, log.read_text)
+
+    log = tmp_path / "log"
+    rights.take("job-worker", "models", READ)
+    with log.open("w") as into:
+        working = worker.start("pipeline", "run", TICKETS, log=into)
+    try:
+        until("it says what is missing", lambda: denied(log.read_text(), "models"), PATIENCE_S, log.read_text)
+        rights.give("job-worker", "models", READ)
+        code, out, err = caller.does("support_tickets.py")
+        assert code == 0, err
+        first = out.split()[0]
+        assert "0.9" in out, out
+
+        one, two = ask(caller, 1), ask(operator, 2)
+        becomes(two, "scheduled")
+        for person, name, right, words in (
+            (caller, "jobs.models", WRITE, ("enqueue", TICKETS, "classify", TICKET % 3)),
+            (caller, "jobs.models.models.state", READ, ("result", first, *MODELS)),
+            (operator, "jobs.models", WRITE, ("cancel", two, *MODELS)),
+            (operator, "models", DESCRIBE, ("stats", *MODELS)),
+        ):
+            role = person.environment["PIPELINE_USERNAME"]
+            rights.take(role, name, right)
+            refused(person, name, "jobs", *words)
+            rights.give(role, name, right)
+        code, out, err = caller.does("pipeline", "run", TICKETS)
+        assert code == 1, f"a caller can work on jobs: {out}{err}"
+        assert denied(err, "jobs.models.models.dlq"), err
+
+        for words in (
+            ("list",),
+            ("stats",),
+            ("health",),
+            ("why", two),
+            ("result", first),
+            ("tail", "--last", "1h", "--limit", "1"),
+        ):
+            well(operator, "jobs", *words, *MODELS)
+        well(operator, "jobs", "run-now", one, *MODELS)
+        well(operator, "jobs", "cancel", two, *MODELS)
+        becomes(one, "completed")
+        becomes(two, "cancelled")
+        well(operator, "jobs", "retry", two, *MODELS)
+        becomes(two, "completed")
+
+        cron = ("--cron", "0 9 * * *")
+        well(operator, "schedules", "add", TICKETS, "morning", "classify", TICKET % 4, *cron)
+        until("it is there", lambda: "morning" in well(operator, "schedules", "list", *MODELS), PATIENCE_S)
+        for action in ("pause", "resume", "run-now", "remove"):
+            well(operator, "schedules", action, "morning", *MODELS)
+    finally:
+        working.terminate()
+        working.wait(PATIENCE_S)
+    assert working.returncode == 0, log.read_text()
     assert "Traceback" not in log.read_text()
