@@ -40,8 +40,10 @@ def committed(
             try:
                 found = consumer.committed(places, REQUEST_S)
             except ClusterUnavailable:
-                _refuse_without_right(cluster, group)
                 if monotonic() > until:
+                    _refuse_without_right(
+                        cluster, group
+                    )  # not before: a coordinator that moves is no time to ask the admin
                     raise
                 time.sleep(PAUSE_S)
             else:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from pipeline.inspect.scan import read_to_end
 from pipeline.model.cluster import Cluster, Message, PartitionReader, TopicPartition
-from pipeline.model.errors import CodecError, PipelineError, SchemaUnavailable
+from pipeline.model.errors import CodecError, NotAuthorized, PipelineError, SchemaUnavailable
 from pipeline.model.headers import epoch_of
 from pipeline.model.jobs import JobDuplicate, JobEntry, JobRecord
 from pipeline.model.partitioner import partition_of
 from pipeline.model.store_keys import JOB, PREFIXES, job_key, parts_of
 
 POLL_S = 0.05
+DENIED_S = 1.0
+"""Between two tries to read what may not be read: the right may come."""
 MEMORY_POLL_S = 0.01
 RECORDS = 1_000
 REFRESH_MS = 60_000
@@ -41,13 +44,14 @@ class Found(NamedTuple):
 class Followed:
     """What is known of a job, and the `epoch` of the owner that said so. `partition`: where its entries are, once somebody waits."""
 
-    __slots__ = ("__weakref__", "_over", "_waiters", "entry", "epoch", "job_id", "partition")
+    __slots__ = ("__weakref__", "_over", "_waiters", "denied", "entry", "epoch", "job_id", "partition")
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
         self.partition = NOWHERE
         self.entry: Answer | None = None
         self.epoch = 0
+        self.denied: NotAuthorized | None = None
         self._over = -1
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
@@ -60,7 +64,15 @@ class Followed:
         older = isinstance(known, JobRecord) and isinstance(entry, JobRecord) and _is_older(entry, known)
         if epoch < self.epoch or (epoch == self.epoch and older):
             return
-        self.entry, self.epoch = entry, epoch
+        self.entry, self.epoch, self.denied = entry, epoch, None
+        self._wake()
+
+    def deny(self, error: NotAuthorized) -> None:
+        """It can't be read: whoever waits is told, instead of waiting for ever."""
+        self.denied = error
+        self._wake()
+
+    def _wake(self) -> None:
         for loop, event in tuple(self._waiters):
             with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits there any more
                 loop.call_soon_threadsafe(event.set)
@@ -72,12 +84,14 @@ class Followed:
             self.entry = None
 
     async def wait(self, until: Callable[[Answer], bool]) -> Answer:
-        """The first entry of which this holds."""
+        """The first entry of which this holds. Raises NotAuthorized when entries may not be read."""
         event = asyncio.Event()
         waiter = (asyncio.get_running_loop(), event)
         self._waiters.append(waiter)
         try:
             while self.entry is None or not until(self.entry):
+                if self.denied is not None:
+                    raise self.denied
                 await event.wait()
                 event.clear()
             return self.entry
@@ -253,6 +267,11 @@ class Follower:
         while not self._stopped:
             try:
                 self._step(self._reader, POLL_S)
+            except NotAuthorized as error:
+                self.error = error
+                for followed in list(self._watched.values()):
+                    followed.deny(error)
+                time.sleep(DENIED_S)
             except PipelineError as error:
                 self.error = error
         self._reader.close()

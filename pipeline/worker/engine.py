@@ -94,6 +94,7 @@ class Engine:
         self._dispatch = dispatch = Dispatch(self._clock, self.perform)
         self._switching = Switching(parts, dispatch, self.flood)
         self.restart, self.stall = self._ownership.restart, self._switching.stall
+        self.unwritten: Callable[[], Mapping[int, Exception]] = dict
         self.concluded: Callable[[Unit], bool] = transactions.concluded if transactions else lambda _unit: True
         self.give_up: Callable[[str], None] = transactions.give_up if transactions else lambda _reason: None
         tally = transactions.tally if transactions else self.stats
@@ -388,9 +389,10 @@ class Engine:
         return self.backlog(self._ownership.received) + sum(u.waiting.count + u.blocked.count for u in self.owned)
 
     @property
-    def stuck(self) -> Mapping[int, PipelineError]:
+    def stuck(self) -> Mapping[int, Exception]:
         """Partitions that take no new work because a write does not get through, with the last refusal."""
         doubt = self.transactions.counts.why if self.transactions is not None else None
         error, units = doubt or self._sender.last_error, self._ownership.units
         found = [unit.partition for unit in units if doubt is not None or self._sender.troubled(unit)]
-        return dict.fromkeys(found or ([-1] if doubt else []), error) if error is not None else {}
+        stuck = dict.fromkeys(found or ([-1] if doubt else []), error) if error is not None else {}
+        return {**self.unwritten(), **stuck}

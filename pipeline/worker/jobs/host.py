@@ -18,10 +18,22 @@ REPLAYED = -2
 class Host:
     """`open`: deliveries by the offset that the board knows them by. `strangers`: entries of others that were written over.
 
-    `dropped`: it is not ours any more, and its executor has seen that.
+    `dropped`: it is not ours any more, and its executor has seen that. `trouble`: why its writes do not get through, as was told.
     """
 
-    __slots__ = ("_swept", "board", "dropped", "endings", "open", "replayed", "strangers", "sweep", "unit", "writer")
+    __slots__ = (
+        "_swept",
+        "board",
+        "dropped",
+        "endings",
+        "open",
+        "replayed",
+        "strangers",
+        "sweep",
+        "trouble",
+        "unit",
+        "writer",
+    )
 
     def __init__(self, unit: Unit, board: Board, writer: StoreWriter, floor: int) -> None:
         self.unit = unit
@@ -33,6 +45,7 @@ class Host:
         self.endings: list[tuple[Job, int, JobEnding]] = []
         self.replayed = REPLAYED
         self.strangers = 0
+        self.trouble = ""
         self.dropped = False
 
     def number(self, delivery: Delivery) -> int:

@@ -98,7 +98,7 @@ class JobExecutor:
         self.tally = Tally()
         self._given_up: set[Unit] = set()
         self._hearing = False
-        engine.concluded, engine.give_up = self._concluded, self._give_up
+        engine.concluded, engine.give_up, engine.unwritten = self._concluded, self._give_up, self._unwritten
 
     def _values(self, engine: Engine) -> Values:
         parts = self._parts
@@ -139,6 +139,7 @@ class JobExecutor:
         self._start(now_ms)
         for host in self._hosts.values():
             self._perform(host, now_ms)
+            self._tell_trouble(host)
         self._set_timer(now_ms, resend_ms)
 
     def _hear(self) -> None:
@@ -151,6 +152,19 @@ class JobExecutor:
         """In any thread. What is told while the step hears it is looked at in that step."""
         if not self._hearing:
             self._engine.wake()
+
+    def _tell_trouble(self, host: Host) -> None:
+        """A write that is refused is tried again for as long as the partition is ours; each new reason is told."""
+        error = str(host.writer.last_error) if host.writer.troubled else ""
+        if error and error != host.trouble:
+            self._engine.log.error("write refused, trying again", partition=host.unit.partition, error=error)
+        host.trouble = error
+
+    def _unwritten(self) -> dict[int, Exception]:
+        """Partitions whose store or dead letters take no writes, and why. From any thread."""
+        hosts = list(self._hosts.values())
+        found = {host.unit.partition: host.writer.last_error for host in hosts if host.writer.troubled}
+        return {number: error for number, error in found.items() if error is not None}
 
     def _drop(self, host: Host) -> None:
         """It belongs to someone else. What still runs takes places until it has ended."""

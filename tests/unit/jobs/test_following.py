@@ -11,6 +11,7 @@ import structlog
 
 from pipeline.jobs.following import REFRESH_MS, Followed, Follower, Reading
 from pipeline.model.cluster import TopicPartition
+from pipeline.model.errors import NotAuthorized
 from pipeline.model.job_states import JobState
 from pipeline.model.jobs import JobRecord, JobRequest
 from pipeline.worker.jobs.context import JobContext
@@ -146,3 +147,20 @@ def test_a_waiter_whose_loop_is_closed_keeps_no_news_from_the_others() -> None:
 
     assert asyncio.run(wait()) is entry
     assert not left.done()
+
+
+def test_who_may_not_read_a_store_is_told_so() -> None:
+    """Until the right comes."""
+    followed = Followed("a")
+    entry = JobRecord(JobRequest("a", "t"), JobState.COMPLETED, 1)
+
+    async def main() -> None:
+        waiting = asyncio.create_task(followed.wait(lambda _entry: True))
+        await asyncio.sleep(0)
+        followed.deny(NotAuthorized("reading jobs.q.q.state is not authorized"))
+        with pytest.raises(NotAuthorized, match="is not authorized"):
+            await asyncio.wait_for(waiting, 5)
+        followed.tell(entry, 1)
+        assert await followed.wait(lambda _entry: True) is entry
+
+    asyncio.run(main())

@@ -140,3 +140,37 @@ def test_a_job_whose_own_jobs_are_refused_fails_or_can_be_cancelled(final: bool)
         assert len(executor._hand_ons) == 0
 
     play(app, story)
+
+
+class Shut:
+    """An outlet that takes nothing."""
+
+    def send_many(self, *_: Any) -> int:
+        raise NotAuthorized("no right")
+
+
+def test_a_store_that_takes_no_writes_is_told() -> None:
+    app = application()
+
+    @app.job("double")
+    async def double(number: int) -> int:
+        return 2 * number
+
+    async def story(world: World) -> None:
+        worker = await world.start(app)
+        engine: Any = worker.running[0].engine
+        await asyncio.sleep(5)
+        writers = [host.writer for host in engine.executor._hosts.values()]
+        outlets = [writer._outlet for writer in writers]
+        for writer in writers:
+            writer._outlet = Shut()
+        handle = await app.enqueue(double, 4)
+        await asyncio.sleep(5)
+        assert [str(error) for error in engine.stuck.values()] == ["no right"]
+        for writer, outlet in zip(writers, outlets, strict=True):
+            writer._outlet = outlet
+        assert await handle.result("60s") == 8
+        await asyncio.sleep(5)
+        assert engine.stuck == {}
+
+    play(app, story)
