@@ -312,7 +312,7 @@ BREAKS = (
     Break("jobs-retries-early-for-another-clock", "core.jobs.board", "now_ms + self.spread_ms", "now_ms", BOARD),
     Break("jobs-answers-without-their-first", "core.jobs.board", "            self.ledger.at_once(job)\n", "            pass\n", BOARD),
     Break("jobs-written-early-pass-others", "core.jobs.ledger", "            if not older.written:\n", "            if older is job:\n", BOARD),
-    Break("jobs-two-of-a-key-after-a-lost-ending", "core.jobs.restoring", "                board.give_back(job, now_ms)", "                board.run_again(job, now_ms)", BOARD),
+    Break("jobs-two-of-a-key-after-a-lost-ending", "core.jobs.restoring", "                board.put_behind(job, now_ms)", "                board.run_again(job, now_ms)", BOARD),
     Break("jobs-restored-behind-others-do-not-wait", "core.jobs.board", "            self.time(job)\n        elif not job.gated", "            self.lanes.add(job)\n        elif not job.gated", BOARD),
     Break("jobs-in-threads-end-before-they-return", "worker.jobs.running", "        if run.thread is not None and reason != LET_GO:\n            return\n", "", "tests/unit/jobs/test_job_runs.py"),
     Break("jobs-let-go-wait-for-their-threads", "worker.jobs.running", "(run.thread is None or reason != LET_GO)", "True", "tests/unit/jobs/test_job_runs.py"),

@@ -328,7 +328,7 @@ class Board:
         self._requeue(job)
         self.lane(job)
 
-    def give_back(self, job: Job, now_ms: int) -> None:
+    def put_behind(self, job: Job, now_ms: int) -> None:
         """It was to begin, behind another one of its key, and did not: neither an attempt nor a stall."""
         if job.cancelling:
             self.finish(job, CANCELLED, now_ms)

@@ -144,7 +144,7 @@ class Restoring:
             if job.key is None or board.keys.enter(job.key, job):
                 board.run_again(job, now_ms)
             else:
-                board.give_back(job, now_ms)
+                board.put_behind(job, now_ms)
         elif job.state is JobState.RETRYING:
             if job.key is None or board.keys.enter(job.key, job):
                 board.time(job)
