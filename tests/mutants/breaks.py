@@ -274,6 +274,7 @@ BREAKS = (
     # jobs: who is next
     Break("jobs-lanes-without-weights", "core.jobs.lanes", "credit[best.index] -= weights[lane.index]", "pass", CHOICE),
     Break("jobs-lanes-never-age", "core.jobs.lanes", "weights[index - 1 if index > HIGH and lane.aged(now_ms) else index]", "weights[index]", CHOICE),
+    Break("jobs-lanes-keep-all-that-left", "core.jobs.fairness", "if len(self._ages) > 2 * self.count + DEAD_AGES:", "if False:", CHOICE),
     Break("jobs-old-ones-starve", "core.jobs.fairness", "            if self.turns % policy.oldest_every == 0:\n                oldest = line.oldest()", "            if False:\n                oldest = line.oldest()", CHOICE),
     Break("jobs-shares-cost-nothing", "core.jobs.fairness", "            share.deficit -= cost\n", "", CHOICE),
     Break("jobs-limits-do-not-hold", "core.jobs.fairness", "            if line.kind.running >= line.kind.limit:\n                return None\n", "", CHOICE),

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.jobs.fairness import DEAD_AGES
 from pipeline.core.jobs.job import Job, Kind
 from pipeline.core.jobs.keys import KeyOrder
 from pipeline.core.jobs.lanes import Lanes
@@ -137,6 +139,35 @@ def test_an_old_backlog_does_not_bury_what_is_urgent() -> None:
     queue.now_ms += 3_600_000
     queue.add(priority=10)
     assert of_lane(queue.take(1)[0]) == HIGH
+
+
+@pytest.mark.parametrize("priority", [10, 0, -1])
+def test_a_job_that_left_its_lane_is_not_kept_for_its_age(priority: int) -> None:
+    queue = Queue()
+    queue.add(priority=priority, ready_ms=NOW - 1)
+    queue.kind("full", concurrency=1)
+    queue.kinds["full"].running = 1
+    queue.add(priority=priority, kind="full", ready_ms=NOW)
+    for _ in range(5):
+        queue.add(priority=priority, count=1_000)
+        queue.take(1_000)
+    lane = queue.lanes.lanes[lane_of(priority)]
+    assert len(lane._ages) <= 2 * lane.count + DEAD_AGES
+    assert next(job.id for job in lane._ages if job.laned) == "1", "the oldest one is the same"
+
+
+def test_a_job_that_comes_back_again_and_again_is_kept_once_for_its_age() -> None:
+    """As one does that is let go."""
+    queue = Queue()
+    queue.kind("one", concurrency=1)
+    queue.add(count=2_000)
+    queue.add(priority=9, kind="one")
+    for _ in range(2_900):
+        (back,) = queue.take(1)
+        queue.lanes.add(back)
+    back.kind.running = 1
+    assert len(queue.take(2_000, end=False)) == 2_000
+    assert len(queue.lanes.lanes[NORMAL]._ages) <= 2 + DEAD_AGES
 
 
 # -- tenants

@@ -12,6 +12,9 @@ from collections import deque
 from pipeline.core.jobs.job import Job, Kind
 from pipeline.model.job_policies import QueuePolicy
 
+DEAD_AGES = 1_000
+"""So many that left a lane, and as many as stand in it, may be kept among those whose age counts."""
+
 
 class Line:
     """Jobs of one tenant and type: the highest priority first, inside of it first come, first served. `count` of them wait."""
@@ -166,6 +169,7 @@ class Lane:
             job.laned = False
             job.kind.queued -= 1
             self.count -= 1
+            self._forget_ages()
             if not line.count:
                 del lines[job.kind]
             if not lines:
@@ -185,6 +189,7 @@ class Lane:
         job.laned = False
         job.kind.queued -= 1
         self.count -= 1
+        self._forget_ages()
         if not line.count:
             del share.lines[job.kind]
             if not share.lines:
@@ -221,11 +226,14 @@ class Lane:
 
     # -- age
 
+    def _forget_ages(self) -> None:
+        """One more has left. Nobody may ever ask for ages here, so those that left are not kept until somebody does."""
+        if len(self._ages) > 2 * self.count + DEAD_AGES:
+            self._ages = deque(dict.fromkeys(job for job in self._ages if job.laned))
+
     def aged(self, now_ms: int) -> bool:
         """Has its oldest job waited too long?"""
         ages = self._ages
         while ages and not ages[0].laned:
             ages.popleft()
-        if len(ages) > 2 * self.count + 1_000:
-            self._ages = ages = deque(job for job in ages if job.laned)
         return bool(ages) and now_ms - ages[0].ready_ms > self._policy.ageing_ms
