@@ -277,6 +277,8 @@ BREAKS = (
     Break("jobs-lanes-keep-all-that-left", "core.jobs.fairness", "if len(self._ages) > 2 * self.count + DEAD_AGES:", "if False:", CHOICE),
     Break("jobs-old-ones-starve", "core.jobs.fairness", "            if self.turns % policy.oldest_every == 0:\n                oldest = line.oldest()", "            if False:\n                oldest = line.oldest()", CHOICE),
     Break("jobs-shares-cost-nothing", "core.jobs.fairness", "            share.deficit -= cost\n", "", CHOICE),
+    Break("jobs-dear-ones-go-round-by-round", "core.jobs.fairness", "                    self._skip(rounds)\n", "                    pass\n", CHOICE),
+    Break("jobs-skip-a-round-too-many", "core.jobs.fairness", "+= rounds * self._policy.quantum", "+= (rounds + 1) * self._policy.quantum", CHOICE),
     Break("jobs-limits-do-not-hold", "core.jobs.fairness", "            if line.kind.running >= line.kind.limit:\n                return None\n", "", CHOICE),
     Break("jobs-limits-wake-nobody", "core.jobs.lanes", "                    lane.wake(kind)", "                    pass", CHOICE),
     Break("jobs-limits-wake-one-only-once", "core.jobs.fairness", "                    kind.waiting[self.index][share] = None", "                    pass", CHOICE),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.jobs.fairness import DEAD_AGES
+from pipeline.core.jobs.fairness import DEAD_AGES, Lane, Share
 from pipeline.core.jobs.job import Job, Kind
 from pipeline.core.jobs.keys import KeyOrder
 from pipeline.core.jobs.lanes import Lanes
@@ -19,6 +19,7 @@ from pipeline.model.job_states import JobState
 from pipeline.model.jobs import JobRequest
 
 NOW = 1_000_000
+choose = Share.choose
 OPEN = Kind("open", JobPolicy())
 
 
@@ -202,6 +203,61 @@ def test_a_share_counts_what_jobs_cost() -> None:
     queue.add("a", kind="heavy", count=100)
     queue.add("b", count=500)
     assert counted(queue.take(120), lambda job: job.tenant) == {"a": 20, "b": 100}
+
+
+class RoundByRound(Lane):
+    """A lane that goes through every round, as it is defined."""
+
+    __slots__ = ()
+
+    def _skip(self, rounds: int) -> None:
+        pass
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 5),
+    st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from("abcd"), st.integers(0, 2), st.sampled_from(("1", "2", "7", "30", "limited"))),
+            st.integers(1, 6),
+        ),
+        max_size=50,
+    ),
+)
+def test_rounds_in_which_nobody_has_enough_change_nothing_when_they_are_skipped(
+    quantum: int, steps: list[tuple[str, int, str] | int]
+) -> None:
+    policy = QueuePolicy(quantum=quantum)
+    costs = {"1": 1, "2": 2, "7": 7, "30": 30, "limited": 11}
+    kinds = [{name: Kind(name, JobPolicy(cost=cost)) for name, cost in costs.items()} for _ in range(2)]
+    lanes = [Lane(NORMAL, policy, {}), RoundByRound(NORMAL, policy, {})]
+    for number, step in enumerate([*steps, 60]):
+        seen = []
+        for lane, of_lane in zip(lanes, kinds, strict=True):
+            limited = of_lane["limited"]
+            limited.limit = 2
+            if isinstance(step, tuple):
+                tenant, priority, kind = step
+                request = JobRequest(str(number), kind, tenant=tenant, priority=priority)
+                lane.add(Job(of_lane[kind], request, number, number))
+                continue
+            limited.running = number % 3  # at times there is no room
+            lane.wake(limited)
+            found = [lane.pick(NOW) for _ in range(step)]
+            seen.append(([job and job.id for job in found], [(share.deficit, share.turns) for share in lane.ring]))
+        assert seen[:1] == seen[1:]
+
+
+def test_a_dear_job_of_many_tenants_does_not_take_a_look_for_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue()
+    queue.kind("dear", cost=1_000)
+    for tenant in range(50):
+        queue.add(str(tenant), kind="dear")
+    looks = []
+    monkeypatch.setattr(Share, "choose", lambda share, *given: looks.append(share) or choose(share, *given))
+    assert [job.tenant for job in queue.take(1)] == ["0"]
+    assert len(looks) <= 2 * 50 + 1
 
 
 def test_a_tenant_that_comes_back_has_saved_nothing_up() -> None:

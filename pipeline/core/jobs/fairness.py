@@ -15,6 +15,9 @@ from pipeline.model.job_policies import QueuePolicy
 DEAD_AGES = 1_000
 """So many that left a lane, and as many as stand in it, may be kept among those whose age counts."""
 
+NEVER = 1 << 60
+"""More rounds than any job costs."""
+
 
 class Line:
     """Jobs of one tenant and type: the highest priority first, inside of it first come, first served. `count` of them wait."""
@@ -148,6 +151,7 @@ class Lane:
     def pick(self, now_ms: int) -> Job | None:
         """The next job of the lane, out of it; None when none may run: then the ring is empty."""
         ring, policy = self.ring, self._policy
+        passed, rounds = 0, NEVER
         while ring:
             share = ring[0]
             job = share.choose(now_ms, policy)
@@ -159,6 +163,10 @@ class Lane:
             if share.deficit < cost:
                 share.deficit += policy.quantum
                 ring.rotate(-1)
+                passed, rounds = passed + 1, min(rounds, -((share.deficit - cost) // policy.quantum))
+                if passed >= len(ring):
+                    self._skip(rounds)
+                    passed, rounds = 0, NEVER
                 continue
             share.deficit -= cost
             share.turns += 1
@@ -180,6 +188,11 @@ class Lane:
                 ring.rotate(-1)
             return job
         return None
+
+    def _skip(self, rounds: int) -> None:
+        """So many rounds at once, in which nobody's part is enough: what is dear would take thousands of them, one by one."""
+        for share in self.ring if rounds else ():
+            share.deficit += rounds * self._policy.quantum
 
     def remove(self, job: Job) -> None:
         """It was cancelled. It stays where it is until it comes up, and is passed over then."""
