@@ -222,6 +222,7 @@ BREAKS = (
     Break("jobs-retry-at-once", "core.jobs.retrying", "return now_ms + delay_ms + int(", "return now_ms + int(", LIVES),
     Break("jobs-retry-early", "core.jobs.retrying", "now_ms + delay_ms + int(", "now_ms + delay_ms - int(", LIVES),
     Break("jobs-timers-early", "core.jobs.timers", "heap[0][0] <= now_ms and", "heap[0][0] <= now_ms + 40 and", LIVES),
+    Break("jobs-timers-of-old-numbers", "core.jobs.timers", " and item.number == number", "", CHOICE),
     Break("jobs-early-after-a-restart", "core.jobs.restoring", "if job.next_ms > now_ms:", "if False:", LIVES),
     Break("jobs-stalls-without-end", "core.jobs.board", "elif job.stalls > job.kind.policy.max_stalled_count:", "elif False:", BOARD),
     Break("jobs-stalls-not-written", "core.jobs.board", "        job.state = QUEUED\n        self.ledger.write(job)\n", "        job.state = QUEUED\n", BOARD),

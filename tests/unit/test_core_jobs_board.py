@@ -444,6 +444,21 @@ def test_one_that_runs_now_runs_behind_what_came_due_before_also_after_a_crash(b
     assert [first.id, *bench.ids()] == ["a", "later"]
 
 
+def test_one_that_runs_now_leaves_the_order_of_those_that_it_waited_with(bench: Bench) -> None:
+    names = [f"j{n}" for n in range(8)]
+    for name in names:
+        bench.ask(name, key="k", due_ms=NOW + MINUTE)
+    bench.command(RunJobNow("j1"))
+    bench.store()
+    order = []
+    for _ in range(2):
+        while jobs := bench.take():
+            order += [job.id for job in jobs]
+            bench.end(jobs[0])
+        bench.pass_ms(MINUTE)
+    assert order == ["j1", *[name for name in names if name != "j1"]]
+
+
 def test_what_came_due_before_is_written_before_what_is_due_some_day(bench: Bench) -> None:
     bench.ask("a", key="k")
     bench.ask("b", key="k")

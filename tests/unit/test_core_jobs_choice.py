@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.jobs.fairness import DEAD_AGES, Lane, Share
@@ -71,8 +71,12 @@ def of_lane(job: Job) -> int:
 # -- timers
 
 
+@example([*((n, "set", 1) for n in range(3)), (1, "renumber", 1), (1, "set", 1), (0, "due", 1)])
 @given(
-    st.lists(st.tuples(st.integers(0, 5), st.sampled_from(("set", "clear", "due")), st.integers(1, 30)), max_size=80)
+    st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from(("set", "clear", "renumber", "due")), st.integers(1, 30)),
+        max_size=80,
+    )
 )
 def test_timers_agree_with_a_dictionary(steps: list[tuple[int, str, int]]) -> None:
     timers: Timers[Job] = Timers()
@@ -82,13 +86,15 @@ def test_timers_agree_with_a_dictionary(steps: list[tuple[int, str, int]]) -> No
         if what == "set":
             timers.set(jobs[number], at_ms)
             known[number] = at_ms
-        elif what == "clear":
+        elif what != "due":
             timers.clear(jobs[number])
             known.pop(number, None)
+            if what == "renumber":  # behind all others, as one that runs now does
+                jobs[number].number = max(job.number for job in jobs) + 1
         else:
-            wanted = sorted((at, each) for each, at in known.items() if at <= at_ms)
-            assert [job.number for job in timers.due(at_ms)] == [each for _, each in wanted]
-            for _, each in wanted:
+            wanted = sorted((at, jobs[each].number, each) for each, at in known.items() if at <= at_ms)
+            assert timers.due(at_ms) == [jobs[each] for _, _, each in wanted]
+            for _, _, each in wanted:
                 del known[each]
         assert timers.next_ms() == min(known.values(), default=None)
         assert len(timers) == len(known)

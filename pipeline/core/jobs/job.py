@@ -114,10 +114,6 @@ class Job:
         self.outcome = NOTHING_YET
         self.state = JobState.QUEUED
 
-    def __lt__(self, other: Job) -> bool:
-        """For timers of the same instant: who was admitted first."""
-        return self.number < other.number
-
     @property
     def attempts(self) -> int:
         """Executions in all that it may have. Only while its request is at hand."""
