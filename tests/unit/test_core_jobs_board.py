@@ -729,6 +729,35 @@ def test_jobs_that_had_another_round_are_not_counted_with_the_others(monkeypatch
     assert sorted(bench.board.jobs) == ["b", "c", "e"]
 
 
+def test_those_that_had_another_round_take_no_place_of_what_was_given_up() -> None:
+    bench = Bench(t=JobPolicy(attempts=1, retention=RetentionPolicy(10, 3, MINUTE)))
+    given_up(bench, "a", "b", "c")
+    for name in "bc":
+        bench.command(RetryJob(name))
+    for job in bench.take():
+        bench.end(job)
+    given_up(bench, "d", "e")
+    assert "a" in bench.board.jobs
+    given_up(bench, "f")
+    assert sorted(bench.board.jobs) == ["b", "c", "d", "e", "f"]
+
+
+def test_those_that_had_another_round_are_not_kept_until_their_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lie behind one that is kept, and each holds what was asked for."""
+    monkeypatch.setattr(retention, "GONE_MAX", 3)
+    bench = Bench(t=JobPolicy(attempts=1, retention=RetentionPolicy(10, 3, MINUTE)))
+    given_up(bench, "real")
+    bad = bench.board.kinds["t"].bad
+    for n in range(20):
+        given_up(bench, f"j{n}")
+        bench.command(RetryJob(f"j{n}"))
+        bench.end(bench.take()[0])
+        assert len(bad.entries) <= 5
+    given_up(bench, "b", "c", "d")
+    assert [job.id for _, _, job in bad.entries] == ["b", "c", "d"]
+    assert bad.gone == 0
+
+
 def test_more_of_them_are_kept_than_a_redrive_can_have_sent_and_not_recorded() -> None:
     assert retention.AGAIN_MAX > WINDOW + FETCH
 
