@@ -365,6 +365,55 @@ def test_what_waits_for_its_entry_takes_up_room(bench: Bench) -> None:
     assert bench.states() == [("d", S.RUNNING)]
 
 
+def test_what_was_chosen_and_never_ran_is_given_back_and_counts_as_nothing() -> None:
+    bench = Bench(t=JobPolicy(attempts=2, backoff=Backoff(1_000), jitter=0.0, max_stalled_count=0))
+    bench.board.careful = True
+    bench.ask("retried", key="k")
+    bench.take()
+    bench.store()
+    bench.end(bench.take()[0], LATER)
+    bench.pass_ms(1_000)
+    bench.ask("behind", key="k")
+    for name in ("a", "gone"):
+        bench.ask(name)
+    bench.ask("expires", expires_ms=bench.now_ms + MINUTE)
+    bench.take()
+    first, *others = [each for each in bench.effects() if isinstance(each, Entry) and each.gate is not None]
+    bench.board.stored(first)
+    assert (len(bench.board.confirmed), bench.board.unconfirmed) == (1, 4)
+    bench.command(CancelJob("gone"))
+    bench.effects()
+    bench.board.give_back(bench.now_ms)
+    assert bench.board.unconfirmed == bench.board.kinds["t"].running == 0
+    found = bench.effects()
+    assert bench.states(found) == [
+        ("retried", S.QUEUED),
+        ("a", S.QUEUED),
+        ("gone", S.CANCELLED),
+        ("expires", S.QUEUED),
+    ]
+    for each in others:
+        bench.board.stored(each)  # late: they are past it
+    assert bench.board.confirmed == []
+    bench.restart()
+    assert bench.board.lost == []
+    jobs = bench.take(2)
+    assert [(job.id, job.attempt, job.stalls) for job in jobs] == [("retried", 2, 0), ("a", 1, 0)]
+    bench.pass_ms(MINUTE)
+    assert ("expires", S.CANCELLED) in bench.states(), "it has not started"
+
+
+def test_what_was_cancelled_while_it_waited_for_its_entry_does_not_run(bench: Bench) -> None:
+    bench.board.careful = True
+    bench.ask("a")
+    bench.take()
+    bench.command(CancelJob("a"))
+    bench.store()
+    assert bench.ids() == []
+    assert bench.states() == [("a", S.CANCELLED)]
+    assert bench.board.kinds["t"].running == bench.board.unconfirmed == 0
+
+
 def test_what_is_let_go_runs_again_and_counts_as_nothing(bench: Bench) -> None:
     bench.ask("a")
     bench.end(bench.take()[0], Cancelled())
