@@ -125,6 +125,8 @@ class World:
         restoring = Restoring(board)
         restoring.entries(told.log[self.floor :])
         restoring.finish(told.now_ms)
+        if any(board.read_ms > at_ms for at_ms, _ in told.inbox[self.committed :]):
+            told.problems.append("windows may be forgotten into which the inbox has a request that is read again")
         self._collect()
 
     def _check_floor(self) -> None:

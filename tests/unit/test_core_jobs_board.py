@@ -19,6 +19,7 @@ from pipeline.model.cron import Misfire
 from pipeline.model.job_ids import tick_id
 from pipeline.model.job_policies import JobPolicy, QueuePolicy, RetentionPolicy
 from pipeline.model.job_states import JobState
+from pipeline.model.job_webhooks import DELIVERY
 from pipeline.model.jobs import (
     CancelJob,
     Completed,
@@ -63,9 +64,10 @@ class Bench:
     def _new(self) -> Board:
         return Board(QueuePolicy(misfire_ms=10_000), self.policies, Pickled())
 
-    def restart(self) -> list[Effect]:
+    def restart(self, committed: int = 0) -> list[Effect]:
         """With what was stored; what the new board wants at once."""
         self.board = self._new()
+        self.board.committed = committed
         restoring = Restoring(self.board)
         restoring.entries(self.log)
         restoring.finish(self.now_ms)
@@ -1007,3 +1009,61 @@ def test_a_window_whose_write_was_lost_is_there_again_with_its_job(later: bool) 
     assert effects[-1].key == dedup_key("t", "d")
     bench.ask("c", dedup_id="d", dedup_window_ms=1_000)
     assert isinstance(bench.board.jobs["c"], JobDuplicate)
+
+
+def test_a_window_that_is_over_does_not_come_back_with_each_owner(bench: Bench) -> None:
+    for n in range(20):
+        bench.ask(f"j{n}", dedup_id=f"d{n}", dedup_window_ms=1_000, due_ms=NOW + 60 * MINUTE)
+    bench.ask("long", dedup_id="d", dedup_window_ms=MINUTE, due_ms=NOW + 60 * MINUTE)
+    bench.now_ms += 1_000
+    bench.ask("last", due_ms=NOW + 60 * MINUTE)
+    bench.pass_ms(0)
+    bench.store()
+    assert len(bench.board.dedup.windows) == 1
+    assert bench.restart(bench.offset) == []
+    bench.pass_ms(0)
+    assert bench.effects() == []
+    assert list(bench.board.dedup.windows) == [("t", "d")]
+
+
+def test_what_the_inbox_brings_again_may_fall_into_a_window_still() -> None:
+    """How far it was read is not told by what is above the committed offset, nor by times that another clock told."""
+    policy = JobPolicy(attempts=1, backoff=Backoff(1_000), jitter=0.0)
+    bench = Bench(**{"t": policy, DELIVERY: policy})
+    bench.ask("a", dedup_id="d", dedup_window_ms=1_000)
+    committed = bench.offset
+    again = bench.request("again", dedup_id="d", dedup_window_ms=1_000)
+    bench.admit(again)
+    bench.now_ms += 5_000
+    late = {"created_ms": bench.now_ms, "due_ms": NOW + 60 * MINUTE}
+    bench.ask("above", **late)
+    names = ["tick", "delivery", "redriven"]
+    bench.board.accept(bench.request("tick", schedule="s", **late), -1, bench.now_ms)
+    bench.board.accept(bench.request("delivery", **late)._replace(type=DELIVERY), -1, bench.now_ms)
+    commands.redriven(bench.board, bench.request("redriven", **late), -2, bench.now_ms)
+    for name in names:
+        # a command that was read long before it, as it were, gives it an offset below the committed one
+        assert commands.apply(bench.board, RunJobNow(name), 0, bench.now_ms)
+    for _ in range(QUEUED_SYNCS):
+        bench.board.sync()
+    bench.store()
+    bench.log = [each for each in bench.log if each[0] != b"j/again"]
+    bench.restart(committed)
+    assert bench.board.read_ms == NOW
+    bench.pass_ms(0)
+    bench.board.admit([(committed, again)], bench.now_ms)
+    assert isinstance(bench.board.jobs["again"], JobDuplicate)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_window_that_was_released_does_not_come_back_when_its_job_has_another_round(restarted: bool) -> None:
+    bench = Bench(t=JobPolicy(attempts=1, release_on_failure=True, dead_letter=False))
+    bench.ask("a", dedup_id="d", dedup_window_ms=MINUTE)
+    bench.end(bench.take()[0], NEVER)
+    bench.command(RetryJob("a"))
+    bench.end(bench.take()[0])
+    bench.store()
+    if restarted:
+        assert bench.restart() == []
+    bench.ask("b", dedup_id="d", dedup_window_ms=MINUTE)
+    assert bench.ids() == ["b"]
