@@ -21,7 +21,7 @@ from pipeline.core.jobs.sweeping import Sweep
 from pipeline.model.cron import Misfire
 from pipeline.model.job_ids import job_id
 from pipeline.model.job_policies import JobPolicy, QueuePolicy, RetentionPolicy
-from pipeline.model.job_states import TERMINAL
+from pipeline.model.job_states import TERMINAL, JobState
 from pipeline.model.jobs import (
     CancelJob,
     Completed,
@@ -125,6 +125,8 @@ class World:
         restoring = Restoring(board)
         restoring.entries(told.log[self.floor :])
         restoring.finish(told.now_ms)
+        if any(board.read_ms > at_ms for at_ms, _ in told.inbox[self.committed :]):
+            told.problems.append("windows may be forgotten into which the inbox has a request that is read again")
         self._collect()
 
     def _check_floor(self) -> None:
@@ -164,14 +166,23 @@ class World:
         """An owner that lets go in order: what runs is stopped, and everything is acknowledged."""
         for job, version in list(self.running.items()):
             self._end(job, version, Cancelled())
+        self.board.give_back(self.told.now_ms)
         self.board.sync()
         self.board.sync()
         self._collect()
         self._acknowledge(len(self.under_way))
+        self._check_nothing_runs()
         for job, version in self.running.items():
             self._fact("lost", job.id, version)
         self._fact("crashed", how=len(self.told.log))
         self._restore()
+
+    def _check_nothing_runs(self) -> None:
+        """Else the next owner counts a stall."""
+        for value in dict(self.told.log).values():
+            entry = None if value is None else pickle.loads(value)
+            if isinstance(entry, JobRecord) and entry.state is JobState.RUNNING:
+                self.told.problems.append(f"{entry.request.id} was let go in order, and runs as the store has it")
 
     def _fact(self, what: str, job_id: str = "", version: int = 0, how: object = None) -> None:
         self.told.facts.append(Fact(what, job_id, self.told.now_ms, self.life, version, how))

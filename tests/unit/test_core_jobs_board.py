@@ -19,6 +19,7 @@ from pipeline.model.cron import Misfire
 from pipeline.model.job_ids import tick_id
 from pipeline.model.job_policies import JobPolicy, QueuePolicy, RetentionPolicy
 from pipeline.model.job_states import JobState
+from pipeline.model.job_webhooks import DELIVERY
 from pipeline.model.jobs import (
     CancelJob,
     Completed,
@@ -63,9 +64,10 @@ class Bench:
     def _new(self) -> Board:
         return Board(QueuePolicy(misfire_ms=10_000), self.policies, Pickled())
 
-    def restart(self) -> list[Effect]:
+    def restart(self, committed: int = 0) -> list[Effect]:
         """With what was stored; what the new board wants at once."""
         self.board = self._new()
+        self.board.committed = committed
         restoring = Restoring(self.board)
         restoring.entries(self.log)
         restoring.finish(self.now_ms)
@@ -365,6 +367,55 @@ def test_what_waits_for_its_entry_takes_up_room(bench: Bench) -> None:
     assert bench.states() == [("d", S.RUNNING)]
 
 
+def test_what_was_chosen_and_never_ran_is_given_back_and_counts_as_nothing() -> None:
+    bench = Bench(t=JobPolicy(attempts=2, backoff=Backoff(1_000), jitter=0.0, max_stalled_count=0))
+    bench.board.careful = True
+    bench.ask("retried", key="k")
+    bench.take()
+    bench.store()
+    bench.end(bench.take()[0], LATER)
+    bench.pass_ms(1_000)
+    bench.ask("behind", key="k")
+    for name in ("a", "gone"):
+        bench.ask(name)
+    bench.ask("expires", expires_ms=bench.now_ms + MINUTE)
+    bench.take()
+    first, *others = [each for each in bench.effects() if isinstance(each, Entry) and each.gate is not None]
+    bench.board.stored(first)
+    assert (len(bench.board.confirmed), bench.board.unconfirmed) == (1, 4)
+    bench.command(CancelJob("gone"))
+    bench.effects()
+    bench.board.give_back(bench.now_ms)
+    assert bench.board.unconfirmed == bench.board.kinds["t"].running == 0
+    found = bench.effects()
+    assert bench.states(found) == [
+        ("retried", S.QUEUED),
+        ("a", S.QUEUED),
+        ("gone", S.CANCELLED),
+        ("expires", S.QUEUED),
+    ]
+    for each in others:
+        bench.board.stored(each)  # late: they are past it
+    assert bench.board.confirmed == []
+    bench.restart()
+    assert bench.board.lost == []
+    jobs = bench.take(2)
+    assert [(job.id, job.attempt, job.stalls) for job in jobs] == [("retried", 2, 0), ("a", 1, 0)]
+    bench.pass_ms(MINUTE)
+    assert ("expires", S.CANCELLED) in bench.states(), "it has not started"
+
+
+def test_what_was_cancelled_while_it_waited_for_its_entry_does_not_run(bench: Bench) -> None:
+    bench.board.careful = True
+    bench.ask("a")
+    bench.take()
+    bench.command(CancelJob("a"))
+    bench.store()
+    assert bench.ids() == []
+    assert bench.states() == [("a", S.CANCELLED)]
+    assert bench.board.kinds["t"].running == bench.board.unconfirmed == 0
+
+
 def test_what_is_let_go_runs_again_and_counts_as_nothing(bench: Bench) -> None:
     bench.ask("a")
     bench.end(bench.take()[0], Cancelled())
@@ -442,6 +493,21 @@ def test_one_that_runs_now_runs_behind_what_came_due_before_also_after_a_crash(b
     (first,) = bench.take()
     bench.end(first)
     assert [first.id, *bench.ids()] == ["a", "later"]
+
+
+def test_one_that_runs_now_leaves_the_order_of_those_that_it_waited_with(bench: Bench) -> None:
+    names = [f"j{n}" for n in range(8)]
+    for name in names:
+        bench.ask(name, key="k", due_ms=NOW + MINUTE)
+    bench.command(RunJobNow("j1"))
+    bench.store()
+    order = []
+    for _ in range(2):
+        while jobs := bench.take():
+            order += [job.id for job in jobs]
+            bench.end(jobs[0])
+        bench.pass_ms(MINUTE)
+    assert order == ["j1", *[name for name in names if name != "j1"]]
 
 
 def test_what_came_due_before_is_written_before_what_is_due_some_day(bench: Bench) -> None:
@@ -714,6 +780,35 @@ def test_jobs_that_had_another_round_are_not_counted_with_the_others(monkeypatch
     assert sorted(bench.board.jobs) == ["b", "c", "e"]
 
 
+def test_those_that_had_another_round_take_no_place_of_what_was_given_up() -> None:
+    bench = Bench(t=JobPolicy(attempts=1, retention=RetentionPolicy(10, 3, MINUTE)))
+    given_up(bench, "a", "b", "c")
+    for name in "bc":
+        bench.command(RetryJob(name))
+    for job in bench.take():
+        bench.end(job)
+    given_up(bench, "d", "e")
+    assert "a" in bench.board.jobs
+    given_up(bench, "f")
+    assert sorted(bench.board.jobs) == ["b", "c", "d", "e", "f"]
+
+
+def test_those_that_had_another_round_are_not_kept_until_their_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lie behind one that is kept, and each holds what was asked for."""
+    monkeypatch.setattr(retention, "GONE_MAX", 3)
+    bench = Bench(t=JobPolicy(attempts=1, retention=RetentionPolicy(10, 3, MINUTE)))
+    given_up(bench, "real")
+    bad = bench.board.kinds["t"].bad
+    for n in range(20):
+        given_up(bench, f"j{n}")
+        bench.command(RetryJob(f"j{n}"))
+        bench.end(bench.take()[0])
+        assert len(bad.entries) <= 5
+    given_up(bench, "b", "c", "d")
+    assert [job.id for _, _, job in bad.entries] == ["b", "c", "d"]
+    assert bad.gone == 0
+
+
 def test_more_of_them_are_kept_than_a_redrive_can_have_sent_and_not_recorded() -> None:
     assert retention.AGAIN_MAX > WINDOW + FETCH
 
@@ -954,3 +1049,61 @@ def test_a_window_whose_write_was_lost_is_there_again_with_its_job(later: bool) 
     assert effects[-1].key == dedup_key("t", "d")
     bench.ask("c", dedup_id="d", dedup_window_ms=1_000)
     assert isinstance(bench.board.jobs["c"], JobDuplicate)
+
+
+def test_a_window_that_is_over_does_not_come_back_with_each_owner(bench: Bench) -> None:
+    for n in range(20):
+        bench.ask(f"j{n}", dedup_id=f"d{n}", dedup_window_ms=1_000, due_ms=NOW + 60 * MINUTE)
+    bench.ask("long", dedup_id="d", dedup_window_ms=MINUTE, due_ms=NOW + 60 * MINUTE)
+    bench.now_ms += 1_000
+    bench.ask("last", due_ms=NOW + 60 * MINUTE)
+    bench.pass_ms(0)
+    bench.store()
+    assert len(bench.board.dedup.windows) == 1
+    assert bench.restart(bench.offset) == []
+    bench.pass_ms(0)
+    assert bench.effects() == []
+    assert list(bench.board.dedup.windows) == [("t", "d")]
+
+
+def test_what_the_inbox_brings_again_may_fall_into_a_window_still() -> None:
+    """How far it was read is not told by what is above the committed offset, nor by times that another clock told."""
+    policy = JobPolicy(attempts=1, backoff=Backoff(1_000), jitter=0.0)
+    bench = Bench(**{"t": policy, DELIVERY: policy})
+    bench.ask("a", dedup_id="d", dedup_window_ms=1_000)
+    committed = bench.offset
+    again = bench.request("again", dedup_id="d", dedup_window_ms=1_000)
+    bench.admit(again)
+    bench.now_ms += 5_000
+    late = {"created_ms": bench.now_ms, "due_ms": NOW + 60 * MINUTE}
+    bench.ask("above", **late)
+    names = ["tick", "delivery", "redriven"]
+    bench.board.accept(bench.request("tick", schedule="s", **late), -1, bench.now_ms)
+    bench.board.accept(bench.request("delivery", **late)._replace(type=DELIVERY), -1, bench.now_ms)
+    commands.redriven(bench.board, bench.request("redriven", **late), -2, bench.now_ms)
+    for name in names:
+        # a command that was read long before it, as it were, gives it an offset below the committed one
+        assert commands.apply(bench.board, RunJobNow(name), 0, bench.now_ms)
+    for _ in range(QUEUED_SYNCS):
+        bench.board.sync()
+    bench.store()
+    bench.log = [each for each in bench.log if each[0] != b"j/again"]
+    bench.restart(committed)
+    assert bench.board.read_ms == NOW
+    bench.pass_ms(0)
+    bench.board.admit([(committed, again)], bench.now_ms)
+    assert isinstance(bench.board.jobs["again"], JobDuplicate)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_window_that_was_released_does_not_come_back_when_its_job_has_another_round(restarted: bool) -> None:
+    bench = Bench(t=JobPolicy(attempts=1, release_on_failure=True, dead_letter=False))
+    bench.ask("a", dedup_id="d", dedup_window_ms=MINUTE)
+    bench.end(bench.take()[0], NEVER)
+    bench.command(RetryJob("a"))
+    bench.end(bench.take()[0])
+    bench.store()
+    if restarted:
+        assert bench.restart() == []
+    bench.ask("b", dedup_id="d", dedup_window_ms=MINUTE)
+    assert bench.ids() == ["b"]

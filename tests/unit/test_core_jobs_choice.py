@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.jobs.fairness import DEAD_AGES, Lane, Share
 from pipeline.core.jobs.job import Job, Kind
 from pipeline.core.jobs.keys import KeyOrder
 from pipeline.core.jobs.lanes import Lanes
@@ -17,6 +19,7 @@ from pipeline.model.job_states import JobState
 from pipeline.model.jobs import JobRequest
 
 NOW = 1_000_000
+choose = Share.choose
 OPEN = Kind("open", JobPolicy())
 
 
@@ -68,8 +71,12 @@ def of_lane(job: Job) -> int:
 # -- timers
 
 
+@example([*((n, "set", 1) for n in range(3)), (1, "renumber", 1), (1, "set", 1), (0, "due", 1)])
 @given(
-    st.lists(st.tuples(st.integers(0, 5), st.sampled_from(("set", "clear", "due")), st.integers(1, 30)), max_size=80)
+    st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from(("set", "clear", "renumber", "due")), st.integers(1, 30)),
+        max_size=80,
+    )
 )
 def test_timers_agree_with_a_dictionary(steps: list[tuple[int, str, int]]) -> None:
     timers: Timers[Job] = Timers()
@@ -79,13 +86,15 @@ def test_timers_agree_with_a_dictionary(steps: list[tuple[int, str, int]]) -> No
         if what == "set":
             timers.set(jobs[number], at_ms)
             known[number] = at_ms
-        elif what == "clear":
+        elif what != "due":
             timers.clear(jobs[number])
             known.pop(number, None)
+            if what == "renumber":  # behind all others, as one that runs now does
+                jobs[number].number = max(job.number for job in jobs) + 1
         else:
-            wanted = sorted((at, each) for each, at in known.items() if at <= at_ms)
-            assert [job.number for job in timers.due(at_ms)] == [each for _, each in wanted]
-            for _, each in wanted:
+            wanted = sorted((at, jobs[each].number, each) for each, at in known.items() if at <= at_ms)
+            assert timers.due(at_ms) == [jobs[each] for _, _, each in wanted]
+            for _, _, each in wanted:
                 del known[each]
         assert timers.next_ms() == min(known.values(), default=None)
         assert len(timers) == len(known)
@@ -139,6 +148,35 @@ def test_an_old_backlog_does_not_bury_what_is_urgent() -> None:
     assert of_lane(queue.take(1)[0]) == HIGH
 
 
+@pytest.mark.parametrize("priority", [10, 0, -1])
+def test_a_job_that_left_its_lane_is_not_kept_for_its_age(priority: int) -> None:
+    queue = Queue()
+    queue.add(priority=priority, ready_ms=NOW - 1)
+    queue.kind("full", concurrency=1)
+    queue.kinds["full"].running = 1
+    queue.add(priority=priority, kind="full", ready_ms=NOW)
+    for _ in range(5):
+        queue.add(priority=priority, count=1_000)
+        queue.take(1_000)
+    lane = queue.lanes.lanes[lane_of(priority)]
+    assert len(lane._ages) <= 2 * lane.count + DEAD_AGES
+    assert next(job.id for job in lane._ages if job.laned) == "1", "the oldest one is the same"
+
+
+def test_a_job_that_comes_back_again_and_again_is_kept_once_for_its_age() -> None:
+    """As one does that is let go."""
+    queue = Queue()
+    queue.kind("one", concurrency=1)
+    queue.add(count=2_000)
+    queue.add(priority=9, kind="one")
+    for _ in range(2_900):
+        (back,) = queue.take(1)
+        queue.lanes.add(back)
+    back.kind.running = 1
+    assert len(queue.take(2_000, end=False)) == 2_000
+    assert len(queue.lanes.lanes[NORMAL]._ages) <= 2 + DEAD_AGES
+
+
 # -- tenants
 
 
@@ -171,6 +209,61 @@ def test_a_share_counts_what_jobs_cost() -> None:
     queue.add("a", kind="heavy", count=100)
     queue.add("b", count=500)
     assert counted(queue.take(120), lambda job: job.tenant) == {"a": 20, "b": 100}
+
+
+class RoundByRound(Lane):
+    """A lane that goes through every round, as it is defined."""
+
+    __slots__ = ()
+
+    def _skip(self, rounds: int) -> None:
+        pass
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 5),
+    st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from("abcd"), st.integers(0, 2), st.sampled_from(("1", "2", "7", "30", "limited"))),
+            st.integers(1, 6),
+        ),
+        max_size=50,
+    ),
+)
+def test_rounds_in_which_nobody_has_enough_change_nothing_when_they_are_skipped(
+    quantum: int, steps: list[tuple[str, int, str] | int]
+) -> None:
+    policy = QueuePolicy(quantum=quantum)
+    costs = {"1": 1, "2": 2, "7": 7, "30": 30, "limited": 11}
+    kinds = [{name: Kind(name, JobPolicy(cost=cost)) for name, cost in costs.items()} for _ in range(2)]
+    lanes = [Lane(NORMAL, policy, {}), RoundByRound(NORMAL, policy, {})]
+    for number, step in enumerate([*steps, 60]):
+        seen = []
+        for lane, of_lane in zip(lanes, kinds, strict=True):
+            limited = of_lane["limited"]
+            limited.limit = 2
+            if isinstance(step, tuple):
+                tenant, priority, kind = step
+                request = JobRequest(str(number), kind, tenant=tenant, priority=priority)
+                lane.add(Job(of_lane[kind], request, number, number))
+                continue
+            limited.running = number % 3  # at times there is no room
+            lane.wake(limited)
+            found = [lane.pick(NOW) for _ in range(step)]
+            seen.append(([job and job.id for job in found], [(share.deficit, share.turns) for share in lane.ring]))
+        assert seen[:1] == seen[1:]
+
+
+def test_a_dear_job_of_many_tenants_does_not_take_a_look_for_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue()
+    queue.kind("dear", cost=1_000)
+    for tenant in range(50):
+        queue.add(str(tenant), kind="dear")
+    looks = []
+    monkeypatch.setattr(Share, "choose", lambda share, *given: looks.append(share) or choose(share, *given))
+    assert [job.tenant for job in queue.take(1)] == ["0"]
+    assert len(looks) <= 2 * 50 + 1
 
 
 def test_a_tenant_that_comes_back_has_saved_nothing_up() -> None:

@@ -45,7 +45,8 @@ CANCELLED, COMPLETED = JobState.CANCELLED, JobState.COMPLETED
 class Board:
     """`careful`: a job starts only when an entry that says so is acknowledged, so that one that ends its worker is found out.
 
-    `unconfirmed`: those that wait for that, or for a call of `take` behind it (`confirmed`); they have their places.
+    `unconfirmed`: those that wait for that, or for a call of `take` behind it (`confirmed`); they have their places. An owner that takes
+    none any more gives them back (`give_back`).
     `read_ms`: all requests from before this time have been admitted. `committed`: the inbox is not read again below this offset.
     `spread_ms`: so much later than the `now_ms` it is told it may be, for times that another owner with another clock reads.
     """
@@ -67,7 +68,11 @@ class Board:
         self.spread_ms = 0
         self.number = 0
         self.confirmed: list[Job] = []
-        self.unconfirmed = 0
+        self._chosen: dict[Job, int] = {}  # the unconfirmed ones, and when each had started before (0: never)
+
+    @property
+    def unconfirmed(self) -> int:
+        return len(self._chosen)
 
     def effects(self) -> list[Effect]:
         """What is to be done since the last call, in order."""
@@ -215,7 +220,7 @@ class Board:
     def take(self, room: int, now_ms: int) -> list[Job]:
         """Up to `room` jobs that run from now on; their ending names the version that they have now."""
         started: list[Job] = []
-        if self.unconfirmed:
+        if self._chosen:
             started = self._of_confirmed(room, now_ms)
             room -= self.unconfirmed
         for job in self.lanes.take(room - len(started), now_ms):
@@ -234,10 +239,10 @@ class Board:
             job.state = RUNNING
             job.version += 1
             job.attempt += 1
-            job.started_ms = now_ms
+            before_ms, job.started_ms = job.started_ms, now_ms
             if self.careful:
                 job.gated = True
-                self.unconfirmed += 1
+                self._chosen[job] = before_ms
                 self.ledger.write(job)
                 continue
             self.ledger.begun(job)
@@ -247,17 +252,33 @@ class Board:
     def _of_confirmed(self, room: int, now_ms: int) -> list[Job]:
         """Their entries are acknowledged. Those that still wait for it take up room too."""
         started = []
-        self.unconfirmed -= len(self.confirmed[:room])
         for job in self.confirmed[:room]:
-            expired = job.expires_ms and job.expires_ms <= now_ms and job.version == 1
-            if job.cancelling or expired:
-                job.kind.running -= 1
-                self.finish(job, CANCELLED, now_ms, EXPIRED if expired else None)
-            else:
+            if not self._called_off(job, self._chosen.pop(job), now_ms):
                 job.started_ms = now_ms
                 started.append(job)
         del self.confirmed[:room]
         return started
+
+    def _called_off(self, job: Job, started_before_ms: int, now_ms: int) -> bool:
+        """It is chosen no more. Was it cancelled, or has it expired, meanwhile? Then it has its ending."""
+        job.started_ms = started_before_ms
+        expired = bool(job.expires_ms) and job.expires_ms <= now_ms and not started_before_ms
+        if not job.cancelling and not expired:
+            return False
+        job.kind.running -= 1
+        self.finish(job, CANCELLED, now_ms, EXPIRED if expired else None)
+        return True
+
+    def give_back(self, now_ms: int) -> None:
+        """Nothing is taken any more. Those that were chosen and have not started never ran: they wait for their turn as before, and
+        that is written, or the next owner would count a stall for each."""
+        chosen, self._chosen, self.confirmed = self._chosen, {}, []
+        for job, before_ms in chosen.items():
+            if not self._called_off(job, before_ms, now_ms):
+                job.kind.running -= 1
+                job.gated = False
+                self._again(job)
+                self.time(job)
 
     def stored(self, entry: Entry) -> None:
         """An entry with a `gate` is acknowledged."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from pipeline.core.jobs import retention
 from pipeline.core.jobs.board import RUNNING, SCHEDULED, Board
 from pipeline.core.jobs.entries import Interrupt, Settle
 from pipeline.core.jobs.job import Job
@@ -87,7 +88,7 @@ def another_round(board: Board, old: Job, offset: int, now_ms: int) -> bool:
     job.rounds = old.rounds + 1
     job.outcome = JobOutcome(old.outcome.error, old.outcome.history)
     board.jobs[job.id] = job
-    old.version = -1
+    retention.another_round(old)
     board.ready(job, now_ms)
     if job.key is not None:
         board.ledger.older_first(job.key)

@@ -12,6 +12,12 @@ from collections import deque
 from pipeline.core.jobs.job import Job, Kind
 from pipeline.model.job_policies import QueuePolicy
 
+DEAD_AGES = 1_000
+"""So many that left a lane, and as many as stand in it, may be kept among those whose age counts."""
+
+NEVER = 1 << 60
+"""More rounds than any job costs."""
+
 
 class Line:
     """Jobs of one tenant and type: the highest priority first, inside of it first come, first served. `count` of them wait."""
@@ -145,6 +151,7 @@ class Lane:
     def pick(self, now_ms: int) -> Job | None:
         """The next job of the lane, out of it; None when none may run: then the ring is empty."""
         ring, policy = self.ring, self._policy
+        passed, rounds = 0, NEVER
         while ring:
             share = ring[0]
             job = share.choose(now_ms, policy)
@@ -156,6 +163,10 @@ class Lane:
             if share.deficit < cost:
                 share.deficit += policy.quantum
                 ring.rotate(-1)
+                passed, rounds = passed + 1, min(rounds, -((share.deficit - cost) // policy.quantum))
+                if passed >= len(ring):
+                    self._skip(rounds)
+                    passed, rounds = 0, NEVER
                 continue
             share.deficit -= cost
             share.turns += 1
@@ -166,6 +177,7 @@ class Lane:
             job.laned = False
             job.kind.queued -= 1
             self.count -= 1
+            self._forget_ages()
             if not line.count:
                 del lines[job.kind]
             if not lines:
@@ -177,6 +189,11 @@ class Lane:
             return job
         return None
 
+    def _skip(self, rounds: int) -> None:
+        """So many rounds at once, in which nobody's part is enough: what is dear would take thousands of them, one by one."""
+        for share in self.ring if rounds else ():
+            share.deficit += rounds * self._policy.quantum
+
     def remove(self, job: Job) -> None:
         """It was cancelled. It stays where it is until it comes up, and is passed over then."""
         share = self._shares[job.tenant]
@@ -185,6 +202,7 @@ class Lane:
         job.laned = False
         job.kind.queued -= 1
         self.count -= 1
+        self._forget_ages()
         if not line.count:
             del share.lines[job.kind]
             if not share.lines:
@@ -221,11 +239,14 @@ class Lane:
 
     # -- age
 
+    def _forget_ages(self) -> None:
+        """One more has left. Nobody may ever ask for ages here, so those that left are not kept until somebody does."""
+        if len(self._ages) > 2 * self.count + DEAD_AGES:
+            self._ages = deque(dict.fromkeys(job for job in self._ages if job.laned))
+
     def aged(self, now_ms: int) -> bool:
         """Has its oldest job waited too long?"""
         ages = self._ages
         while ages and not ages[0].laned:
             ages.popleft()
-        if len(ages) > 2 * self.count + 1_000:
-            self._ages = ages = deque(job for job in ages if job.laned)
         return bool(ages) and now_ms - ages[0].ready_ms > self._policy.ageing_ms

@@ -13,12 +13,23 @@ if TYPE_CHECKING:
     from pipeline.core.jobs.fairness import Share
 
 
+class Kept:
+    """Finished jobs of one sort, oldest first: when they finished, with which version, and the job. `gone`: so many of them had another
+    round since."""
+
+    __slots__ = ("entries", "gone")
+
+    def __init__(self) -> None:
+        self.entries: deque[tuple[int, int, Finished]] = deque()
+        self.gone = 0
+
+
 class Kind:
     """A job type at work: how many run, which tenants' shares wait until fewer do (by lane), which finished jobs are kept.
 
     `known`: somebody declared it. `limit`: so many may run on this board, and `queued` of them stand in lanes; `served`: see
-    `core.jobs.sharing`. `good`, `bad`, and `again` of those that had another round: when they finished, with which version, and the
-    job. `ended`: how many since the board was made, by outcome, and how many executions stalled.
+    `core.jobs.sharing`. `good`, `bad`, and `again` of those that had another round. `ended`: how many since the board was made, by
+    outcome, and how many executions stalled.
     """
 
     __slots__ = (
@@ -43,9 +54,9 @@ class Kind:
         self.limit = policy.concurrency or 1 << 60
         self.running = self.queued = self.served = 0
         self.waiting: tuple[OrderedDict[Share, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
-        self.good: deque[tuple[int, int, Finished]] = deque()
-        self.bad: deque[tuple[int, int, Finished]] = deque()
-        self.again: deque[tuple[int, int, Finished]] = deque()
+        self.good = Kept()
+        self.bad = Kept()
+        self.again = Kept()
         self.ended: dict[str, int] = defaultdict(int)
 
 
@@ -113,10 +124,6 @@ class Job:
         self.dirty = self.gated = self.laned = self.written = False
         self.outcome = NOTHING_YET
         self.state = JobState.QUEUED
-
-    def __lt__(self, other: Job) -> bool:
-        """For timers of the same instant: who was admitted first."""
-        return self.number < other.number
 
     @property
     def attempts(self) -> int:

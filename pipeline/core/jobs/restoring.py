@@ -12,6 +12,7 @@ from pipeline.core.jobs.entries import Entry, Letter
 from pipeline.core.jobs.job import Job, restored
 from pipeline.model.errors import CodecError
 from pipeline.model.job_states import SUCCEEDED, TERMINAL, JobState
+from pipeline.model.job_webhooks import DELIVERY
 from pipeline.model.jobs import DedupWindow, JobDuplicate, JobEntry, JobRecord
 from pipeline.model.store_keys import dedup_key
 
@@ -61,7 +62,7 @@ class Restoring:
         finished: list[tuple[int, Job | JobDuplicate]] = []
         due: list[_Due] = []
         windows: dict[Name, DedupWindow] = {}
-        begun: list[DedupWindow] = []
+        begun: list[tuple[DedupWindow, bool]] = []
         for count, (key, value) in enumerate(self._entries.items(), start=1):
             if not count % SLICE:
                 yield
@@ -70,8 +71,9 @@ class Restoring:
                 continue
             if isinstance(entry, JobRecord):
                 self._job(entry, value, now_ms, finished, due)
+                board.read_ms = max(board.read_ms, _read_ms(entry, board.committed))
                 if entry.request.dedup_id is not None:
-                    begun.append(window_of(entry.request, entry.request.dedup_id))
+                    begun.append((window_of(entry.request, entry.request.dedup_id), self._lets_go(entry)))
             elif isinstance(entry, JobDuplicate):
                 board.jobs[entry.id] = entry
                 finished.append((entry.at_ms, entry))
@@ -88,8 +90,10 @@ class Restoring:
             )
         for window in windows.values():
             self._window(window)
-        for window in begun:
-            self._begun(window, windows.get((window.type, window.dedup_id)))
+        for window, let_go in begun:
+            written = windows.get((window.type, window.dedup_id))
+            if written is not None or not let_go:
+                self._begun(window, written)
         due.sort(key=lambda each: each[:4])
         for count, (*_, job) in enumerate(due, start=1):
             if not count % SLICE:
@@ -166,6 +170,10 @@ class Restoring:
         failed = isinstance(job, Job) and job.state in TERMINAL and job.state not in SUCCEEDED
         return failed and self._board.kind(window.type).policy.release_on_failure
 
+    def _lets_go(self, record: JobRecord) -> bool:
+        """It had another round: was its window released before that?"""
+        return record.rounds > 0 and self._board.kind(record.request.type).policy.release_on_failure
+
     def _begun(self, window: DedupWindow, written: DedupWindow | None) -> None:
         """A job without the window that it began: writing that failed, and its owner died before it could again."""
         board = self._board
@@ -175,3 +183,11 @@ class Restoring:
             board.dedup.keep(window)
             key = dedup_key(window.type, window.dedup_id)
             board.ledger.effects.append(Entry(key, board.ledger.packing.pack(window)))
+
+
+def _read_ms(record: JobRecord, committed: int) -> int:
+    """A time up to which the inbox is not read again, as this record tells it. Those of which the inbox did not say when they were asked
+    for tell none: ticks, deliveries, what was redriven. (Commands give these too an offset.)"""
+    request = record.request
+    from_inbox = request.schedule is None and request.type != DELIVERY and not record.rounds
+    return request.created_ms if from_inbox and 0 <= record.offset < committed else 0

@@ -25,9 +25,6 @@ class Ticking:
         self.number = number
         self.timer_ms = 0
 
-    def __lt__(self, other: Ticking) -> bool:
-        return self.number < other.number
-
     def record(self) -> ScheduleRecord:
         return ScheduleRecord(self.schedule, self.next_ms, self.last_ms, self.paused, self.offset)
 

@@ -12,6 +12,7 @@ from pipeline.core.jobs.entries import Letter
 from pipeline.model.job_policies import JobPolicy
 from pipeline.model.job_states import JobState
 from pipeline.model.jobs import Stalled
+from pipeline.worker.jobs.hosting import JobExecutor
 from tests.unit.jobs.worlds import World, application, play, until
 from tests.unit.test_core_jobs_board import Bench
 
@@ -48,6 +49,46 @@ def test_c5_a_job_whose_worker_died_is_counted_and_told_by_the_next_one() -> Non
         assert (await handle.status()).stalls == 1
 
     play(app, story)
+
+
+def test_a_job_that_was_about_to_start_when_its_worker_stopped_in_order_is_no_stall() -> None:
+    """After a crash a job starts when the entry that says so is acknowledged. The worker stops before that."""
+    apps, ran = [application(name) for name in ("one", "two", "three")], list[int]()
+
+    async def slow(given: int) -> None:
+        ran.append(given)
+        if given < 0:
+            await asyncio.sleep(1_000)
+
+    for each in apps:
+        each.job("slow", max_stalled_count=0)(slow)
+
+    async def story(world: World) -> None:
+        crashed = await world.start(apps[0])
+        first = await apps[0].enqueue("slow", -1)
+        await until(lambda: ran == [-1])
+        async for _ in first.updates():
+            break
+        world.kill(crashed)
+        careful = await world.start(apps[1])
+        executor = careful.running[0].engine.executor
+        assert isinstance(executor, JobExecutor)
+        await until(lambda: len(executor.boards()) == 2)
+        await asyncio.sleep(5)
+        world.cluster.faults.ack_delay_ms = (20, 20)
+        asking = asyncio.create_task(apps[2].enqueue_many("slow", range(20)))
+        await until(lambda: sum(board.unconfirmed for board in executor.boards()) == 20)
+        await world.stop(careful)
+        handles = await asking
+        assert ran == [-1]
+        world.cluster.faults.ack_delay_ms = (0, 0)
+        await world.start(apps[2])
+        for handle in handles:
+            assert await handle.result("60s") is None
+            assert (await handle.status()).stalls == 0
+        assert sorted(ran) == [-1, *range(20)]
+
+    play(apps[0], story)
 
 
 def test_c5_a_process_that_ends_with_its_job_too_often_makes_it_a_dead_letter() -> None:
