@@ -173,16 +173,15 @@ def edit(
             for each in edited.difference:
                 line(clean(each), "green" if each.startswith("+") else "red" if each.startswith("-") else "")
         confirm(desk, numbers, "append this version of", yes)
+        show = asked.command("show", "{}:{}".format(*position_of(numbers[0])))
         with interruptible(
-            f"the new version may be appended, `pipeline dlq show {'{}:{}'.format(*position_of(numbers[0]))}` says so "
-            "(edited to); if not, the same command edits it"
+            f"the new version may be appended, `{clean(show)}` says so (edited to); if not, the same command edits it"
         ):
             done = editing.apply_edit(desk, editable, edited, by, now_ms())
-    report(
-        done,
-        f"Appended as {done.details['position']}: `pipeline dlq redrive {done.details['position']}` sends it.",
-        asked.as_json,
-    )
+    place = str(done.details["position"])
+    said = [*(["--who", who] if who is not None else []), *(["--yes"] if yes else []), "--reason", by.why]
+    redrive = asked.command("redrive", place, *said)
+    report(done, f"Appended as {place}; this sends it: {clean(redrive)}", asked.as_json)
 
 
 def _new_text(text: str, value_file: str) -> str:

@@ -89,8 +89,10 @@ def _block(title: str, text: str) -> None:
 
 
 def _print_value(known: Details) -> None:
+    from pipeline.dead_letters.forms import shown
+
     line("value" if known.revealed else "value (fields tagged pii or secret are masked: --reveal)", "bold")
-    value = known.value
+    value = shown(known.value)
     text = value if isinstance(value, str) else json.dumps(value, indent=2, default=str, ensure_ascii=False)
     for each in text[:VALUE_CHARACTERS].splitlines()[:VALUE_LINES]:
         line(f"  {clean(each)}")

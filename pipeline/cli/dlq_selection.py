@@ -83,6 +83,12 @@ class Asked:
                 words += [] if each is None else [option, each]
         return shlex.join(words)
 
+    def command(self, name: str, position: str, *more: str) -> str:
+        """A command line about one letter of the same dead letters, that works as it is printed."""
+        where = [("--group", self.group), ("--topic", self.topic), ("--broker", self.broker)]
+        words = [word for option, given in where if given is not None for word in (option, given)]
+        return shlex.join(["pipeline", "dlq", name, position, *words, *more])
+
     def wanted(self, now: int, text: str = "") -> Wanted:
         """Raises `ConfigurationError` or `FilterError` naming the option."""
         from pipeline.dead_letters.query import Wanted

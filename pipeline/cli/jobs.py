@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli import jobs_asking, jobs_watching
 from pipeline.cli.access import BrokerOption, JsonOption, now_ms
 from pipeline.cli.jobs_access import JobIds, QueueOption, open_queue
-from pipeline.cli.jobs_showing import explanation_json, explanation_lines, job_json, print_details, print_page
+from pipeline.cli.jobs_showing import (
+    explanation_json,
+    explanation_lines,
+    job_json,
+    letter_note,
+    print_details,
+    print_page,
+)
 from pipeline.cli.output import clean, emit_json, error, line
 from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import JobMissing, JobStateError
+
+if TYPE_CHECKING:
+    from pipeline.jobs.desk import QueueDesk
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -137,18 +147,19 @@ def why(
 
 
 def _each(queue: str, broker: str | None, ids: list[str], what: str, as_json: bool, ask: Any) -> None:
-    """`ask(desk, id)` for each; those that can't be are told, the others go on. Exit code 1 when there was one."""
+    """`ask(desk, id)` for each; those that can't be are told, the others go on. Exit code 1 when there was one. A text that it gives is
+    said too."""
     results: list[dict[str, Any]] = []
 
     async def all_of_them() -> None:
         with open_queue(queue, broker) as opened:
             for job_id in ids:
                 try:
-                    await ask(opened.desk, job_id)
+                    more = await ask(opened.desk, job_id)
                 except (JobMissing, JobStateError) as problem:
                     results.append({"id": job_id, "asked": False, "why": str(problem)})
                 else:
-                    results.append({"id": job_id, "asked": True, "why": None})
+                    results.append({"id": job_id, "asked": True, "why": None} | ({"note": more} if more else {}))
 
     asyncio.run(all_of_them())
     if as_json:
@@ -159,6 +170,8 @@ def _each(queue: str, broker: str | None, ids: list[str], what: str, as_json: bo
                 line(
                     f"{what} of job {clean(each['id'])}: a worker of queue {clean(queue)} does it in its turn.", "green"
                 )
+                if "note" in each:
+                    line(clean(each["note"]), "yellow")
             else:
                 error(each["why"])
     raise typer.Exit(0 if all(each["asked"] for each in results) else 1)
@@ -195,9 +208,15 @@ def retry(
 ) -> None:
     """Give jobs that were given up or cancelled one more round. Exit code 1: one is not there, or in another state.
 
+    A dead letter of the job stays open; `pipeline dlq redrive` runs the job again and takes care of it.
+
     Example: pipeline jobs retry 0192f3a1-5d7c-7e2b-8c44-0a1b2c3d4e5f
     """
-    _each(queue, broker, job_ids, "Retry", as_json, lambda desk, job_id: desk.retry(job_id))
+
+    async def retried(desk: QueueDesk, job_id: str) -> str | None:
+        return letter_note(await desk.retry(job_id), queue)
+
+    _each(queue, broker, job_ids, "Retry", as_json, retried)
 
 
 @app.command("run-now")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,17 @@ def _row(row: JobRow, now: int) -> tuple[object, ...]:
     at_ms = row.finished_ms or row.next_ms
     when = until(at_ms, now) if at_ms else ""
     return row.id, until(row.created_ms, now), row.state, row.type, row.tenant, row.attempt, when, error
+
+
+def letter_note(row: JobRow, queue: str) -> str | None:
+    """Of a job that is retried: a dead letter of it is another record, which a retry does not touch."""
+    if row.state != "dead_letter":
+        return None
+    found = shlex.join(["pipeline", "dlq", "list", "--group", queue, "--key", row.key or row.dedup_id or row.id])
+    return (
+        f"Its dead letter stays as it is: `{found}` shows it, cancel or purge it there. Another time `pipeline dlq redrive` in place of "
+        "a retry does both."
+    )
 
 
 # -- one job

@@ -12,8 +12,8 @@ from pipeline.codec.schema import AvroSchema
 from pipeline.codec.writer import WRITE_ERRORS, compile_writer
 
 
-def misfit(schema: AvroSchema, fields: Mapping[str, Any], error: Exception) -> str:
-    """One sentence with the field's path and what was expected, never with a text value."""
+def misfit(schema: AvroSchema, fields: Mapping[str, Any], error: Exception, bytes_form: str = "") -> str:
+    """One sentence with the field's path and what was expected, never with a text value. `bytes_form`: how bytes are to be written."""
     for member in schema.node["fields"]:
         name = member["name"]
         if name not in fields:
@@ -29,7 +29,8 @@ def misfit(schema: AvroSchema, fields: Mapping[str, Any], error: Exception) -> s
             # The value itself stays out of the message: it may be personal or secret, and messages get
             # logged.
             what, wanted = _describe(fields[name]), _type_name(member["type"])
-            return f"{schema.name}.{name} is {what}, which does not fit {wanted}."
+            hint = f": write bytes as {bytes_form}" if bytes_form and "bytes" in wanted.split(" or ") else ""
+            return f"{schema.name}.{name} is {what}, which does not fit {wanted}{hint}."
     return f"{schema.name} can't be encoded ({type(error).__name__}); check its fields against schemas/."
 
 

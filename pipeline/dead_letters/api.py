@@ -14,6 +14,7 @@ from pipeline.dead_letters import converting, editing, exporting, marking, redri
 from pipeline.dead_letters.acting import Actor, Done, begin
 from pipeline.dead_letters.desk import Application, Desk, group_name
 from pipeline.dead_letters.details import Details, details
+from pipeline.dead_letters.job_inputs import readable
 from pipeline.dead_letters.query import Page, Wanted
 from pipeline.dead_letters.redrive import CANARY_DEADLINE_S, Redriven
 from pipeline.dead_letters.redrive_plan import RedrivePolicy
@@ -122,15 +123,15 @@ def edit_dead_letter(
     app: Application, position: tuple[int, int], change: Callable[[Any], Any], actor: Actor, *, group: str | None = None,
     topic: str | None = None,
 ) -> Done:  # fmt: skip
-    """Append a new version whose value is `change(value)`, checked against its schema; the old one stays, as `edited`."""
+    """Append a new version whose value is `change(value)`, checked against its schema; the old one stays, as `edited`. In the
+    value the input of a job stands as the JSON that it is."""
     actor.check()
     with _opened(app, group, topic) as desk:
         now = _now_ms()
         editable = editing.open_for_edit(desk, id_of(*position))
         begin(desk, actor, "reveal", [editable.number], now)
-        edited = editing.check_edit(
-            editable, editing.text_of(change(editable.shown.value), editable.shown.schema is not None)
-        )
+        changed = readable(editable.shown.type, change(editable.value))
+        edited = editing.check_edit(editable, editing.text_of(changed, editable.shown.schema is not None))
         return editing.apply_edit(desk, editable, edited, actor, now)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.codec.scrub import scrub, tagged_texts
 from pipeline.dead_letters.desk import Desk
+from pipeline.dead_letters.job_inputs import readable
 from pipeline.dead_letters.pointing import PointsAt, points_at
 from pipeline.dead_letters.query import Letter
 from pipeline.dead_letters.states import id_of, position_of
@@ -33,7 +34,7 @@ class Action:
 class Details:
     """See the module. `revealed`: nothing was masked. `problem`: why the value is shown raw. `edited_to`: what took its place.
 
-    `complete`: the history holds every attempt.
+    `complete`: the history holds every attempt. `value`: the input of a job stands as the JSON that it is.
     """
 
     letter: Letter
@@ -83,7 +84,7 @@ def details(desk: Desk, message: Message, reveal: bool = False) -> Details:
         letter = _scrubbed(letter, hidden)
     return Details(
         letter=letter,
-        value=value,
+        value=readable(shown.type, value),
         headers={name: None if text is None else text[:HEADER_CHARACTERS] for name, text in kept.items()},
         stack=safe(texts.get("pl.error.stack")),
         attempts=attempts,

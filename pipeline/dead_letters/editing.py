@@ -1,20 +1,20 @@
-"""Editing a dead letter: its value as JSON, checked against its schema, appended as a new dead letter. Both versions stay.
-
-JSON has no bytes and no named union branches: in an Avro value they stand as {"$bytes": "hex"} and {"$record": "name", "value": {...}}.
-"""
+"""Editing a dead letter: its value as JSON (`forms`), checked against its schema, appended as a new dead letter. Both versions stay."""
 
 from __future__ import annotations
 
 import difflib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pipeline.codec import wire
+from pipeline.codec.jobs import REQUEST
 from pipeline.codec.misfit import misfit
 from pipeline.codec.writer import WRITE_ERRORS, compile_writer
 from pipeline.dead_letters.acting import Actor, Done, begin, only, record
 from pipeline.dead_letters.desk import Desk
+from pipeline.dead_letters.forms import BYTES_FORM, from_json, to_json
+from pipeline.dead_letters.job_inputs import check_request, encoded_input, readable
 from pipeline.dead_letters.states import id_of, position_of
 from pipeline.dead_letters.values import Shown, undecoded
 from pipeline.inspect.appending import Entry, append
@@ -22,17 +22,16 @@ from pipeline.model.cluster import Headers, Message
 from pipeline.model.errors import ConfigurationError, EncodeError
 from pipeline.model.headers import EDITED_FROM
 
-_BYTES, _RECORD = "$bytes", "$record"
-
 
 @dataclass(frozen=True, slots=True)
 class Editable:
-    """A dead letter as text to edit, and what is needed to write it again."""
+    """A dead letter as text to edit, and what is needed to write it again. `value`: what the text is of; `shown` has it as written."""
 
     number: int
     text: str
     shown: Shown
     message: Message
+    value: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,35 +43,9 @@ class Edited:
     difference: tuple[str, ...]
 
 
-def _to_json(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return {_BYTES: value.hex()}
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
-        return {_RECORD: value[0], "value": _to_json(value[1])}
-    if isinstance(value, dict):
-        return {key: _to_json(each) for key, each in value.items()}
-    return [_to_json(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
-def _from_json(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_from_json(each) for each in value]
-    if not isinstance(value, dict):
-        return value
-    if value.keys() == {_BYTES}:
-        if not isinstance(value[_BYTES], str):
-            raise ValueError(f"{_BYTES} takes a text of hex digits")
-        return bytes.fromhex(value[_BYTES])
-    if value.keys() == {_RECORD, "value"}:
-        if not isinstance(value[_RECORD], str):
-            raise ValueError(f"{_RECORD} takes the name of a record")
-        return (value[_RECORD], _from_json(value["value"]))
-    return {key: _from_json(each) for key, each in value.items()}
-
-
 def text_of(value: object, avro: bool = True) -> str:
     """A value as people edit it. `avro` False: it was JSON or text, and nothing in it is a mark of ours."""
-    return json.dumps(_to_json(value) if avro else value, indent=2, ensure_ascii=False, default=str) + "\n"
+    return json.dumps(to_json(value) if avro else value, indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def open_for_edit(desk: Desk, number: int) -> Editable:
@@ -89,7 +62,8 @@ def open_for_edit(desk: Desk, number: int) -> Editable:
         raise undecoded(shown)
     if shown.schema is not None and (own := desk.values.as_written(message)) is not None:
         shown = Shown(shown.type, own[0], "", own[1])
-    return Editable(number, text_of(shown.value, shown.schema is not None), shown, message)
+    value = readable(shown.type, shown.value)
+    return Editable(number, text_of(value, shown.schema is not None), shown, message, value)
 
 
 def check_edit(editable: Editable, text: str) -> Edited:
@@ -100,7 +74,7 @@ def check_edit(editable: Editable, text: str) -> Edited:
     except (ValueError, RecursionError) as error:
         raise EncodeError(f"the edited text is not JSON: {error}") from None
     try:
-        value = _from_json(value) if avro else value
+        value = _fields(editable, value) if avro else value
         data, headers = _encoded(editable, value)
     except UnicodeEncodeError as error:
         raise EncodeError(
@@ -109,7 +83,29 @@ def check_edit(editable: Editable, text: str) -> Edited:
     except (ValueError, RecursionError) as error:
         raise EncodeError(f"the edited text does not fit: {error}") from None
     headers.append((EDITED_FROM, b"%d/%d" % position_of(editable.number)))
-    return Edited(data, headers, difference(editable.text, text_of(value, avro)))
+    return Edited(data, headers, difference(editable.text, text_of(readable(editable.shown.type, value), avro)))
+
+
+def _fields(editable: Editable, value: Any) -> Any:
+    """Field by field, so that what does not fit is named."""
+    schema = editable.shown.schema
+    if schema is None or not isinstance(value, dict):
+        return value
+    made: dict[str, Any] = {}
+    for name, given in value.items():
+        try:
+            if editable.shown.type == REQUEST and name == "payload":
+                made[name] = encoded_input(_as_written(editable), given)
+            else:
+                made[name] = from_json(given)
+        except ValueError as error:
+            raise EncodeError(f"{schema.name}.{name} does not fit: {error}") from None
+    return made
+
+
+def _as_written(editable: Editable) -> dict[str, Any]:
+    """A record's fields before they were edited."""
+    return cast(dict[str, Any], editable.shown.value)
 
 
 def _encoded(editable: Editable, value: Any) -> tuple[bytes, Headers]:
@@ -138,11 +134,13 @@ def _avro(editable: Editable, value: Any, headers: Headers) -> bytes:
     unknown = value.keys() - {member["name"] for member in schema.node["fields"]}
     if unknown:
         raise EncodeError(f"{schema.name} has no field {', '.join(sorted(unknown))}")
+    if editable.shown.type == REQUEST:
+        check_request(schema.name, _as_written(editable), value)
     key, start = wire.split(editable.message.value() or b"", headers)
     try:
         return compile_writer(schema)(value, key if start else b"")
     except WRITE_ERRORS as error:
-        raise EncodeError(misfit(schema, value, error)) from error
+        raise EncodeError(misfit(schema, value, error, BYTES_FORM)) from error
 
 
 def apply_edit(desk: Desk, editable: Editable, edited: Edited, actor: Actor, now_ms: int) -> Done:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from pipeline.dead_letters.desk import Desk
 from pipeline.dead_letters.details import Details, details
+from pipeline.dead_letters.forms import shown
 from pipeline.dead_letters.query import Letter
 from pipeline.dead_letters.states import id_of
 
@@ -27,7 +27,7 @@ def plain_of(known: Details) -> dict[str, Any]:
     """Everything of one dead letter."""
     return {
         **plain_letter(known.letter),
-        "value": jsonable(known.value),
+        "value": shown(known.value),
         "problem": known.problem or None,
         "points_at": None if known.points_at is None else asdict(known.points_at),
         "schema": known.schema,
@@ -42,15 +42,6 @@ def plain_of(known: Details) -> dict[str, Any]:
         "headers": known.headers,
         "revealed": known.revealed,
     }
-
-
-def jsonable(value: object) -> Any:
-    """Bytes become base64 texts; everything else is as JSON has it."""
-    if isinstance(value, bytes):
-        return {"base64": base64.b64encode(value).decode()}
-    if isinstance(value, dict):
-        return {str(key): jsonable(each) for key, each in value.items()}
-    return [jsonable(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def export(

@@ -120,13 +120,14 @@ class QueueDesk:
 
     # -- jobs
 
-    async def retry(self, job_id: str) -> None:
-        """One more round for a job that was given up or cancelled; handles wait for its end. Raises JobMissing, JobStateError,
-        PublishError."""
+    async def retry(self, job_id: str) -> JobRow:
+        """One more round for a job that was given up or cancelled; handles wait for its end. Gives the job as it was; a dead letter of it
+        stays as it is. Raises JobMissing, JobStateError, PublishError."""
         row = await self._found(job_id)
         _check(row, GIVEN_UP, "only a job that was given up or cancelled can be retried")
         await self._command(RetryJob(job_id), row.partition)
         self._parts.client.again(self.topics.inbox, job_id, row.version)
+        return row
 
     async def run_now(self, job_id: str) -> None:
         """A job that waits for its time, or for its retry, does not. Raises JobMissing, JobStateError, PublishError."""

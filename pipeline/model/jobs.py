@@ -15,7 +15,7 @@ from pipeline.model.policies import Backoff
 
 
 class JobRequest(NamedTuple):
-    """What somebody asked for: never changed afterwards. (A tuple, since one is made for each call and each record.)
+    """What somebody asked for: only a redrive of its edited dead letter changes it. (A tuple: one is made for each call and each record.)
 
     `created_ms` is the time of its record in the inbox.
     `payload` is the encoded input, or `payload_ref` says where it lies. `key`: jobs of one key run one at a time, in order.

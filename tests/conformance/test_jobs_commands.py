@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,10 +163,54 @@ def test_a_job_that_was_given_up_is_found_explained_and_retried(operator: Operat
     assert "last error, of attempt 2: RuntimeError: the model is away" in operator.run("jobs", "why", job)
     assert "the model is away" in operator.run("jobs", "result", job, code=1)
     operator.module.broken = False
-    assert operator.json("jobs", "retry", job) == [{"id": job, "asked": True, "why": None}]
+    (asked,) = operator.json("jobs", "retry", job)
+    assert (asked["id"], asked["asked"], asked["why"]) == (job, True, None)
+    assert asked["note"].startswith("Its dead letter stays as it is: ")
     operator.becomes(job, "completed")
     assert operator.run("jobs", "result", job) == '"mended"\n'
+    listed = shlex.split(asked["note"].split("`")[1])
+    (letter,) = operator.json(*listed[1:])["dead_letters"]
+    assert letter["state"] == "open", "a retry does nothing about it, as the note says"
     assert "is completed: only a job that was given up or cancelled" in operator.run("jobs", "retry", job, code=1)
+
+
+def test_a_retry_says_that_a_dead_letter_stays_only_where_there_is_one(operator: Operator) -> None:
+    operator.module.broken = True
+    job, other = (
+        operator.enqueue("fragile", '{"id": "a"}'),
+        operator.enqueue("classify", '{"id": "a"}', "--delay", "1d"),
+    )
+    operator.becomes(job, "dead_letter")
+    operator.becomes(other, "scheduled")
+    operator.run("jobs", "cancel", other)
+    operator.becomes(other, "cancelled")
+    said = operator.run("jobs", "retry", job, other)
+    assert said.count("Its dead letter stays as it is") == 1
+    assert f"pipeline dlq list --group default --key {job}" in said
+
+
+def test_the_input_of_a_dead_letter_is_edited_as_json_and_redriven_by_the_command_that_this_prints(
+    operator: Operator, tmp_path: Path
+) -> None:
+    job = operator.enqueue("picky", '{"id": "bad"}')
+    operator.becomes(job, "dead_letter")
+    where = ("--group", "default")
+    (letter,) = soon(lambda: operator.json("dlq", "list", *where)["dead_letters"])
+    (known,) = operator.json("dlq", "show", letter["position"], *where, "--reveal", "--reason", "a test")
+    assert known["value"]["payload"] == {"id": "bad", "text": ""}
+    fixed = tmp_path / "fixed.json"
+    edit = ("dlq", "edit", letter["position"], *where, "--value", str(fixed), "--yes", "--reason", "it's fixed")
+    fixed.write_text(json.dumps({**known["value"], "id": "other"}))
+    assert "JobRequest.id can't be changed, it would be another job" in operator.run(*edit, code=1)
+    fixed.write_text(json.dumps({**known["value"], "payload": {"id": "good"}}))
+    said = operator.run(*edit)
+    redrive = re.search(r"pipeline dlq redrive [^`\n]+", said)
+    assert redrive is not None, said
+    operator.run(*shlex.split(redrive[0])[1:])
+    operator.becomes(job, "completed")
+    assert operator.run("jobs", "result", job) == '"good"\n'
+    assert operator.json("jobs", "show", job, "--reveal")["input"] == {"id": "good"}
+    assert operator.json("dlq", "list", *where)["dead_letters"] == []
 
 
 def test_jobs_are_cancelled_and_run_now_and_why_names_what_they_wait_for(operator: Operator) -> None:

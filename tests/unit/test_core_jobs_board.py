@@ -813,6 +813,69 @@ def test_more_of_them_are_kept_than_a_redrive_can_have_sent_and_not_recorded() -
     assert retention.AGAIN_MAX > WINDOW + FETCH
 
 
+EDITED = {"payload": b'"fixed"', "attempts": 7, "tenant": "beta", "priority": 12}
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+def test_an_edited_letter_is_what_the_new_round_is_asked_for_and_read_twice_it_is_one_round(key: str | None) -> None:
+    bench = Bench(t=JobPolicy(attempts=1))
+    bench.ask("a", payload=b'"wrong"', key=key, expires_ms=NOW + 9 * MINUTE)
+    bench.end(*bench.take(), NEVER)
+    bench.store()
+    asked_ms = NOW
+    bench.pass_ms(MINUTE)
+    edited = bench.request("a", key=key, expires_ms=NOW + 9 * MINUTE, **EDITED)
+    assert commands.redriven(bench.board, edited, -2, bench.now_ms) is None
+    entry, settle = bench.store()
+    assert settle == Settle(-2)
+    assert isinstance(entry, Entry)
+    record = bench._entry(entry)
+    assert isinstance(record, JobRecord)
+    assert record.request == JobRequest("a", "t", created_ms=asked_ms, key=key, **EDITED)  # type: ignore[arg-type]
+    bench.restart()  # before it was committed that this is settled
+    assert commands.redriven(bench.board, edited, -2, bench.now_ms) is None
+    assert bench.store() == [Settle(-2)]
+    (job,) = bench.take()
+    assert job.request is not None
+    assert (job.request.payload, job.attempts, job.tenant, job.priority, job.rounds) == (b'"fixed"', 7, "beta", 12, 1)
+    assert commands.redriven(bench.board, edited, -3, bench.now_ms) is None
+    bench.end(job)
+    assert commands.redriven(bench.board, edited, -4, bench.now_ms) is None
+    assert bench.ids() == []
+
+
+def test_an_edited_letter_changes_neither_who_a_job_is_nor_where_its_place_is() -> None:
+    bench = Bench(t=JobPolicy(attempts=1))
+    bench.ask("a", key="k", dedup_id="d", dedup_window_ms=MINUTE, schedule="s")
+    bench.end(*bench.take(), NEVER)
+    bench.store()
+    edited = bench.request("a", type="other", key="j", dedup_id="e", dedup_window_ms=5, schedule=None, payload=b"1")
+    commands.redriven(bench.board, edited, -2, bench.now_ms)
+    (job,) = bench.take()
+    assert job.request == bench.request("a", key="k", dedup_id="d", dedup_window_ms=MINUTE, schedule="s", payload=b"1")
+    assert job.kind.name == "t"
+
+
+@pytest.mark.parametrize("state", [S.QUEUED, S.RUNNING, S.RETRYING, S.COMPLETED])
+def test_an_edited_letter_of_a_job_that_is_not_given_up_is_not_taken_and_not_lost_without_a_word(state: S) -> None:
+    bench = Bench(t=JobPolicy(attempts=2))
+    bench.ask("a", payload=b"1")
+    for job in bench.take() if state is not S.QUEUED else ():
+        if state is not S.RUNNING:
+            bench.end(job, Completed() if state is S.COMPLETED else LATER)
+    bench.board.sync()
+    for _ in range(QUEUED_SYNCS):
+        bench.board.sync()
+    bench.store()
+    failure = commands.redriven(bench.board, bench.request("a", payload=b"2"), -2, bench.now_ms)
+    assert failure is not None
+    assert failure.error_class == commands.NOT_TAKEN
+    assert failure.message.startswith(f"job a is {state.value}, ")
+    assert bench.effects() == [], "its number is not settled"
+    assert commands.redriven(bench.board, bench.request("a", payload=b"1"), -3, bench.now_ms) is None
+    assert bench.effects() == [Settle(-3)], "one that nobody edited is the same job"
+
+
 # -- schedules
 
 

@@ -11,6 +11,7 @@ from pipeline.core.jobs import retention
 from pipeline.core.jobs.board import RUNNING, SCHEDULED, Board
 from pipeline.core.jobs.entries import Interrupt, Settle
 from pipeline.core.jobs.job import Job
+from pipeline.core.jobs.retrying import terminal
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.job_policies import check_schedule
 from pipeline.model.job_states import GIVEN_UP, TERMINAL, TIMED
@@ -19,6 +20,7 @@ from pipeline.model.jobs import (
     DropSchedule,
     JobCommand,
     JobOutcome,
+    JobRecord,
     JobRequest,
     PauseSchedule,
     PutSchedule,
@@ -27,6 +29,11 @@ from pipeline.model.jobs import (
     RunScheduleNow,
     ScheduleCommand,
 )
+from pipeline.model.outcome import Failure
+from pipeline.model.store_keys import job_key
+
+NOT_TAKEN = "NotTaken"
+"""The error class of an edited request that came back while its job is not given up."""
 
 
 def apply(board: Board, command: JobCommand, offset: int, now_ms: int) -> bool:
@@ -75,12 +82,13 @@ def _now(board: Board, job: Job, offset: int, now_ms: int) -> bool:
     return True
 
 
-def another_round(board: Board, old: Job, offset: int, now_ms: int) -> bool:
+def another_round(board: Board, old: Job, offset: int, now_ms: int, come: JobRequest | None = None) -> bool:
     """Of a job that was given up, which has come to `offset`. A new job of the same id, in a higher version; what was left over of the
-    old one says nothing any more."""
+    old one says nothing any more. `come`: what is asked for from now on; None: what was."""
     board.call_before(old.key, now_ms)
     board.ledger.open(old)
-    request = cast(JobRequest, old.request)._replace(due_ms=0, expires_ms=0)
+    known = cast(JobRequest, old.request)
+    request = renewed(known, known if come is None else come)
     job = Job(old.kind, request, offset, board.number)
     board.number += 1
     job.settles = -1
@@ -97,18 +105,50 @@ def another_round(board: Board, old: Job, offset: int, now_ms: int) -> bool:
     return True
 
 
-def redriven(board: Board, request: JobRequest, number: int, now_ms: int) -> None:
-    """A dead letter that was sent back, under a number of its own: one more round of a job that was given up, or that is forgotten."""
+def renewed(known: JobRequest, come: JobRequest) -> JobRequest:
+    """What a new round is asked for: due at once, and the input and the options that came. Which job it is, where its place is and
+    which dedup window it began was said when it was first asked for, and stays."""
+    return come._replace(
+        id=known.id, type=known.type, key=known.key, created_ms=known.created_ms, due_ms=0, expires_ms=0,
+        dedup_id=known.dedup_id, dedup_window_ms=known.dedup_window_ms, schedule=known.schedule,
+    )  # fmt: skip
+
+
+def redriven(board: Board, request: JobRequest, number: int, now_ms: int) -> Failure | None:
+    """A dead letter that was sent back, under a number of its own: one more round of a job that was given up, or that is forgotten. It
+    may have been edited: the round is of what came.
+
+    Read twice it is one round, since it is settled behind the round's entry. A job that is not given up goes on; one that was edited
+    would be lost there without a word, so it is not taken: gives why, and its number is left to the caller to settle.
+    """
     board.call(now_ms)
     known = board.jobs.get(request.id)
     if known is None:
         if request.dedup_id is None or not board.duplicate(request, number, now_ms):
             board.accept(request, number, now_ms, rounds=1)
     elif isinstance(known, Job) and known.state in GIVEN_UP:
-        another_round(board, known, known.offset, now_ms)
+        another_round(board, known, known.offset, now_ms, request)
         board.ledger.effects.append(Settle(number))
+    elif isinstance(known, Job) and _says_something_else(board, known, request):
+        return terminal(NOT_TAKEN, _not_taken(known))
     else:
         board.seen(known, number)
+    return None
+
+
+def _says_something_else(board: Board, job: Job, come: JobRequest) -> bool:
+    """Than what the job was asked for. It stays packed if it is."""
+    known = job.request
+    if known is None:
+        known = cast(JobRecord, board.ledger.packing.unpack(job_key(job.id), cast(bytes, job.packed))).request
+    return renewed(known, come) != renewed(known, known)
+
+
+def _not_taken(job: Job) -> str:
+    what = f"job {job.id} is {job.state.value}, and was asked for something else than this edited request"
+    if job.state in TERMINAL:
+        return f"{what}: it has its result; cancel this dead letter, or ask for a new job"
+    return f"{what}: redrive this when the job was given up again, or cancel the job first"
 
 
 def _to_schedule(board: Board, command: ScheduleCommand, offset: int, now_ms: int) -> bool:

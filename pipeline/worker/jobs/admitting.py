@@ -63,13 +63,21 @@ class Admission:
                 continue
             host.board.admit(runs.pop(host, ()), now_ms)
             if isinstance(read, JobRequest):
-                commands.redriven(host.board, read, host.number(delivery), now_ms)
+                self._redriven(host, delivery, read, now_ms)
                 continue
             offset = delivery.identity.origin  # a redriven one too counts by where it stood in the inbox
             host.open[offset] = delivery
             commands.apply(host.board, read, offset, now_ms)
         for host, requests in runs.items():
             host.board.admit(requests, now_ms)
+
+    def _redriven(self, host: Host, delivery: Delivery, request: JobRequest, now_ms: int) -> None:
+        """One that is not taken is a dead letter again, with the reason: whoever edited it finds it there."""
+        number = host.number(delivery)
+        failure = commands.redriven(host.board, request, number, now_ms)
+        if failure is not None:
+            del host.open[number]
+            self._engine.complete(delivery, failure)
 
     def _read(self, delivery: Delivery) -> JobRequest | JobCommand | None:
         message = delivery.message

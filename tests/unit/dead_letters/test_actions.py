@@ -309,6 +309,30 @@ def test_a_value_that_does_not_fit_is_one_sentence(arguments: object) -> None:
         edited(place, json.dumps({**value, "arguments": arguments, "sequence": arguments}))
 
 
+def test_bytes_have_one_form_where_they_are_shown_and_where_they_are_edited_and_an_error_says_it() -> None:
+    schema = parse(
+        '{"type": "record", "name": "Blob", "namespace": "shop", "fields": [{"name": "raw", "type": ["null", "bytes"]}]}'
+    )
+    place = Place()
+    place.die(
+        compile_writer(schema)({"raw": b"\x00\xff"}, b"\x00\x00\x00\x00\x63"),
+        [("pl.origin.topic", SOURCE.encode()), ("pl.schema", schema.fingerprint.encode())],
+    )
+    place.desk.values.texts[schema.fingerprint] = schema.text
+    place.desk.refresh()
+    (message,) = place.desk.fetch([0])
+    shown = json.loads(json.dumps(plain_of(details(place.desk, message, reveal=True))["value"]))
+    assert shown == {"raw": {"$bytes": "00ff"}}
+    assert not edited(place, json.dumps(shown)).difference
+    for given in ({"base64": "AP8="}, "text", 5):
+        with pytest.raises(
+            EncodeError, match=r'Blob\.raw is .* null or bytes: write bytes as \{"\$bytes": "hex digits"\}'
+        ):
+            edited(place, json.dumps({"raw": given}))
+    with pytest.raises(EncodeError, match=r"Blob\.raw does not fit: write bytes as"):
+        edited(place, json.dumps({"raw": {"$bytes": "zz"}}))
+
+
 @pytest.mark.parametrize("value", [b"just text", b'{"a": 1}'])
 def test_text_that_is_no_unicode_is_one_sentence(value: bytes) -> None:
     place = Place()

@@ -15,9 +15,12 @@ import structlog
 from pipeline import Pipeline, Settings
 from pipeline.blobs import open_store
 from pipeline.blobs.folder import FolderBlobs
+from pipeline.codec.jobs import InboxCodec
 from pipeline.model.blobs import BlobStore, blob_name, name_of
 from pipeline.model.errors import BlobError, BlobMissing, ConfigurationError, JobUnsuccessful, PayloadTooLarge
+from pipeline.model.headers import DeliveryHeaders, encode
 from pipeline.model.job_policies import Fixed, RetentionPolicy
+from pipeline.model.jobs import JobRequest
 from tests.unit.jobs.worlds import ADDRESS, World, play, until
 
 INBOX, STATE, DEAD = "jobs.default", "jobs.default.default.state", "jobs.default.default.dlq"
@@ -230,6 +233,40 @@ def test_b9_a_dead_letter_keeps_its_input_so_that_it_can_be_redriven() -> None:
         with pytest.raises(JobUnsuccessful):
             await handle.result("10s")
         await until(lambda: any(m.value() is None for m in world.read(STATE)))  # it is forgotten
+        await asyncio.sleep(5)
+        assert list(shelf.blobs) == [f"jobs.default/{handle.id}/input"]
+
+    play(app, story)
+
+
+def test_b9_an_input_that_was_edited_to_be_inline_is_taken_and_the_old_one_stays_for_the_letter_that_refers_to_it() -> (
+    None
+):
+    shelf, ran = Shelf(), list[int]()
+    app = application(shelf)
+
+    @app.job("size", attempts=1, retention=RetentionPolicy(completed=0))
+    async def size(text: str) -> int:
+        ran.append(len(text))
+        if len(text) > 10:
+            raise RuntimeError("too long")
+        return len(text)
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        handle = await app.enqueue(size, "x" * 5_000)
+        await until(lambda: len(world.read(DEAD)) == 1)
+        (letter,) = world.read(DEAD)
+        codec = InboxCodec(app.codec, INBOX)
+        request = codec.read(letter.value(), 1)
+        assert isinstance(request, JobRequest)
+        edited = codec.request(request._replace(payload=b'"short"', payload_ref=None))
+        headers = DeliveryHeaders(0, 0, 0, INBOX, letter.partition(), 0, 1, "default", replay_id="r")
+        world.cluster.producer("desk").send(
+            "jobs.default.default.replay", letter.key(), edited, encode([], headers), letter.partition()
+        )
+        await until(lambda: len(ran) == 2)
+        assert ran == [5_000, 5]
         await asyncio.sleep(5)
         assert list(shelf.blobs) == [f"jobs.default/{handle.id}/input"]
 

@@ -12,7 +12,7 @@ import pytest
 import structlog
 from pydantic import BaseModel
 
-from pipeline import Batch
+from pipeline import Batch, Pipeline
 from pipeline.codec.jobs import InboxCodec
 from pipeline.core.jobs import restoring
 from pipeline.core.jobs.sweeping import Sweep
@@ -33,7 +33,7 @@ from pipeline.model.headers import DeliveryHeaders, encode
 from pipeline.model.job_ids import job_id
 from pipeline.model.job_policies import Exponential, Fixed, RetentionPolicy
 from pipeline.model.job_states import JobState
-from pipeline.model.jobs import CancelJob
+from pipeline.model.jobs import CancelJob, JobRecord, JobRequest
 from pipeline.worker.jobs import boards
 from pipeline.worker.jobs.context import JobContext
 from tests.unit.jobs.worlds import World, application, play, until
@@ -400,6 +400,84 @@ def test_a_dead_letter_that_is_redriven_is_one_more_round_of_its_job(forgotten: 
         assert await app.job_handle("step", handle.id).result("10s") == 7
         at = TopicPartition(REPLAY, letter.partition())
         assert world.cluster.admin().group_positions("default")[at].offset == 1, "it is settled"
+
+    play(app, story)
+
+
+def edited(app: Pipeline, letter: Message, payload: bytes) -> bytes:
+    """Its value with another input."""
+    codec = InboxCodec(app.codec, INBOX)
+    request = codec.read(letter.value(), 1)
+    assert isinstance(request, JobRequest)
+    return codec.request(request._replace(payload=payload))
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_an_edited_dead_letter_that_is_redriven_runs_with_the_new_input(forgotten: bool) -> None:
+    app, ran = application(), list[int]()
+
+    @app.job("step", attempts=1, retention=RetentionPolicy(failed=0 if forgotten else 500))
+    async def step(number: int) -> int:
+        ran.append(number)
+        if number == 7:
+            raise RuntimeError("no seven")
+        return number
+
+    async def story(world: World) -> None:
+        worker = await world.start(app)
+        handle = await app.enqueue(step, 7)
+        await until(lambda: len(world.read(DEAD)) == 1)
+        await asyncio.sleep(2)
+        (letter,) = world.read(DEAD)
+        send_back(world, letter.partition(), letter.key(), edited(app, letter, b"8"))
+        await until(lambda: len(ran) == 2)
+        world.kill(worker)  # the lane may be read again
+        await world.start(app)
+        await asyncio.sleep(20)
+        assert set(ran) == {7, 8}
+        assert ran[:2] == [7, 8]
+        record = await app.desk().job(handle.id)
+        assert isinstance(record, JobRecord)
+        assert (record.state, record.request.payload, record.rounds) == (JobState.COMPLETED, b"8", 1)
+        assert await app.job_handle("step", handle.id).result("10s") == 8
+
+    play(app, story)
+
+
+def test_an_edited_dead_letter_of_a_job_that_runs_again_already_is_a_dead_letter_again_with_the_reason() -> None:
+    app, ran, letting = application(), list[int](), list[bool]()
+
+    @app.job("step", attempts=1)
+    async def step(number: int) -> int:
+        ran.append(number)
+        if len(ran) == 1:
+            raise RuntimeError("down")
+        while not letting:
+            await asyncio.sleep(1)
+        return number
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        handle = await app.enqueue(step, 7)
+        await until(lambda: len(world.read(DEAD)) == 1)
+        (letter,) = world.read(DEAD)
+        await app.retry(step, handle.id)
+        await until(lambda: len(ran) == 2)
+        send_back(world, letter.partition(), letter.key(), edited(app, letter, b"8"))
+        redrive(world, letter)  # not edited: it is the round that runs
+        await until(lambda: len(world.read(DEAD)) == 2)
+        await asyncio.sleep(5)
+        again = world.read(DEAD)[-1]
+        told = dict(again.headers() or ())
+        assert len(world.read(DEAD)) == 2
+        assert again.value() == edited(app, letter, b"8")
+        assert told["pl.error.class"] == b"NotTaken"
+        assert b"is running" in (told["pl.error.message"] or b"")
+        letting.append(True)
+        assert await handle.result("10s") == 7
+        assert ran == [7, 7]
+        at = TopicPartition(REPLAY, letter.partition())
+        assert world.cluster.admin().group_positions("default")[at].offset == 2, "it is settled"
 
     play(app, story)
 
