@@ -166,7 +166,7 @@ class World:
         """An owner that lets go in order: what runs is stopped, and everything is acknowledged."""
         for job, version in list(self.running.items()):
             self._end(job, version, Cancelled())
-        self.board.give_back(self.told.now_ms)
+        self.board.chosen.give_back(self.told.now_ms)
         self.board.sync()
         self.board.sync()
         self._collect()

@@ -382,11 +382,11 @@ def test_what_was_chosen_and_never_ran_is_given_back_and_counts_as_nothing() -> 
     bench.take()
     first, *others = [each for each in bench.effects() if isinstance(each, Entry) and each.gate is not None]
     bench.board.stored(first)
-    assert (len(bench.board.confirmed), bench.board.unconfirmed) == (1, 4)
+    assert (len(bench.board.chosen.confirmed), len(bench.board.chosen)) == (1, 4)
     bench.command(CancelJob("gone"))
     bench.effects()
-    bench.board.give_back(bench.now_ms)
-    assert bench.board.unconfirmed == bench.board.kinds["t"].running == 0
+    bench.board.chosen.give_back(bench.now_ms)
+    assert len(bench.board.chosen) == bench.board.kinds["t"].running == 0
     found = bench.effects()
     assert bench.states(found) == [
         ("retried", S.QUEUED),
@@ -396,7 +396,7 @@ def test_what_was_chosen_and_never_ran_is_given_back_and_counts_as_nothing() -> 
     ]
     for each in others:
         bench.board.stored(each)  # late: they are past it
-    assert bench.board.confirmed == []
+    assert bench.board.chosen.confirmed == []
     bench.restart()
     assert bench.board.lost == []
     jobs = bench.take(2)
@@ -413,7 +413,7 @@ def test_what_was_cancelled_while_it_waited_for_its_entry_does_not_run(bench: Be
     bench.store()
     assert bench.ids() == []
     assert bench.states() == [("a", S.CANCELLED)]
-    assert bench.board.kinds["t"].running == bench.board.unconfirmed == 0
+    assert bench.board.kinds["t"].running == len(bench.board.chosen) == 0
 
 
 def test_what_is_let_go_runs_again_and_counts_as_nothing(bench: Bench) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from pipeline.core.jobs import retention
+from pipeline.core.jobs.choosing import EXPIRED, Chosen
 from pipeline.core.jobs.dedup import Dedup
 from pipeline.core.jobs.delivering import deliver
 from pipeline.core.jobs.entries import Effect, Entry, Packing, Settle
@@ -37,7 +38,6 @@ from pipeline.model.jobs import NOTHING_YET, Completed, JobDuplicate, JobEnding,
 from pipeline.model.outcome import Cancelled, Failure
 from pipeline.model.store_keys import dedup_key, job_key
 
-EXPIRED = "expired"
 QUEUED, RUNNING, SCHEDULED = JobState.QUEUED, JobState.RUNNING, JobState.SCHEDULED
 CANCELLED, COMPLETED = JobState.CANCELLED, JobState.COMPLETED
 
@@ -45,8 +45,7 @@ CANCELLED, COMPLETED = JobState.CANCELLED, JobState.COMPLETED
 class Board:
     """`careful`: a job starts only when an entry that says so is acknowledged, so that one that ends its worker is found out.
 
-    `unconfirmed`: those that wait for that, or for a call of `take` behind it (`confirmed`); they have their places. An owner that takes
-    none any more gives them back (`give_back`).
+    `chosen`: those that wait for that. An owner that takes none any more gives them back.
     `read_ms`: all requests from before this time have been admitted. `committed`: the inbox is not read again below this offset.
     `spread_ms`: so much later than the `now_ms` it is told it may be, for times that another owner with another clock reads.
     """
@@ -67,12 +66,7 @@ class Board:
         self.committed = 0
         self.spread_ms = 0
         self.number = 0
-        self.confirmed: list[Job] = []
-        self._chosen: dict[Job, int] = {}  # the unconfirmed ones, and when each had started before (0: never)
-
-    @property
-    def unconfirmed(self) -> int:
-        return len(self._chosen)
+        self.chosen = Chosen(self)
 
     def effects(self) -> list[Effect]:
         """What is to be done since the last call, in order."""
@@ -220,9 +214,9 @@ class Board:
     def take(self, room: int, now_ms: int) -> list[Job]:
         """Up to `room` jobs that run from now on; their ending names the version that they have now."""
         started: list[Job] = []
-        if self._chosen:
-            started = self._of_confirmed(room, now_ms)
-            room -= self.unconfirmed
+        if self.chosen:
+            started = self.chosen.started(room, now_ms)
+            room -= len(self.chosen)
         for job in self.lanes.take(room - len(started), now_ms):
             if not job.kind.known:
                 job.kind.running -= 1
@@ -241,44 +235,11 @@ class Board:
             job.attempt += 1
             before_ms, job.started_ms = job.started_ms, now_ms
             if self.careful:
-                job.gated = True
-                self._chosen[job] = before_ms
-                self.ledger.write(job)
+                self.chosen.add(job, before_ms)
                 continue
             self.ledger.begun(job)
             started.append(job)
         return started
-
-    def _of_confirmed(self, room: int, now_ms: int) -> list[Job]:
-        """Their entries are acknowledged. Those that still wait for it take up room too."""
-        started = []
-        for job in self.confirmed[:room]:
-            if not self._called_off(job, self._chosen.pop(job), now_ms):
-                job.started_ms = now_ms
-                started.append(job)
-        del self.confirmed[:room]
-        return started
-
-    def _called_off(self, job: Job, started_before_ms: int, now_ms: int) -> bool:
-        """It is chosen no more. Was it cancelled, or has it expired, meanwhile? Then it has its ending."""
-        job.started_ms = started_before_ms
-        expired = bool(job.expires_ms) and job.expires_ms <= now_ms and not started_before_ms
-        if not job.cancelling and not expired:
-            return False
-        job.kind.running -= 1
-        self.finish(job, CANCELLED, now_ms, EXPIRED if expired else None)
-        return True
-
-    def give_back(self, now_ms: int) -> None:
-        """Nothing is taken any more. Those that were chosen and have not started never ran: they wait for their turn as before, and
-        that is written, or the next owner would count a stall for each."""
-        chosen, self._chosen, self.confirmed = self._chosen, {}, []
-        for job, before_ms in chosen.items():
-            if not self._called_off(job, before_ms, now_ms):
-                job.kind.running -= 1
-                job.gated = False
-                self._again(job)
-                self.time(job)
 
     def stored(self, entry: Entry) -> None:
         """An entry with a `gate` is acknowledged."""
@@ -287,7 +248,7 @@ class Board:
             return
         job.gated = False
         if job.state is RUNNING:
-            self.confirmed.append(job)
+            self.chosen.confirmed.append(job)
         elif job.state is QUEUED and job.key is not None and self.keys.is_head(job.key, job):
             self.lane(job)
 
@@ -304,7 +265,7 @@ class Board:
             elif job.cancelling:
                 self.finish(job, CANCELLED, now_ms)
             elif isinstance(ending, Cancelled):
-                self._again(job)
+                self.again(job)
             elif isinstance(ending, Stalled):
                 self.run_again(job, now_ms)
             else:
@@ -342,22 +303,15 @@ class Board:
             )
             self.give_up(job, terminal(STALLED, text), now_ms)
         else:
-            self._again(job)
+            self.again(job)
 
-    def _again(self, job: Job) -> None:
+    def again(self, job: Job) -> None:
         """To its lane; a key that it has it keeps."""
-        self._requeue(job)
+        self.requeue(job)
         self.lane(job)
 
-    def put_behind(self, job: Job, now_ms: int) -> None:
-        """It was to begin, behind another one of its key, and did not: neither an attempt nor a stall."""
-        if job.cancelling:
-            self.finish(job, CANCELLED, now_ms)
-        else:
-            job.started_ms = 0
-            self._requeue(job)
-
-    def _requeue(self, job: Job) -> None:
+    def requeue(self, job: Job) -> None:
+        """It waits for its turn once more, and did not have an attempt."""
         job.version += 1
         job.attempt -= 1
         job.state = QUEUED

@@ -148,7 +148,7 @@ class Restoring:
             if job.key is None or board.keys.enter(job.key, job):
                 board.run_again(job, now_ms)
             else:
-                board.put_behind(job, now_ms)
+                self._behind(job, now_ms)
         elif job.state is JobState.RETRYING:
             if job.key is None or board.keys.enter(job.key, job):
                 board.time(job)
@@ -156,6 +156,14 @@ class Restoring:
             board.ready(job, job.ready_ms, written=True)
         else:
             board.called(job, now_ms)
+
+    def _behind(self, job: Job, now_ms: int) -> None:
+        """It was to begin, behind another one of its key, and did not: neither an attempt nor a stall."""
+        if job.cancelling:
+            self._board.finish(job, JobState.CANCELLED, now_ms)
+        else:
+            job.started_ms = 0
+            self._board.requeue(job)
 
     def _window(self, window: DedupWindow) -> None:
         """One whose job ended so that it is released, and the tombstone is missing, is released now."""

@@ -46,9 +46,9 @@ class Sharing:
         """
         started: list[tuple[Board, Job]] = []
         for board in able:
-            if board.confirmed:  # their places are taken since they were chosen
-                started += [(board, job) for job in board.take(board.unconfirmed, now_ms)]
-        room -= len(started) + sum(board.unconfirmed for board in boards)
+            if board.chosen.confirmed:  # their places are taken since they were chosen
+                started += [(board, job) for job in board.take(len(board.chosen), now_ms)]
+        room -= len(started) + sum(len(board.chosen) for board in boards)
         self._served = {board: self._served.get(board, 0) for board in boards}
         waiting = [board for board in able if len(board.lanes)]
         while waiting and room > 0:
@@ -68,9 +68,9 @@ class Sharing:
         """How many places it took: also for jobs that start only when it is written that they do."""
         if not part:
             return 0
-        before = board.unconfirmed
+        before = len(board.chosen)
         jobs = board.take(before + part, now_ms)
-        taken = len(jobs) + board.unconfirmed - before
+        taken = len(jobs) + len(board.chosen) - before
         if taken:
             self._served[board] = self._calls
         for kind in {job.kind for job in jobs if job.kind.policy.concurrency}:

@@ -137,7 +137,7 @@ class JobExecutor:
             if at_ms is not None and at_ms <= now_ms:
                 host.board.due(now_ms)
             if host.unit.draining:
-                host.board.give_back(now_ms)
+                host.board.chosen.give_back(now_ms)
         self._start(now_ms)
         for host in self._hosts.values():
             self._perform(host, now_ms)
@@ -346,7 +346,7 @@ class JobExecutor:
         if host is None:
             return False
         runs = any(run.host is host for run in self._runs.running)
-        return runs or bool(host.endings or len(host.writer) or host.board.unconfirmed or self._hand_ons.holds(host))
+        return runs or bool(host.endings or len(host.writer) or len(host.board.chosen) or self._hand_ons.holds(host))
 
     def _concluded(self, unit: Unit) -> bool:
         """At the drain's deadline what runs is stopped. That it was let go has to be written, or it would count as a stall."""

@@ -77,7 +77,7 @@ def test_a_job_that_was_about_to_start_when_its_worker_stopped_in_order_is_no_st
         await asyncio.sleep(5)
         world.cluster.faults.ack_delay_ms = (20, 20)
         asking = asyncio.create_task(apps[2].enqueue_many("slow", range(20)))
-        await until(lambda: sum(board.unconfirmed for board in executor.boards()) == 20)
+        await until(lambda: sum(len(board.chosen) for board in executor.boards()) == 20)
         await world.stop(careful)
         handles = await asking
         assert ran == [-1]
