@@ -21,6 +21,7 @@ from pipeline.model.background import BackgroundQueue, ConsumeOptions
 from pipeline.model.errors import AgentMissing, ConfigurationError, ContractMissing, InvalidJob
 from pipeline.model.job_types import JobType
 from pipeline.model.outcome import Reject
+from pipeline.model.policies import check_terminal
 from pipeline.worker.jobs.context import JobContext
 from pipeline.worker.jobs.declaring import declaration_of
 
@@ -57,7 +58,7 @@ class TaskWorker:
             name: declaration_of(name, {}).type(handler) for name, handler in (jobs or {}).items()
         }
         chosen = options or ConsumeOptions()
-        self._options = replace(chosen, terminal=(*(chosen.terminal or ()), *TERMINAL))
+        self._options = replace(chosen, terminal=(*check_terminal(chosen.terminal or ()), *TERMINAL))
         self._stopping = asyncio.Event()
         self._started = False
 

@@ -14,7 +14,7 @@ from pipeline.model.errors import ConfigurationError
 from pipeline.model.job_resources import NOT_STATED, JobResources, check_resources
 from pipeline.model.jobs import JobRequest, Schedule
 from pipeline.model.permissions import check_permissions
-from pipeline.model.policies import Backoff, BatchPolicy, ExecutorKind
+from pipeline.model.policies import Backoff, BatchPolicy, ExecutorKind, check_terminal
 
 DAY_MS = 86_400_000
 INLINE_BYTES_MAX = 900_000
@@ -256,6 +256,7 @@ def check_job(policy: JobPolicy) -> JobPolicy:
     _between("cost", policy.cost, 1, 1_000)
     _between("max_stalled_count", policy.max_stalled_count, 0, 1_000)
     _between("dedup_window_ms", policy.dedup_window_ms, 1, 365 * DAY_MS)
+    check_terminal(policy.terminal)
     check_permissions(policy.permissions)
     if policy.secrets not in ("refuse", "allow"):
         raise ConfigurationError(f'secrets={policy.secrets!r:.80} must be "refuse" or "allow"')

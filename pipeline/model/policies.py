@@ -152,6 +152,13 @@ def _between(name: str, value: int, low: int, high: int) -> None:
         raise ConfigurationError(f"{name}={value!r} must be a whole number from {low} to {high}")
 
 
+def check_terminal(given: object) -> tuple[type[BaseException], ...]:
+    """The exception types, or a `ConfigurationError`: anything else among them would only be found out by the first failure."""
+    if isinstance(given, tuple) and all(isinstance(each, type) and issubclass(each, BaseException) for each in given):
+        return given
+    raise ConfigurationError(f"terminal={given!r:.80} must be a tuple of exception classes, such as (ValueError,)")
+
+
 def check_retry(policy: RetryPolicy) -> RetryPolicy:
     """The policy, or a `ConfigurationError` naming the setting."""
     _between("attempts", policy.attempts, 1, 1_000)
@@ -163,6 +170,7 @@ def check_retry(policy: RetryPolicy) -> RetryPolicy:
         raise ConfigurationError(
             "tiers must be longer than zero: for an immediate retry use backoff with a short delay"
         )
+    check_terminal(policy.terminal)
     if not 0 <= policy.jitter <= 1:
         raise ConfigurationError(f"jitter={policy.jitter!r} must be between 0 and 1")
     backoff = policy.backoff
