@@ -17,7 +17,7 @@ from pipeline.background.contracts import (
     TaskItem,
     check_contract_id,
 )
-from pipeline.model.background import BackgroundQueue, ConsumeOptions
+from pipeline.model.background import BackgroundQueue, ConsumeOptions, consuming
 from pipeline.model.errors import AgentMissing, ConfigurationError, ContractMissing, InvalidJob
 from pipeline.model.job_types import JobType
 from pipeline.model.outcome import Reject
@@ -57,7 +57,7 @@ class TaskWorker:
         self._jobs: dict[str, JobType] = {
             name: declaration_of(name, {}).type(handler) for name, handler in (jobs or {}).items()
         }
-        chosen = options or ConsumeOptions()
+        chosen = consuming(options)
         self._options = replace(chosen, terminal=(*check_terminal(chosen.terminal or ()), *TERMINAL))
         self._stopping = asyncio.Event()
         self._started = False
