@@ -33,6 +33,8 @@ PRIORITY_MAX = 1_000_000
 TEXT_MAX = 500
 """Characters of keys, tenants, ids and tags: they are in every entry, and a topic's record key is made of some."""
 TAGS_MAX = 50
+RUN_AT_MIN = 10**11
+"""March 1973 in milliseconds; in seconds the year 5138."""
 HIGH, NORMAL, LOW = 0, 1, 2
 """The lanes, the most urgent first."""
 HIGH_FROM, NORMAL_FROM = 10, 0
@@ -200,10 +202,19 @@ def _due_ms(options: JobOptions, now_ms: int) -> int:
     if options.delay is not None and options.run_at is not None:
         raise ConfigurationError("delay and run_at exclude each other: give the one or the other")
     if options.run_at is not None:
-        _between("run_at (milliseconds since the epoch)", options.run_at, 0, 10**15)
-        return options.run_at if options.run_at > now_ms else 0
+        at_ms = _moment_ms(options.run_at)
+        return at_ms if at_ms > now_ms else 0
     delay_ms = 0 if options.delay is None else parse_duration_ms(options.delay, "delay")
     return now_ms + delay_ms if delay_ms else 0
+
+
+def _moment_ms(run_at: object) -> int:
+    """What is before 1973 are seconds: they would be a job that runs at once, instead of one that waits."""
+    if isinstance(run_at, int) and not isinstance(run_at, bool) and run_at < RUN_AT_MIN:
+        raise ConfigurationError(
+            f"run_at={run_at} is in milliseconds since the epoch, and so before 1973: where these are seconds, multiply them by 1000"
+        )
+    return _between("run_at (milliseconds since the epoch)", run_at, RUN_AT_MIN, 10**15)
 
 
 def _window_ms(options: JobOptions, policy: JobPolicy) -> int:
