@@ -37,6 +37,12 @@ async def fragile(ticket: Ticket) -> str:
         raise RuntimeError("the model is away")
     return "mended"
 
+@app.job("picky", attempts=1)
+async def picky(ticket: Ticket) -> str:
+    if ticket.id == "bad":
+        raise ValueError("no such ticket")
+    return ticket.id
+
 @app.job("slow")
 async def slow(ticket: Ticket, job: JobContext) -> None:
     await asyncio.sleep(600)

@@ -105,6 +105,43 @@ def test_jobs_are_asked_for_listed_shown_and_their_results_printed(operator: Ope
     assert f"Job {job} (classify): completed" in operator.run("jobs", "why", job)
 
 
+THREE = '{"id": "a"}\n{"id": "bad"}\n{"id": "c"}\n'
+
+
+def test_of_many_jobs_that_are_waited_for_each_is_told_in_order_also_when_one_fails(operator: Operator) -> None:
+    many = ("jobs", "enqueue", operator.target, "picky", "--lines", "--wait", "30s")
+    first, bad, last = operator.json(*many, code=1, given=THREE)
+    for each, text in ((first, "a"), (last, "c")):
+        assert each == {"id": each["id"], "state": "completed", "result": text, "warning": None}
+    assert (bad["state"], "result" in bad) == ("dead_letter", False)
+    assert bad["error"] == f"job {bad['id']} was given up after 1 attempt: ValueError: no such ticket"
+    shown = CliRunner().invoke(main.app, list(many), input=THREE)
+    assert shown.exit_code == 1
+    assert [text.split()[1] for text in shown.stdout.splitlines()] == ['"a"', '"c"']
+    assert "was given up after 1 attempt: ValueError: no such ticket" in shown.stderr
+    assert "result" not in str(operator.json("jobs", "enqueue", operator.target, "picky", '{"id": "a"}'))
+
+
+def test_a_job_that_is_not_waited_for_long_enough_is_told_with_its_id(operator: Operator) -> None:
+    words = ("jobs", "enqueue", operator.target, "slow", '{"id": "a"}', "--wait", "300ms")
+    (late,) = operator.json(*words, code=1)
+    assert (late["state"], late["error"]) == (
+        None,
+        f"job {late['id']} had no ending within 300ms: it goes on, ask again",
+    )
+    before = operator.json("jobs", "list")["total"]
+    assert "--wait='soon' is not a duration" in operator.run(*words[:-1], "soon", code=2)
+    assert operator.json("jobs", "list")["total"] == before, "nothing was asked for"
+
+
+def test_a_warning_of_a_job_that_is_waited_for_is_shown(operator: Operator) -> None:
+    words = ("jobs", "enqueue", operator.target, "warns", "--wait", "30s")
+    (warned,) = operator.json(*words)
+    assert (warned["state"], warned["result"], warned["warning"]) == ("completed_with_warning", None, "half of it")
+    shown = CliRunner().invoke(main.app, list(words))
+    assert (shown.exit_code, "completed with a warning: half of it" in shown.stderr) == (0, True)
+
+
 def test_what_can_not_be_asked_for_is_one_sentence_and_an_exit_code(operator: Operator) -> None:
     target = operator.target
     for words, code, text in (
