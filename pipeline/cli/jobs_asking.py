@@ -22,6 +22,7 @@ from pipeline.model.errors import (
     ResultTimeout,
     UndecodableError,
 )
+from pipeline.model.job_policies import check_text
 
 if TYPE_CHECKING:
     from pipeline.app import Pipeline
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.5
 KeyOption = Annotated[str | None, typer.Option("--key", help="Jobs of one key run one at a time, in order.")]
-TenantOption = Annotated[str, typer.Option("--tenant", help="On whose behalf.")]
+TenantOption = Annotated[str | None, typer.Option("--tenant", help="On whose behalf.")]
 PriorityOption = Annotated[
     int | None, typer.Option("--priority", help="A higher number is more urgent; lanes from 10, from 0, and below.")
 ]
@@ -53,8 +54,10 @@ def input_of(text: str | None, what: str = "input") -> Any:
 
 
 def given_options(**options: Any) -> dict[str, Any]:
-    """Those that were given."""
-    return {name: value for name, value in options.items() if value not in (None, "", ())}
+    """Those that were given; an empty text is one that was, and no option takes it."""
+    if options.get("tenant") is not None:  # in Python "" is its default
+        check_text("tenant", options["tenant"])
+    return {name: value for name, value in options.items() if value not in (None, ())}
 
 
 def enqueue(
@@ -70,7 +73,7 @@ def enqueue(
     ] = None,
     key: KeyOption = None,
     priority: PriorityOption = None,
-    tenant: TenantOption = "",
+    tenant: TenantOption = None,
     dedup_id: Annotated[str | None, typer.Option("--dedup-id", help="Requests of one id are one job.")] = None,
     dedup_window: Annotated[str | None, typer.Option("--dedup-window", help="For so long; needs --dedup-id.")] = None,
     attempts: AttemptsOption = None,

@@ -142,6 +142,20 @@ def test_a_warning_of_a_job_that_is_waited_for_is_shown(operator: Operator) -> N
     assert (shown.exit_code, "completed with a warning: half of it" in shown.stderr) == (0, True)
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--key", "--dedup-id", "--tenant", "--workflow", "--delay", "--timeout", "--expires", "--run-at", "--tag"],
+)
+def test_an_empty_option_of_a_request_is_refused_as_in_python(operator: Operator, option: str) -> None:
+    said = operator.run("jobs", "enqueue", operator.target, "classify", '{"id": "a"}', option, "", code=2)
+    assert "''" in said
+
+
+def test_an_empty_tenant_of_a_schedule_is_refused(operator: Operator) -> None:
+    words = ("schedules", "add", operator.target, "nightly", "classify", '{"id": "a"}', "--cron", "0 9 * * *")
+    assert "tenant='' must be a text" in operator.run(*words, "--tenant", "", code=2)
+
+
 def test_what_can_not_be_asked_for_is_one_sentence_and_an_exit_code(operator: Operator) -> None:
     target = operator.target
     for words, code, text in (
