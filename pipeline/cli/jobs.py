@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from pipeline.cli.jobs_access import JobIds, QueueOption, open_queue
 from pipeline.cli.jobs_showing import explanation_json, explanation_lines, job_json, print_details, print_page
 from pipeline.cli.output import clean, emit_json, error, line
 from pipeline.model.durations import parse_duration_ms
-from pipeline.model.errors import JobMissing, JobStateError
+from pipeline.model.errors import ConfigurationError, JobMissing, JobStateError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +26,16 @@ app = typer.Typer(
 
 Repeatable = list[str] | None
 UNFINISHED = "unfinished"
+
+
+def _states(given: Iterable[str]) -> tuple[str, ...]:
+    """Those that were named, and those that `unfinished` stands for. Raises ConfigurationError."""
+    from pipeline.jobs import finding
+
+    for each in given:
+        if each not in (UNFINISHED, *finding.STATES):
+            raise ConfigurationError(f"--state {each!r:.40} must be one of {', '.join((*finding.STATES, UNFINISHED))}")
+    return tuple(state for each in given for state in (finding.UNFINISHED if each == UNFINISHED else (each,)))
 
 
 @app.command("list")
@@ -54,13 +65,11 @@ def list_command(
 
     Example: pipeline jobs list --state dead_letter --type classify_ticket --last 1d
     """
-    from pipeline.jobs.finding import UNFINISHED as STATES
     from pipeline.jobs.finding import WantedJobs
 
     now = now_ms()
-    states = [each for given in state or () for each in (STATES if given == UNFINISHED else [given])]
     wanted = WantedJobs(
-        states=tuple(states),
+        states=_states(state or ()),
         types=tuple(kind or ()),
         tenants=tuple(tenant or ()),
         keys=tuple(key or ()),
@@ -216,7 +225,8 @@ def run_now(
 
 @app.command()
 def health(queue: QueueOption = "default", broker: BrokerOption = None, as_json: JsonOption = False) -> None:
-    """Say whether a queue is well: connection, topics, workers, whether its work is taken up. Exit code 1: it is not.
+    """Say whether a queue is well: connection, topics, workers, whether its work is taken up. Exit code 1: it is not;
+    3: the brokers do not answer.
 
     Example: pipeline jobs health --queue default
     """
@@ -231,7 +241,7 @@ def health(queue: QueueOption = "default", broker: BrokerOption = None, as_json:
         line(f"Queue {clean(queue)} is well: {found.workers} workers have its {found.partitions} partitions.", "green")
     else:
         line(f"Queue {clean(queue)} is not well: {clean(found.why)}.", "red")
-    raise typer.Exit(0 if found.healthy else 1)
+    raise typer.Exit(0 if found.healthy else 1 if found.connected else 3)
 
 
 jobs_asking.register(app)

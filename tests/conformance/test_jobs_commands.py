@@ -12,6 +12,7 @@ import structlog
 from typer.testing import CliRunner
 
 from pipeline.cli import main
+from pipeline.model.errors import ClusterUnavailable
 from pipeline.model.job_ids import job_id
 from tests import jobs_at_work
 from tests.jobs_at_work import soon
@@ -156,6 +157,30 @@ def test_an_empty_tenant_of_a_schedule_is_refused(operator: Operator) -> None:
     assert "tenant='' must be a text" in operator.run(*words, "--tenant", "", code=2)
 
 
+def test_a_state_that_there_is_not_is_answered_with_all_that_are_taken(operator: Operator) -> None:
+    said = operator.run("jobs", "list", "--state", "foo", code=2)
+    assert "--state 'foo' must be one of " in said
+    for state in ("unfinished", "dead_letter", "duplicate", "queued"):
+        assert state in said
+
+
+def test_a_variable_that_a_module_does_not_have_is_said_to_be_missing(operator: Operator) -> None:
+    said = operator.run("jobs", "enqueue", f"{operator.module.__name__}:nope", "classify", code=2)
+    assert f"module {operator.module.__name__!r} has no variable 'nope'" in said
+
+
+def test_health_of_a_queue_whose_brokers_do_not_answer_has_the_exit_code_of_that(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise ClusterUnavailable("no broker answers at nowhere:9092")
+
+    kind = type(operator.module.app.cluster)
+    monkeypatch.setattr(kind, "admin", away)
+    assert operator.json("jobs", "health", code=3)["connected"] is False
+    assert "no broker answers" in operator.run("jobs", "health", code=3)
+
+
 def test_what_can_not_be_asked_for_is_one_sentence_and_an_exit_code(operator: Operator) -> None:
     target = operator.target
     for words, code, text in (
@@ -178,7 +203,7 @@ def test_what_can_not_be_asked_for_is_one_sentence_and_an_exit_code(operator: Op
             2,
             "--run-at 'soon' is not a time",
         ),
-        (("jobs", "list", "--state", "done"), 2, "state='done' must be one of"),
+        (("jobs", "list", "--state", "done"), 2, "--state 'done' must be one of"),
         (("jobs", "list", "--queue", "no"), 2, "queue 'no' is not on this cluster"),
         (("jobs", "show", LONG_AGO), 1, "is expired"),
         (("jobs", "result", LONG_AGO), 1, "is expired"),
