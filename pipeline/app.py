@@ -186,9 +186,9 @@ class Pipeline(JobRequests, JobOperations):
 
         return declare
 
-    def webhook(self, name: str, url: str, *, secret: str = "") -> None:
-        """Declare where endings of jobs that were enqueued with `webhook=name` are posted, signed with the secret. Only the name is in the
-        topics; both who enqueues and who works declare it. Raises `ConfigurationError`."""
+    def webhook(self, name: str, url: str, *, secret: str | None = None) -> None:
+        """Declare where endings of jobs that were enqueued with `webhook=name` are posted, signed with a secret if there is one. Only the
+        name is in the topics; both who enqueues and who works declare it. Raises `ConfigurationError`."""
         self._queues.webhooks.declare(name, url, secret)
 
     @property

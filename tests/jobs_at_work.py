@@ -40,7 +40,7 @@ async def fragile(ticket: Ticket) -> str:
 @app.job("picky", attempts=1)
 async def picky(ticket: Ticket) -> str:
     if ticket.id == "bad":
-        raise ValueError("a bad ticket")
+        raise ValueError("no such ticket")
     return ticket.id
 
 @app.job("slow")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.jobs.client import JobClient, Place
 from pipeline.jobs.handle import JobHandle
-from pipeline.model.background import ConsumeOptions, check_options
+from pipeline.model.background import ConsumeOptions, check_options, consuming, given_options
 from pipeline.model.errors import ConfigurationError, PublishError
 from pipeline.model.job_policies import JobOptions, JobPolicy
 from pipeline.model.job_types import JobType
@@ -56,7 +56,7 @@ class KafkaQueue:
         """The same for many with the same options: they go out together."""
         if self._closed:
             raise PublishError(f"a job for {topic!r} came when the queue was closed")
-        chosen = options or JobOptions()
+        chosen = given_options(options)
         client = self._client
         if self._app.declares_job(topic):
             client = self._app.jobs
@@ -78,7 +78,7 @@ class KafkaQueue:
             raise ConfigurationError(f"topic {topic!r} is consumed already: one handler is enough")
         if self._app.declares_job(topic):
             raise ConfigurationError(f"topic {topic!r} is a job of application {self._app.name!r}: its workers run it")
-        chosen = options or ConsumeOptions()
+        chosen = consuming(options)
         consumer = self._app.sibling()
         consumer.queue(topic, concurrency=chosen.concurrency)
         consumer.job(topic, queue=topic, **chosen.of_type())(handler)

@@ -21,7 +21,7 @@ from pipeline.core.jobs.telling import told
 from pipeline.jobs.asking import Asker
 from pipeline.jobs.following import Ends, Followed, Found
 from pipeline.jobs.handle import JobHandle, Reach
-from pipeline.model.background import ConsumeOptions, check_options
+from pipeline.model.background import ConsumeOptions, check_options, consuming, given_options
 from pipeline.model.errors import BufferFull, ConfigurationError, PublishError
 from pipeline.model.job_policies import JobOptions, JobPolicy, QueuePolicy, check_text, options_of
 from pipeline.model.job_states import TERMINAL
@@ -149,12 +149,13 @@ class MemoryQueue:
         with self._lock:
             if self._closed:
                 raise PublishError(f"a job for {topic!r} came when the queue was closed")
-            check_options(topic, options)
+            chosen = given_options(options)
+            check_options(topic, chosen)
             found = self._topic(topic)
             now_ms = self._clock()
             outbox = current(self._address, topic)
             own_id = None if outbox is None else outbox.ids(1)[0]
-            request = found.asker.request(payload, options or JobOptions(), now_ms, own_id)
+            request = found.asker.request(payload, chosen, now_ms, own_id)
             if self._unfinished >= self._jobs_max:
                 raise BufferFull(f"the queue holds {self._unfinished} jobs: raise jobs_max, or enqueue less")
             if outbox is None:
@@ -166,7 +167,7 @@ class MemoryQueue:
 
     async def consume(self, topic: str, handler: Callable[..., Any], options: ConsumeOptions | None = None) -> None:
         """See `BackgroundQueue`."""
-        chosen = options or ConsumeOptions()
+        chosen = consuming(options)
         self._serve(declaration_of(topic, chosen.of_type()).type(handler), chosen.concurrency)
 
     def serve(self, declared: JobType, concurrency: int) -> None:

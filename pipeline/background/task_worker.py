@@ -17,10 +17,11 @@ from pipeline.background.contracts import (
     TaskItem,
     check_contract_id,
 )
-from pipeline.model.background import BackgroundQueue, ConsumeOptions
+from pipeline.model.background import BackgroundQueue, ConsumeOptions, consuming
 from pipeline.model.errors import AgentMissing, ConfigurationError, ContractMissing, InvalidJob
 from pipeline.model.job_types import JobType
 from pipeline.model.outcome import Reject
+from pipeline.model.policies import check_terminal
 from pipeline.worker.jobs.context import JobContext
 from pipeline.worker.jobs.declaring import declaration_of
 
@@ -56,8 +57,8 @@ class TaskWorker:
         self._jobs: dict[str, JobType] = {
             name: declaration_of(name, {}).type(handler) for name, handler in (jobs or {}).items()
         }
-        chosen = options or ConsumeOptions()
-        self._options = replace(chosen, terminal=(*(chosen.terminal or ()), *TERMINAL))
+        chosen = consuming(options)
+        self._options = replace(chosen, terminal=(*check_terminal(chosen.terminal or ()), *TERMINAL))
         self._stopping = asyncio.Event()
         self._started = False
 

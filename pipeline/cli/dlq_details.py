@@ -72,7 +72,11 @@ def _moment(ms: int | None, now: int) -> str | None:
 
 def _print_attempts(known: Details, now: int) -> None:
     total = known.letter.attempt or 0
-    line(f"{total} attempts" + ("" if known.complete else f", {len(known.attempts)} of them on record"), "bold")
+    line(
+        (f"{total} attempt" if total == 1 else f"{total} attempts")
+        + ("" if known.complete else f", {len(known.attempts)} of them on record"),
+        "bold",
+    )
     for index, attempt in enumerate(known.attempts):
         what = ": ".join(part for part in (attempt.error_type or attempt.error_class, attempt.message) if part)
         took = f", after {attempt.failed_ms - attempt.started_ms} ms" if attempt.started_ms else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,7 @@ from pipeline.cli.jobs_showing import (
 )
 from pipeline.cli.output import clean, emit_json, error, line
 from pipeline.model.durations import parse_duration_ms
-from pipeline.model.errors import JobMissing, JobStateError
+from pipeline.model.errors import ConfigurationError, JobMissing, JobStateError
 
 if TYPE_CHECKING:
     from pipeline.jobs.desk import QueueDesk
@@ -35,6 +36,16 @@ app = typer.Typer(
 
 Repeatable = list[str] | None
 UNFINISHED = "unfinished"
+
+
+def _states(given: Iterable[str]) -> tuple[str, ...]:
+    """Those that were named, and those that `unfinished` stands for. Raises ConfigurationError."""
+    from pipeline.jobs import finding
+
+    for each in given:
+        if each not in (UNFINISHED, *finding.STATES):
+            raise ConfigurationError(f"--state {each!r:.40} must be one of {', '.join((*finding.STATES, UNFINISHED))}")
+    return tuple(state for each in given for state in (finding.UNFINISHED if each == UNFINISHED else (each,)))
 
 
 @app.command("list")
@@ -64,13 +75,11 @@ def list_command(
 
     Example: pipeline jobs list --state dead_letter --type classify_ticket --last 1d
     """
-    from pipeline.jobs.finding import UNFINISHED as STATES
     from pipeline.jobs.finding import WantedJobs
 
     now = now_ms()
-    states = [each for given in state or () for each in (STATES if given == UNFINISHED else [given])]
     wanted = WantedJobs(
-        states=tuple(states),
+        states=_states(state or ()),
         types=tuple(kind or ()),
         tenants=tuple(tenant or ()),
         keys=tuple(key or ()),
@@ -235,7 +244,8 @@ def run_now(
 
 @app.command()
 def health(queue: QueueOption = "default", broker: BrokerOption = None, as_json: JsonOption = False) -> None:
-    """Say whether a queue is well: connection, topics, workers, whether its work is taken up. Exit code 1: it is not.
+    """Say whether a queue is well: connection, topics, workers, whether its work is taken up. Exit code 1: it is not;
+    3: the brokers do not answer.
 
     Example: pipeline jobs health --queue default
     """
@@ -250,7 +260,7 @@ def health(queue: QueueOption = "default", broker: BrokerOption = None, as_json:
         line(f"Queue {clean(queue)} is well: {found.workers} workers have its {found.partitions} partitions.", "green")
     else:
         line(f"Queue {clean(queue)} is not well: {clean(found.why)}.", "red")
-    raise typer.Exit(0 if found.healthy else 1)
+    raise typer.Exit(0 if found.healthy else 1 if found.connected else 3)
 
 
 jobs_asking.register(app)

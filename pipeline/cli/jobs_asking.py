@@ -12,18 +12,27 @@ import typer
 
 from pipeline.cli.access import BrokerOption, JsonOption, load_app, quiet_clients
 from pipeline.cli.jobs_access import AppArgument, InputArgument, QueueOption, open_queue
-from pipeline.cli.output import clean, emit_json, line
+from pipeline.cli.output import clean, emit_json, error, line, note
 from pipeline.model.durations import parse_duration_ms
-from pipeline.model.errors import ConfigurationError, ResultTimeout
+from pipeline.model.errors import (
+    BlobError,
+    ConfigurationError,
+    JobMissing,
+    JobUnsuccessful,
+    ResultTimeout,
+    UndecodableError,
+)
+from pipeline.model.job_policies import check_text
 
 if TYPE_CHECKING:
     from pipeline.app import Pipeline
+    from pipeline.jobs.handle import JobHandle
     from pipeline.jobs.reading import QueueReader
     from pipeline.model.jobs import JobRecord
 
 LOOK_S = 0.5
 KeyOption = Annotated[str | None, typer.Option("--key", help="Jobs of one key run one at a time, in order.")]
-TenantOption = Annotated[str, typer.Option("--tenant", help="On whose behalf.")]
+TenantOption = Annotated[str | None, typer.Option("--tenant", help="On whose behalf.")]
 PriorityOption = Annotated[
     int | None, typer.Option("--priority", help="A higher number is more urgent; lanes from 10, from 0, and below.")
 ]
@@ -45,8 +54,10 @@ def input_of(text: str | None, what: str = "input") -> Any:
 
 
 def given_options(**options: Any) -> dict[str, Any]:
-    """Those that were given."""
-    return {name: value for name, value in options.items() if value not in (None, "", ())}
+    """Those that were given; an empty text is one that was, and no option takes it."""
+    if options.get("tenant") is not None:  # in Python "" is its default
+        check_text("tenant", options["tenant"])
+    return {name: value for name, value in options.items() if value not in (None, ())}
 
 
 def enqueue(
@@ -62,7 +73,7 @@ def enqueue(
     ] = None,
     key: KeyOption = None,
     priority: PriorityOption = None,
-    tenant: TenantOption = "",
+    tenant: TenantOption = None,
     dedup_id: Annotated[str | None, typer.Option("--dedup-id", help="Requests of one id are one job.")] = None,
     dedup_window: Annotated[str | None, typer.Option("--dedup-window", help="For so long; needs --dedup-id.")] = None,
     attempts: AttemptsOption = None,
@@ -75,7 +86,7 @@ def enqueue(
 ) -> None:
     """Ask for a job: checked against its type here, and acknowledged by the brokers when this ends.
 
-    With --wait exit code 1: it ended without a result, or not in time.
+    With --wait exit code 1: one of them ended without a result, or not in time; the others are told all the same.
 
     Example: pipeline jobs enqueue support:app classify_ticket '{"id": "7", "text": "It is broken"}' --key ticket-7
     """
@@ -89,6 +100,8 @@ def enqueue(
         if lines
         else [input_of(given)]
     )
+    if wait is not None:
+        parse_duration_ms(wait, "--wait")  # before anything is asked for
     quiet_clients()
     app = load_app(target)
     found = asyncio.run(_enqueued(app, job, inputs, options, wait))
@@ -96,11 +109,20 @@ def enqueue(
         emit_json(found)
     else:
         for each in found:
-            line(
-                clean(each["id"])
-                if "result" not in each
-                else f"{clean(each['id'])} {clean(json.dumps(each['result'], ensure_ascii=False))}"
-            )
+            _tell(each)
+    raise typer.Exit(1 if any("error" in each for each in found) else 0)
+
+
+def _tell(each: dict[str, Any]) -> None:
+    """One that has no result is told on standard error, as the failure of a command is."""
+    if "error" in each:
+        error(each["error"])
+    elif "result" not in each:
+        line(clean(each["id"]))
+    else:
+        line(f"{clean(each['id'])} {clean(json.dumps(each['result'], ensure_ascii=False))}")
+        if each["warning"]:
+            note(f"Job {clean(each['id'])} completed with a warning: {clean(each['warning'])}")
 
 
 def _moment(text: str | None) -> int | None:
@@ -126,9 +148,29 @@ async def _enqueued(
         handles = await app.enqueue_many(job, inputs, **options)
         if wait is None:
             return [{"id": handle.id} for handle in handles]
-        return [{"id": handle.id, "result": jsonable(await handle.result(wait))} for handle in handles]
+        return list(await asyncio.gather(*(_ending(handle, wait) for handle in handles)))
     finally:
         app.jobs.close()
+
+
+async def _ending(handle: JobHandle, wait: str) -> dict[str, Any]:
+    """Its state with its result, or with the sentence that says why it has none."""
+    try:
+        value = jsonable(await handle.result(wait))
+    except JobUnsuccessful as problem:
+        return {"id": handle.id, "state": problem.state, "error": str(problem)}
+    except (ResultTimeout, JobMissing, BlobError, UndecodableError) as problem:
+        return {"id": handle.id, "state": None, "error": str(problem)}
+    async for status in handle.updates():
+        if status.ended:  # at hand, since there is a result
+            break
+    return {"id": handle.id, "state": status.state.value, "result": value, "warning": _masked(status.warning)}
+
+
+def _masked(text: str | None) -> str | None:
+    from pipeline.model.secret_shapes import mask_secrets
+
+    return mask_secrets(text) if text else None
 
 
 def jsonable(value: Any) -> Any:

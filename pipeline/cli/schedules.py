@@ -86,7 +86,7 @@ def add(
     ] = "once",
     key: KeyOption = None,
     priority: PriorityOption = None,
-    tenant: TenantOption = "",
+    tenant: TenantOption = None,
     attempts: AttemptsOption = None,
     timeout: TimeoutOption = None,
     tag: TagsOption = None,

@@ -59,7 +59,8 @@ def sentences(found: Explanation, now: int) -> list[str]:
     if found.attempt:
         since = f", first failed {until(found.first_failed_ms, now)}" if found.first_failed_ms else ""
         lines.append(
-            f"  {found.attempt} attempts so far{since}" + (f"; last error: {clean(found.error)}" if found.error else "")
+            f"  {found.attempt} {'attempt' if found.attempt == 1 else 'attempts'} so far{since}"
+            + (f"; last error: {clean(found.error)}" if found.error else "")
         )
     elif found.error and found.state == "dead letter":
         lines.append(f"  error: {clean(found.error)}")

@@ -7,17 +7,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.jobs.endings import result_of
 from pipeline.jobs.following import NOWHERE, Answer, Ends, Followed, Found
 from pipeline.model.blobs import Blobs
 from pipeline.model.durations import parse_duration_ms
-from pipeline.model.errors import InvalidJob, JobMissing, ResultTimeout
+from pipeline.model.errors import InvalidJob, JobMissing, ResultTimeout, UndecodableError
 from pipeline.model.job_ids import absent, made_ms
 from pipeline.model.job_states import TERMINAL, JobState
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import JobDuplicate, JobProgress, JobRecord
+from pipeline.model.validation import first_fault
 
 LOOK_AGAIN_S = 0.1
 """And twice as long each time."""
@@ -112,7 +113,8 @@ class JobHandle:
         return _status(record)
 
     async def result(self, timeout: str | float | None = None) -> Any:
-        """What its handler returned, when it has. Raises JobUnsuccessful, JobMissing, ResultTimeout, BlobError."""
+        """What its handler returned, when it has. Raises JobUnsuccessful, JobMissing, ResultTimeout, BlobError, and UndecodableError when
+        it does not fit what the caller declares."""
         seconds = None if timeout is None else parse_duration_ms(timeout, "timeout") / 1000
         try:
             async with asyncio.timeout(seconds):
@@ -232,8 +234,15 @@ class JobHandle:
         )
         if result is None:
             return None
-        gives = self._reach.type.gives if self._reach.type is not None else Any
-        return TypeAdapter[Any](gives).validate_json(result)
+        declared = self._reach.type
+        try:
+            return TypeAdapter[Any](declared.gives if declared is not None else Any).validate_json(result)
+        except ValidationError as error:
+            where, what = first_fault(error)
+            raise UndecodableError(
+                f"the result of job {record.request.id} does not fit what {record.request.type} declares here: "
+                f"{where or 'it'}: {what}: declare what its worker declares"
+            ) from None
 
 
 def _has_ending(entry: JobRecord | JobDuplicate) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.model.cluster import Cluster, TopicPartition
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.job_policies import check_text
 from pipeline.model.job_types import INBOX_PREFIX
 from pipeline.model.topics import LaneTopics, check_topic, lane_topics
 from pipeline.topology import Layout
@@ -49,7 +50,7 @@ class QueueTopics:
 
 def topics_of(queue: str, prefix: str = "") -> QueueTopics:
     """Raises ConfigurationError for a name that no queue can have."""
-    check_topic(INBOX_PREFIX + queue, "queue")
+    check_topic(INBOX_PREFIX + check_text("queue", queue), "queue")
     group = prefix + queue
     return QueueTopics(queue, group, lane_topics(prefix + INBOX_PREFIX + queue, group, (), store=True))
 
@@ -58,4 +59,4 @@ def queues_on(names: list[str], prefix: str = "") -> list[str]:
     """Queues of this environment, by the names of all topics."""
     known = set(names)
     heads = (name.removeprefix(prefix + INBOX_PREFIX) for name in names if name.startswith(prefix + INBOX_PREFIX))
-    return sorted(head for head in heads if topics_of(head, prefix).state in known)
+    return sorted(head for head in heads if head and topics_of(head, prefix).state in known)

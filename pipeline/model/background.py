@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.job_policies import Duration, JobOptions, JobPolicy, RetentionPolicy, options_of, request_of
-from pipeline.model.policies import Backoff
+from pipeline.model.policies import Backoff, FlowPolicy, check_flow, check_kind
 
 RUNNING_AT_ONCE = 100
 
@@ -86,9 +86,22 @@ class ResultQueue(BackgroundQueue, Protocol):
     def handle(self, topic: str, job_id: str) -> QueueHandle: ...
 
 
-def check_options(topic: str, options: JobOptions | None) -> None:
+def given_options(given: JobOptions | None) -> JobOptions:
+    """Those of a request. Raises ConfigurationError for what is none of them, such as a dict."""
+    return JobOptions() if given is None else check_kind("options", given, JobOptions, "JobOptions(priority=1, ...)")
+
+
+def consuming(given: ConsumeOptions | None) -> ConsumeOptions:
+    """Those of a consumer. Raises ConfigurationError for what is none of them, and for a concurrency that can't be."""
+    options = ConsumeOptions() if given is None else given
+    check_kind("options", options, ConsumeOptions, "ConsumeOptions(attempts=3, ...)")
+    check_flow(FlowPolicy(concurrency=options.concurrency))
+    return options
+
+
+def check_options(topic: str, options: JobOptions) -> None:
     """Of a job that is none of an application. Raises ConfigurationError for what only those have."""
-    if options is not None and options.webhook is not None:
+    if options.webhook is not None:
         raise ConfigurationError(
             f"webhook={options.webhook!r:.80} of a job on topic {topic!r}: only jobs of @app.job tell webhooks, whose workers declare them"
         )

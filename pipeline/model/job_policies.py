@@ -5,6 +5,7 @@ Everything is checked where it is said, in one sentence that names the field.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -14,7 +15,15 @@ from pipeline.model.errors import ConfigurationError
 from pipeline.model.job_resources import NOT_STATED, JobResources, check_resources
 from pipeline.model.jobs import JobRequest, Schedule
 from pipeline.model.permissions import check_permissions
-from pipeline.model.policies import Backoff, BatchPolicy, ExecutorKind
+from pipeline.model.policies import (
+    Backoff,
+    BatchPolicy,
+    ExecutorKind,
+    check_backoff,
+    check_kind,
+    check_share,
+    check_terminal,
+)
 
 DAY_MS = 86_400_000
 INLINE_BYTES_MAX = 900_000
@@ -24,6 +33,8 @@ PRIORITY_MAX = 1_000_000
 TEXT_MAX = 500
 """Characters of keys, tenants, ids and tags: they are in every entry, and a topic's record key is made of some."""
 TAGS_MAX = 50
+RUN_AT_MIN = 10**11
+"""March 1973 in milliseconds; in seconds the year 5138."""
 HIGH, NORMAL, LOW = 0, 1, 2
 """The lanes, the most urgent first."""
 HIGH_FROM, NORMAL_FROM = 10, 0
@@ -164,7 +175,7 @@ def request_of(
     for name in ("dedup_id", "key", "workflow_id", "webhook"):
         if getattr(options, name) is not None:
             check_text(name, getattr(options, name))
-    if options.tenant:
+    if options.tenant != "":
         check_text("tenant", options.tenant)
     return JobRequest(
         id=job_id,
@@ -191,10 +202,19 @@ def _due_ms(options: JobOptions, now_ms: int) -> int:
     if options.delay is not None and options.run_at is not None:
         raise ConfigurationError("delay and run_at exclude each other: give the one or the other")
     if options.run_at is not None:
-        _between("run_at (milliseconds since the epoch)", options.run_at, 0, 10**15)
-        return options.run_at if options.run_at > now_ms else 0
+        at_ms = _moment_ms(options.run_at)
+        return at_ms if at_ms > now_ms else 0
     delay_ms = 0 if options.delay is None else parse_duration_ms(options.delay, "delay")
     return now_ms + delay_ms if delay_ms else 0
+
+
+def _moment_ms(run_at: object) -> int:
+    """What is before 1973 are seconds: they would be a job that runs at once, instead of one that waits."""
+    if isinstance(run_at, int) and not isinstance(run_at, bool) and run_at < RUN_AT_MIN:
+        raise ConfigurationError(
+            f"run_at={run_at} is in milliseconds since the epoch, and so before 1973: where these are seconds, multiply them by 1000"
+        )
+    return _between("run_at (milliseconds since the epoch)", run_at, RUN_AT_MIN, 10**15)
 
 
 def _window_ms(options: JobOptions, policy: JobPolicy) -> int:
@@ -207,8 +227,8 @@ def _window_ms(options: JobOptions, policy: JobPolicy) -> int:
     return _positive("dedup_window", options.dedup_window)
 
 
-def _tags(tags: tuple[str, ...]) -> tuple[str, ...]:
-    if isinstance(tags, str) or len(tags) > TAGS_MAX:
+def _tags(tags: object) -> tuple[str, ...]:
+    if isinstance(tags, str) or not isinstance(tags, Collection) or len(tags) > TAGS_MAX:
         raise ConfigurationError(f"tags={tags!r:.80} must be a sequence of at most {TAGS_MAX} texts")
     return tuple(check_text("tags", tag) for tag in tags)
 
@@ -237,25 +257,18 @@ def _positive(name: str, value: Duration) -> int:
     return found_ms
 
 
-def check_backoff(backoff: Backoff) -> Backoff:
-    """The back-off, or a `ConfigurationError`."""
-    if not (0 <= backoff.delay_ms <= backoff.max_delay_ms and 1 <= backoff.factor < float("inf")):
-        raise ConfigurationError(f"backoff={backoff!r} must have 0 <= delay <= max_delay and a factor of at least 1")
-    return backoff
-
-
 def check_job(policy: JobPolicy) -> JobPolicy:
     """The policy, or a `ConfigurationError` naming the setting."""
     _between("attempts", policy.attempts, 1, ATTEMPTS_MAX)
     check_backoff(policy.backoff)
-    if not 0 <= policy.jitter <= 1:
-        raise ConfigurationError(f"jitter={policy.jitter!r} must be between 0 and 1")
+    check_share("jitter", policy.jitter)
     _between("timeout_ms", policy.timeout_ms, 1, 365 * DAY_MS)
     _between("concurrency", policy.concurrency, 0, 100_000)
     _priority(policy.priority)
     _between("cost", policy.cost, 1, 1_000)
     _between("max_stalled_count", policy.max_stalled_count, 0, 1_000)
     _between("dedup_window_ms", policy.dedup_window_ms, 1, 365 * DAY_MS)
+    check_terminal(policy.terminal)
     check_permissions(policy.permissions)
     if policy.secrets not in ("refuse", "allow"):
         raise ConfigurationError(f'secrets={policy.secrets!r:.80} must be "refuse" or "allow"')
@@ -268,13 +281,21 @@ def check_job(policy: JobPolicy) -> JobPolicy:
         _check_batch(policy.batch, policy.concurrency)
     if policy.blobs not in ("delete", "keep"):
         raise ConfigurationError(f'blobs={policy.blobs!r:.80} must be "delete" or "keep"')
-    _between("retention.completed", policy.retention.completed, 0, 10_000_000)
-    _between("retention.failed", policy.retention.failed, 0, 10_000_000)
-    _between("retention.age_ms", policy.retention.age_ms, 0, 36_500 * DAY_MS)
+    for name in ("dead_letter", "release_on_failure"):
+        check_kind(name, getattr(policy, name), bool, "True or False")
+    _check_retention(policy.retention)
     return policy
 
 
-def _check_batch(batch: BatchPolicy, concurrency: int) -> None:
+def _check_retention(given: object) -> None:
+    retention = check_kind("retention", given, RetentionPolicy, "RetentionPolicy(completed=100, failed=500)")
+    _between("retention.completed", retention.completed, 0, 10_000_000)
+    _between("retention.failed", retention.failed, 0, 10_000_000)
+    _between("retention.age_ms", retention.age_ms, 0, 36_500 * DAY_MS)
+
+
+def _check_batch(given: object, concurrency: int) -> None:
+    batch = check_kind("batch", given, BatchPolicy, "Batch(size=10)")
     _between("batch.size", batch.size, 1, 10_000)
     _between("batch.wait_ms", batch.wait_ms, 0, 60_000)
     if batch.whole:

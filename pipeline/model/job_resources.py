@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.policies import check_kind
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]i?)?B?")
 _UNITS = {None: 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -43,7 +44,10 @@ def Resources(*, memory: str | int | None = None, cpu: float | None = None) -> J
 
 def check_resources(resources: JobResources) -> JobResources:
     """The same, or a ConfigurationError naming the field."""
+    check_kind("resources", resources, JobResources, 'Resources(memory="1GiB", cpu=1)')
     memory, cpu = resources.memory_bytes, resources.cpu
+    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int)):
+        raise ConfigurationError(f'memory_bytes={memory!r:.80} must be a whole number: use Resources(memory="1GiB")')
     if memory is not None and memory < MEMORY_MIN:
         raise ConfigurationError(f"memory={memory} bytes is less than a process needs: give at least 64MiB")
     if cpu is not None and (isinstance(cpu, bool) or not isinstance(cpu, int | float) or not 0.01 <= cpu <= CPU_MAX):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeGuard, TypeVar
 
 from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import ConfigurationError
@@ -14,6 +14,7 @@ from pipeline.model.outcome import FailureKind
 if TYPE_CHECKING:
     from pipeline.model.job_types import JobQueue
 
+K = TypeVar("K")
 Order = Literal["key", "key_relaxed", "none"]
 Delivery = Literal["at_least_once", "exactly_once"]
 ValueKind = Literal["avro", "json", "bytes"]
@@ -152,6 +153,41 @@ def _between(name: str, value: int, low: int, high: int) -> None:
         raise ConfigurationError(f"{name}={value!r} must be a whole number from {low} to {high}")
 
 
+def check_kind(name: str, value: object, kind: type[K], must_be: str) -> K:
+    """The value, when it is one of `kind`, or a `ConfigurationError`."""
+    if not isinstance(value, kind):
+        raise ConfigurationError(f"{name}={value!r:.80} must be {must_be}")
+    return value
+
+
+def check_share(name: str, value: object) -> None:
+    """Of a number from 0 to 1."""
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise ConfigurationError(f"{name}={value!r:.80} must be a number between 0 and 1")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_backoff(given: object) -> Backoff:
+    """The back-off, or a `ConfigurationError`."""
+    backoff = check_kind("backoff", given, Backoff, 'Exponential("1s") or Fixed("1s")')
+    delays = _is_number(backoff.delay_ms) and _is_number(backoff.max_delay_ms) and _is_number(backoff.factor)
+    if not (delays and 0 <= backoff.delay_ms <= backoff.max_delay_ms and 1 <= backoff.factor < float("inf")):
+        raise ConfigurationError(
+            f"backoff={backoff!r} must have whole milliseconds, 0 <= delay <= max_delay, and a factor of at least 1"
+        )
+    return backoff
+
+
+def check_terminal(given: object) -> tuple[type[BaseException], ...]:
+    """The exception types, or a `ConfigurationError`: anything else among them would only be found out by the first failure."""
+    if isinstance(given, tuple) and all(isinstance(each, type) and issubclass(each, BaseException) for each in given):
+        return given
+    raise ConfigurationError(f"terminal={given!r:.80} must be a tuple of exception classes, such as (ValueError,)")
+
+
 def check_retry(policy: RetryPolicy) -> RetryPolicy:
     """The policy, or a `ConfigurationError` naming the setting."""
     _between("attempts", policy.attempts, 1, 1_000)
@@ -163,11 +199,10 @@ def check_retry(policy: RetryPolicy) -> RetryPolicy:
         raise ConfigurationError(
             "tiers must be longer than zero: for an immediate retry use backoff with a short delay"
         )
-    if not 0 <= policy.jitter <= 1:
-        raise ConfigurationError(f"jitter={policy.jitter!r} must be between 0 and 1")
-    backoff = policy.backoff
-    if backoff is not None and not (0 <= backoff.delay_ms <= backoff.max_delay_ms and backoff.factor >= 1):
-        raise ConfigurationError(f"backoff={backoff!r} must have 0 <= delay <= max_delay and a factor of at least 1")
+    check_terminal(policy.terminal)
+    check_share("jitter", policy.jitter)
+    if policy.backoff is not None:
+        check_backoff(policy.backoff)
     return policy
 
 

@@ -129,7 +129,7 @@ async def a_delayed_job_is_never_early_and_nobody_waits_behind_it(queue: Backgro
     at_ms = asked_ms + 1_200
     await queue.enqueue(topic, "delay", JobOptions(delay="1s", key="k"))
     await queue.enqueue(topic, "run_at", JobOptions(run_at=at_ms, key="k"))
-    await queue.enqueue(topic, "past", JobOptions(run_at=1, key="k"))
+    await queue.enqueue(topic, "past", JobOptions(run_at=at_ms - 3_600_000, key="k"))
     await queue.enqueue(topic, "later", JobOptions(delay="30d", key="k"))
     await queue.enqueue(topic, "now", JobOptions(key="k"))
     await until(lambda: len(ran) >= 5, "all but the one of next month have run")

@@ -114,7 +114,7 @@ async def wrong_options_and_payloads_are_told_to_the_caller(queue: BackgroundQue
     wrong = [
         JobOptions(delay="-1s"),
         JobOptions(delay="soon"),
-        JobOptions(delay="1s", run_at=1),
+        JobOptions(delay="1s", run_at=10**11),
         JobOptions(attempts=0),
         JobOptions(timeout=0),
         JobOptions(expires=0),

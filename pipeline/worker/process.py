@@ -65,7 +65,11 @@ def load(target: str) -> Pipeline:
         raise ConfigurationError(f"importing {module_name!r} failed: no module named {missing.name!r}") from missing
     except Exception as broken:
         raise ConfigurationError(f"importing {module_name!r} failed: {type(broken).__name__}: {broken}") from broken
-    app = getattr(module, attribute, None)
+    if not hasattr(module, attribute):
+        raise ConfigurationError(
+            f"module {module_name!r} has no variable {attribute!r}: name the one that holds the application"
+        )
+    app = getattr(module, attribute)
     if not isinstance(app, Pipeline):
         raise ConfigurationError(
             f"{target!r} is {type(app).__name__}, not a Pipeline: name the variable that holds the application"

@@ -284,7 +284,7 @@ def test_c1_each_class_of_errors_has_its_outcome(make: Make) -> None:
 
     async def story() -> None:
         for how, match in (
-            ("rejects", "given up after 1 attempts: Reject: unsafe action"),
+            ("rejects", "given up after 1 attempt: Reject: unsafe action"),
             ("fails", "given up after 3 attempts: ConnectionError: rate limited"),
             ("hangs", "given up after 3 attempts: .*300ms|given up after 3 attempts: .*0.3"),
         ):

@@ -14,6 +14,7 @@ import structlog
 from typer.testing import CliRunner
 
 from pipeline.cli import main
+from pipeline.model.errors import ClusterUnavailable
 from pipeline.model.job_ids import job_id
 from tests import jobs_at_work
 from tests.jobs_at_work import soon
@@ -107,6 +108,81 @@ def test_jobs_are_asked_for_listed_shown_and_their_results_printed(operator: Ope
     assert f"Job {job} (classify): completed" in operator.run("jobs", "why", job)
 
 
+THREE = '{"id": "a"}\n{"id": "bad"}\n{"id": "c"}\n'
+
+
+def test_of_many_jobs_that_are_waited_for_each_is_told_in_order_also_when_one_fails(operator: Operator) -> None:
+    many = ("jobs", "enqueue", operator.target, "picky", "--lines", "--wait", "30s")
+    first, bad, last = operator.json(*many, code=1, given=THREE)
+    for each, text in ((first, "a"), (last, "c")):
+        assert each == {"id": each["id"], "state": "completed", "result": text, "warning": None}
+    assert (bad["state"], "result" in bad) == ("dead_letter", False)
+    assert bad["error"] == f"job {bad['id']} was given up after 1 attempt: ValueError: no such ticket"
+    shown = CliRunner().invoke(main.app, list(many), input=THREE)
+    assert shown.exit_code == 1
+    assert [text.split()[1] for text in shown.stdout.splitlines()] == ['"a"', '"c"']
+    assert "was given up after 1 attempt: ValueError: no such ticket" in shown.stderr
+    assert "result" not in str(operator.json("jobs", "enqueue", operator.target, "picky", '{"id": "a"}'))
+
+
+def test_a_job_that_is_not_waited_for_long_enough_is_told_with_its_id(operator: Operator) -> None:
+    words = ("jobs", "enqueue", operator.target, "slow", '{"id": "a"}', "--wait", "300ms")
+    (late,) = operator.json(*words, code=1)
+    assert (late["state"], late["error"]) == (
+        None,
+        f"job {late['id']} had no ending within 300ms: it goes on, ask again",
+    )
+    before = operator.json("jobs", "list")["total"]
+    assert "--wait='soon' is not a duration" in operator.run(*words[:-1], "soon", code=2)
+    assert operator.json("jobs", "list")["total"] == before, "nothing was asked for"
+
+
+def test_a_warning_of_a_job_that_is_waited_for_is_shown(operator: Operator) -> None:
+    words = ("jobs", "enqueue", operator.target, "warns", "--wait", "30s")
+    (warned,) = operator.json(*words)
+    assert (warned["state"], warned["result"], warned["warning"]) == ("completed_with_warning", None, "half of it")
+    shown = CliRunner().invoke(main.app, list(words))
+    assert (shown.exit_code, "completed with a warning: half of it" in shown.stderr) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--key", "--dedup-id", "--tenant", "--workflow", "--delay", "--timeout", "--expires", "--run-at", "--tag"],
+)
+def test_an_empty_option_of_a_request_is_refused_as_in_python(operator: Operator, option: str) -> None:
+    said = operator.run("jobs", "enqueue", operator.target, "classify", '{"id": "a"}', option, "", code=2)
+    assert "''" in said
+
+
+def test_an_empty_tenant_of_a_schedule_is_refused(operator: Operator) -> None:
+    words = ("schedules", "add", operator.target, "nightly", "classify", '{"id": "a"}', "--cron", "0 9 * * *")
+    assert "tenant='' must be a text" in operator.run(*words, "--tenant", "", code=2)
+
+
+def test_a_state_that_there_is_not_is_answered_with_all_that_are_taken(operator: Operator) -> None:
+    said = operator.run("jobs", "list", "--state", "foo", code=2)
+    assert "--state 'foo' must be one of " in said
+    for state in ("unfinished", "dead_letter", "duplicate", "queued"):
+        assert state in said
+
+
+def test_a_variable_that_a_module_does_not_have_is_said_to_be_missing(operator: Operator) -> None:
+    said = operator.run("jobs", "enqueue", f"{operator.module.__name__}:nope", "classify", code=2)
+    assert f"module {operator.module.__name__!r} has no variable 'nope'" in said
+
+
+def test_health_of_a_queue_whose_brokers_do_not_answer_has_the_exit_code_of_that(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise ClusterUnavailable("no broker answers at nowhere:9092")
+
+    kind = type(operator.module.app.cluster)
+    monkeypatch.setattr(kind, "admin", away)
+    assert operator.json("jobs", "health", code=3)["connected"] is False
+    assert "no broker answers" in operator.run("jobs", "health", code=3)
+
+
 def test_what_can_not_be_asked_for_is_one_sentence_and_an_exit_code(operator: Operator) -> None:
     target = operator.target
     for words, code, text in (
@@ -129,7 +205,7 @@ def test_what_can_not_be_asked_for_is_one_sentence_and_an_exit_code(operator: Op
             2,
             "--run-at 'soon' is not a time",
         ),
-        (("jobs", "list", "--state", "done"), 2, "state='done' must be one of"),
+        (("jobs", "list", "--state", "done"), 2, "--state 'done' must be one of"),
         (("jobs", "list", "--queue", "no"), 2, "queue 'no' is not on this cluster"),
         (("jobs", "show", LONG_AGO), 1, "is expired"),
         (("jobs", "result", LONG_AGO), 1, "is expired"),

@@ -147,7 +147,7 @@ def test_a_closed_pipe_is_quiet() -> None:
         ("nonsense", "MODULE:APP"),
         ("no_such_module_here:app", "was not found"),
         ("json:dumps", "not a Pipeline"),
-        ("json:nothing", "not a Pipeline"),
+        ("json:nothing", "module 'json' has no variable 'nothing'"),
         ("os;rm:app", "MODULE:APP"),
     ],
 )

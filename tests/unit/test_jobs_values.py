@@ -106,6 +106,11 @@ def asked(**options: object) -> JobRequest:
         ({"delay": "soon"}, "delay='soon'"),
         ({"delay": "5s", "run_at": NOW}, "delay and run_at"),
         ({"run_at": -1}, "run_at"),
+        ({"run_at": NOW // 1_000 + 60}, f"run_at={NOW // 1_000 + 60} is in milliseconds since the epoch"),
+        ({"run_at": 0}, "where these are seconds, multiply them by 1000"),
+        ({"run_at": 10**11 - 1}, "run_at=99999999999 is in milliseconds"),
+        ({"run_at": NOW / 1_000}, "run_at (milliseconds since the epoch)="),
+        ({"run_at": True}, "run_at (milliseconds since the epoch)=True"),
         ({"run_at": "tomorrow"}, "run_at"),
         ({"attempts": 0}, "attempts=0"),
         ({"attempts": -1}, "attempts=-1"),
@@ -151,6 +156,7 @@ def test_what_is_asked_for() -> None:
     assert asked(delay=0).due_ms == 0
     assert asked(run_at=NOW + 1).due_ms == NOW + 1
     assert asked(run_at=NOW - 1).due_ms == 0
+    assert asked(run_at=10**11).due_ms == 0
     assert asked(expires="10s").expires_ms == NOW + 10_000
     assert asked(expires="10s", delay="1h").expires_ms == NOW + 3_610_000
     assert asked(dedup_id="a").dedup_window_ms == DAY_MS

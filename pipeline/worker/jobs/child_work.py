@@ -11,7 +11,6 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError
 
 from pipeline.core.jobs.job import Job, Kind
 from pipeline.model.job_types import JobType
@@ -23,7 +22,7 @@ from pipeline.worker.execution import failure_of
 from pipeline.worker.jobs.context import Home, JobContext
 from pipeline.worker.jobs.processes import progress_in, said
 from pipeline.worker.jobs.telling import TELL_EVERY_S, Said
-from pipeline.worker.jobs.values import kept, misfit, no_json
+from pipeline.worker.jobs.values import dump_of, kept, misfit
 from pipeline.worker.logs import logger
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class JobWork:
         self._type: JobType = app.job_types[name]
         self._channel = channel
         self._read = TypeAdapter[Any](self._type.takes).validate_json
-        self._dump = TypeAdapter[Any](self._type.gives).dump_json
+        self._dump = dump_of(self._type)
         self._log = logger(app=app.name, pid=os.getpid(), job_type=name)
         self._runner = asyncio.Runner()
         self._home = Home(app.cluster.address, app.settings.prefix, app.enqueue)
@@ -97,10 +96,8 @@ class JobWork:
             return None, returned.reason
         if returned is None:
             return None, None
-        try:
-            return self._dump(returned), None
-        except PydanticSerializationError as error:
-            return no_json(self._type.name, returned, error)
+        result = self._dump(returned)
+        return result if isinstance(result, Failure) else (result, None)
 
     @staticmethod
     async def _in_time(running: Any, timeout_ms: int) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from pydantic import TypeAdapter
-from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
+from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 
 from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import ConfigurationError, InvalidJob
@@ -80,6 +80,7 @@ class JobDeclaration:
     def policy(self) -> JobPolicy:
         """Raises ConfigurationError naming the argument, before there is a handler."""
         check_type_name(check_text("name", self.name))
+        _check_queue_name(self.queue)
         plain = (
             *("attempts", "backoff", "jitter", "concurrency", "priority", "cost", "max_stalled_count", "dead_letter"),
             *("retention", "release_on_failure", "terminal", "secrets", "blobs", "batch"),
@@ -97,6 +98,10 @@ class JobDeclaration:
     def type(self, handler: Callable[..., Any]) -> JobType:
         takes, gives, alone = _signature(self.name, handler, self.batch is not None)
         return JobType(self.name, handler, self.policy(), takes, gives, is_async(handler), alone)
+
+
+def _check_queue_name(name: str) -> None:
+    check_topic(f"jobs.{check_text('queue', name)}", "queue")
 
 
 def _signature(name: str, handler: Callable[..., Any], batch: bool) -> tuple[object, object, bool]:
@@ -120,10 +125,10 @@ def _signature(name: str, handler: Callable[..., Any], batch: bool) -> tuple[obj
     for what, hint in (("input", takes), ("result", gives)):
         try:
             TypeAdapter(hint)
-        except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation, TypeError) as error:
+        except (PydanticUserError, PydanticUndefinedAnnotation, TypeError) as error:
             raise ConfigurationError(
                 f"the {what} of job {name!r} is annotated as {hint!r}, which pydantic can't turn to JSON and back: "
-                "use a BaseModel, a dataclass, a TypedDict or plain types"
+                "use a BaseModel, a dataclass, a TypedDict (of typing_extensions before Python 3.12) or plain types"
             ) from error
     return takes, gives, len(needed) == 1 and len(parameters) == 1
 
@@ -196,7 +201,7 @@ class Queues:
     def configure(
         self, name: str, policy: QueuePolicy | None, flow: FlowPolicy | None, concurrency: int | None
     ) -> None:
-        check_topic(f"jobs.{name}", "queue")
+        _check_queue_name(name)
         made = self._queues.setdefault(name, _Queue())
         if policy is not None:
             made.policy = check_queue(policy)
@@ -206,7 +211,7 @@ class Queues:
             made.flow = check_flow(replace(made.flow or FlowPolicy(), concurrency=concurrency))
 
     def add(self, declared: JobType, queue: str) -> None:
-        check_topic(f"jobs.{queue}", "queue")
+        _check_queue_name(queue)
         if declared.name in self._queue_of:
             raise ConfigurationError(f"job {declared.name!r} is declared twice: give each type of job its own name")
         self._queue_of[declared.name] = queue

@@ -13,6 +13,7 @@ from pipeline.model.job_policies import check_text
 from pipeline.model.job_types import JobType
 from pipeline.model.job_webhooks import DELIVERY, DELIVERY_POLICY
 from pipeline.model.outcome import Reject
+from pipeline.model.policies import check_kind
 from pipeline.worker.jobs.context import JobContext
 from pipeline.worker.webhook import Refused, Webhook
 
@@ -30,12 +31,17 @@ class Webhooks:
     def __init__(self) -> None:
         self._by_name: dict[str, Webhook] = {}
 
-    def declare(self, name: str, url: str, secret: str) -> None:
-        """Raises ConfigurationError."""
+    def declare(self, name: str, url: str, secret: str | None) -> None:
+        """Without a secret nothing is signed, and an empty one is no wish for that. Raises ConfigurationError."""
         check_text("name", name)
+        if secret is not None and (not isinstance(secret, str) or not secret):
+            raise ConfigurationError(
+                f"secret of webhook {name!r} must be a text that is not empty: leave it out to post unsigned"
+            )
+        check_kind("url", url, str, "a text such as https://crm.example/hook")
         if name in self._by_name:
             raise ConfigurationError(f"webhook {name!r} is declared twice: give each one its own name")
-        self._by_name[name] = Webhook(url, secret, f"the url of webhook {name!r}")
+        self._by_name[name] = Webhook(url, secret or "", f"the url of webhook {name!r}")
 
     @property
     def names(self) -> tuple[str, ...]:

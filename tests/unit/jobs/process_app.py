@@ -51,6 +51,11 @@ def tells(count: int, job: JobContext) -> int:
     return begin
 
 
+@app.job("misfit", executor="process")
+def misfit(_given: None) -> int:
+    return "five"  # type: ignore[return-value]
+
+
 @app.job("fails", executor="process")
 def fails(_given: None, job: JobContext) -> None:
     job.log.warning("about to")

@@ -108,6 +108,9 @@ def test_b10_a_job_runs_in_a_process_of_its_own_and_its_failure_comes_back() -> 
         failed = await bench.run("pid", b'"x"')
         assert isinstance(failed, Failure)
         assert failed.error_class == "BadInput"
+        failed = await bench.run("misfit")
+        assert isinstance(failed, Failure)
+        assert (failed.kind, failed.error_class) == (FailureKind.TERMINAL, "BadResult")
         failed = await bench.run("fails")
         assert (failed.kind, failed.error_class) == (FailureKind.TERMINAL, "Reject")
         assert failed.message == "password=[secret] is wrong"

@@ -189,7 +189,7 @@ def test_dead_letters_are_visible_with_the_input_and_the_reason() -> None:
     async def story(world: World) -> None:
         await world.start(app)
         handle = await submit(app, ticket())
-        with pytest.raises(JobUnsuccessful, match="given up after 1 attempts: Reject: the text is not allowed"):
+        with pytest.raises(JobUnsuccessful, match="given up after 1 attempt: Reject: the text is not allowed"):
             await outcome(app, handle)
         await until(lambda: len(world.read(DEAD)) == 1)
         (letter,) = world.read(DEAD)
