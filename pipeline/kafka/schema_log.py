@@ -30,6 +30,7 @@ LogEntry = tuple[str, bytes]
 _MS = 1_000
 _POLL_S = 0.2
 _PAUSE_S = 0.02
+_AWAY = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE}
 _NOT_YET = {
     KafkaError._UNKNOWN_PARTITION,
     KafkaError._UNKNOWN_TOPIC,
@@ -50,6 +51,7 @@ class KafkaSchemaLog:
         # What librdkafka would print on standard error at each failed connection is in our own errors.
         self._config = {"log_level": 2} | dict(client_config)
         self._topic = topic
+        self._address = client_config.get("bootstrap.servers", "the address of the settings")
         self._timeout_s = timeout_s
         self._consumer: Consumer | None = None
         self._producer: Producer | None = None
@@ -59,7 +61,7 @@ class KafkaSchemaLog:
         """Entries from `position` (an offset) up to the end as it is when called. Raises
         SchemaUnavailable.
         """
-        with self._lock, _translated(self._topic):
+        with self._lock, _translated(self._topic, self._address):
             consumer = self._consumer or self._open()
             end = self._end(consumer)
             if position >= end:
@@ -102,7 +104,7 @@ class KafkaSchemaLog:
 
     def append(self, key: str, value: bytes) -> None:
         """Write one entry with acks=all. Raises SchemaUnavailable when it is not acknowledged in time."""
-        with self._lock, _translated(self._topic):
+        with self._lock, _translated(self._topic, self._address):
             if self._producer is None:
                 self._producer = Producer(
                     self._config
@@ -175,13 +177,20 @@ def _entry(message: Message) -> LogEntry | None:
 class _translated:
     """Kafka's errors as the one the codec knows: the registry is not available."""
 
-    def __init__(self, topic: str) -> None:
+    def __init__(self, topic: str, address: object) -> None:
         self._topic = topic
+        self._address = address
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        reason = error.args[0] if isinstance(error, KafkaException) else None
+        if isinstance(reason, KafkaError) and reason.code() in _AWAY:
+            raise SchemaUnavailable(
+                f"No broker answers at {self._address}, where the schemas are in topic {self._topic} ({reason.str()}); "
+                "check that it runs, and PIPELINE_BROKER."
+            ) from error
         if isinstance(error, (KafkaException, TimeoutError)):
             raise SchemaUnavailable(
                 f"The schema registry in topic {self._topic} can't be reached ({error}); "

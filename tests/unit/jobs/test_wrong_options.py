@@ -13,7 +13,8 @@ import pytest
 from pipeline.app import Pipeline
 from pipeline.background import ConsumeOptions, JobOptions, KafkaQueue, MemoryQueue, TaskWorker
 from pipeline.jobs.topics import queues_on
-from pipeline.model.errors import ConfigurationError
+from pipeline.kafka.schema_log import KafkaSchemaLog
+from pipeline.model.errors import ConfigurationError, SchemaUnavailable
 from pipeline.model.job_resources import JobResources
 from pipeline.model.policies import Backoff
 from pipeline.worker.declaring import Retries
@@ -209,6 +210,12 @@ def test_an_annotation_that_pydantic_refuses_is_a_sentence_too() -> None:
         return
     with pytest.raises(ConfigurationError, match="typing_extensions before Python"):
         application().job("j")(handler)
+
+
+def test_a_job_that_is_asked_for_while_the_broker_is_away_is_told_so_with_its_address() -> None:
+    log = KafkaSchemaLog({"bootstrap.servers": "127.0.0.1:1"}, "_pipeline.schemas", timeout_s=0.5)
+    with pytest.raises(SchemaUnavailable, match=r"^No broker answers at 127\.0\.0\.1:1, .* and PIPELINE_BROKER\.$"):
+        log.read(0)
 
 
 def test_exception_classes_are_taken_as_terminal() -> None:
