@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.jobs.ordering import InOrder
 from pipeline.jobs.topics import QueueTopics
 from pipeline.model.cluster import Cluster, ConsumerPolicy, Message, PartitionReader, TopicPartition
 from pipeline.model.errors import CodecError, ConfigurationError
@@ -154,13 +155,16 @@ async def follow(
     with ThreadPoolExecutor(1, "pipeline-job-events") as thread:
         reader = source.cluster.reader(source.client_id)
         try:
-            starts = await loop.run_in_executor(thread, _starts, source, since_ms, after or {})
+            starts, ends = await loop.run_in_executor(thread, _bounds, source, since_ms, after or {})
+            order = InOrder[JobEvent](ends, lambda event: event.at, lambda event: event.time_ms)
             reader.assign(starts)
             while True:
                 messages = await _poll(source, reader, loop, thread)
-                for event in (
-                    await loop.run_in_executor(thread, _events, source, telling, messages, kinds) if messages else ()
-                ):
+                if messages:
+                    order.add(await loop.run_in_executor(thread, _events, source, telling, messages, kinds))
+                    for message in messages:
+                        order.read(message.partition(), message.offset(), message.timestamp()[1])
+                for event in order.ready(idle=not messages):
                     yield event
         finally:
             reader.close()
@@ -177,14 +181,29 @@ async def _poll(
     return messages
 
 
-def _starts(source: Source, since_ms: int | None, after: Mapping[int, int]) -> dict[TopicPartition, int]:
+def _bounds(
+    source: Source, since_ms: int | None, after: Mapping[int, int]
+) -> tuple[dict[TopicPartition, int], dict[int, int]]:
+    """Where reading starts, and of partitions that have something to read then, where they end by now."""
     places = source.topics.places(source.cluster)
+    admin = source.cluster.admin()
+    try:
+        ends = dict(admin.end_offsets(places))
+    finally:
+        admin.close()
+    starts = _starts(source, places, ends, since_ms, after)
+    return starts, {place.partition: ends[place] for place in places if starts[place] < ends[place]}
+
+
+def _starts(
+    source: Source,
+    places: Sequence[TopicPartition],
+    ends: Mapping[TopicPartition, int],
+    since_ms: int | None,
+    after: Mapping[int, int],
+) -> dict[TopicPartition, int]:
     if since_ms is None:
-        admin = source.cluster.admin()
-        try:
-            starts = dict(admin.end_offsets(places))
-        finally:
-            admin.close()
+        starts = dict(ends)
     else:
         consumer = source.cluster.consumer(ConsumerPolicy(group="pipeline-job-events", client_id=source.client_id))
         try:

@@ -12,6 +12,7 @@ import structlog
 from pipeline import Pipeline
 from pipeline.core.jobs.sweeping import Sweep
 from pipeline.jobs.events import JobEvent, Telling
+from pipeline.jobs.ordering import InOrder
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.job_policies import Fixed
 from pipeline.model.job_states import JobState
@@ -245,3 +246,48 @@ def test_so_many_jobs_are_remembered_and_no_more() -> None:
     assert telling.kinds(JobRecord(JobRequest("0", "t"), JobState.COMPLETED, 1)) == ["completed"], (
         "forgotten: told again"
     )
+
+
+def test_what_happened_in_several_partitions_is_told_in_the_order_of_its_time() -> None:
+    """Partition 0 is read first as a whole, as a broker may give it."""
+    order = InOrder[tuple[int, int, int]]({0: 4, 1: 3}, lambda event: event[:2], lambda event: event[2])
+    first, second = [(0, 0, 10), (0, 1, 30), (0, 2, 20), (0, 3, 50)], [(1, 0, 15), (1, 1, 40), (1, 2, 60)]
+    told = []
+    for batch in (first, second[:1], second[1:]):
+        order.add(batch)
+        for partition, offset, at_ms in batch:
+            order.read(partition, offset, at_ms)
+        told.append(order.ready(idle=False))
+    assert told == [
+        [],
+        [(0, 0, 10), (1, 0, 15)],
+        [(0, 1, 30), (0, 2, 20), (1, 1, 40), (0, 3, 50), (1, 2, 60)],
+    ], "those of one partition stay in its order"
+    order.add([(0, 4, 70), (1, 3, 65)])
+    assert order.ready(idle=False) == [(1, 3, 65), (0, 4, 70)], "what comes later is told at once"
+
+
+def test_a_partition_that_ends_with_nothing_to_read_holds_nobody_up() -> None:
+    order = InOrder[tuple[int, int, int]]({0: 2, 1: 9}, lambda event: event[:2], lambda event: event[2])
+    order.add([(0, 0, 10), (0, 1, 20)])
+    order.read(0, 1, 20)
+    assert order.ready(idle=False) == []
+    assert order.ready(idle=True) == [(0, 0, 10), (0, 1, 20)]
+
+
+def test_events_since_some_time_ago_come_in_the_order_of_their_time_across_partitions() -> None:
+    app = application()
+    declare(app)
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        for number in range(40):
+            await (await app.enqueue("good", key=f"k{number}")).result("30s")
+        heard = Heard(app, since="1h")
+        await until(lambda: len(heard.events) == 40)
+        assert len({event.at[0] for event in heard.events}) > 1
+        times = [event.time_ms for event in heard.events]
+        assert times == sorted(times)
+        await heard.stop()
+
+    play(app, story, partitions=4)
