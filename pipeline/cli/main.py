@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pause": ("pipeline.cli.pause", "Pause a subscription: its workers take no new work."),
     "resume": ("pipeline.cli.resume", "Resume a paused subscription."),
     "replay": ("pipeline.cli.replay", "Plan what is sent again, see it before it happens, and run it."),
-    "jobs": ("pipeline.cli.jobs", "Background jobs: enqueue, list, show, cancel, retry, stats, tail."),
+    "jobs": ("pipeline.cli.jobs", "Background jobs: enqueue, list, show, cancel, retry, tail."),
     "schedules": ("pipeline.cli.schedules", "Cron schedules of jobs: list, add, pause, remove, run now."),
     "keys": ("pipeline.cli.keys", "Skip what blocks a key, or release what waits for it."),
     "dlq": ("pipeline.cli.dlq", "Dead letters: list, search, show, redrive, edit, purge."),
