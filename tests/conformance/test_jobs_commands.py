@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import re
 import shlex
 from collections.abc import Iterator
@@ -132,7 +133,8 @@ def test_a_job_that_is_not_waited_for_long_enough_is_told_with_its_id(operator: 
         None,
         f"job {late['id']} had no ending within 300ms: it goes on, ask again",
     )
-    before = operator.json("jobs", "list")["total"]
+    while not (before := operator.json("jobs", "list")["total"]):  # it has no entry before it has run for a while
+        time.sleep(0.1)
     assert "--wait='soon' is not a duration" in operator.run(*words[:-1], "soon", code=2)
     assert operator.json("jobs", "list")["total"] == before, "nothing was asked for"
 
