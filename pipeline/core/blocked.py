@@ -66,13 +66,16 @@ class Blocked:
 def shed(unit: Unit, lane: Lane, now_ms: int) -> None:
     """What is blocked and holds the lane's commit back too far hops on, behind the head of its key: there it waits longest.
 
-    Not while its key is being released: what holds the commit back then is the operator's copy.
+    Not while its key is being released: what holds the commit back then is the operator's copy. And not the head itself, of which a
+    second copy that landed may wait here while the first one runs: handed on, it would count in place of that.
     """
     tracker = lane.tracker
     until = tracker.next_offset - unit.policy.held_back
     oldest = list(takewhile(lambda entry: entry[0] < until, tracker.open.items()))
     for _, delivery in oldest:
-        if delivery is not None and delivery.key not in unit.holds.releasing and unit.blocked.remove(delivery):
-            head = unit.parking.head(delivery.key)
+        if delivery is None or delivery.key in unit.holds.releasing:
+            continue
+        head = unit.parking.head(delivery.key)
+        if head != delivery.identity and unit.blocked.remove(delivery):
             assert head is not None, "a blocked record is unresolved itself"
             unit.hand_off_behind(head, delivery, now_ms)

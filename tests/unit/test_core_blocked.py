@@ -135,3 +135,23 @@ def test_a_source_record_goes_behind_them() -> None:
     (effect,) = target.effects
     assert isinstance(effect, HandOff)
     assert (effect.delivery.lane, effect.lane) == (SOURCE, 1)
+
+
+def test_a_second_copy_of_a_head_that_runs_does_not_hop() -> None:
+    """Its write was answered late, and made twice. Handed on it would count in place of the one that runs, and run beside it."""
+    target, ready = parked(1, held_back=5)
+    target.receive_lane(1, [lane_record(1, KEY, headers(1, epoch=target.epoch))])
+    first, second = *ready, *due(target, NOW)
+    assert not target.admit(first, NOW)
+    assert not target.admit(second, NOW)
+    (head,) = due(target, NOW + 60_000)
+    assert target.admit(head, NOW)
+    runs = target.done(head, NOW)
+    assert runs is not None
+    assert (runs.identity, target.blocked.count) == (second.identity, 1)
+    target.receive_lane(1, [lane_record(at, b"other", headers(at + 100, epoch=target.epoch)) for at in range(2, 9)])
+    due(target, NOW)
+    assert not target.effects
+    assert target.done(runs, NOW) is None
+    assert target.blocked.count == 0
+    assert 1 not in target.progress()[1].open, "it says nothing any more"
