@@ -271,10 +271,16 @@ class Unit:
                 return first
         return self.waiting.pop(key)
 
-    def failed(self, delivery: Delivery, failure: Failure, now_ms: int, draw: float) -> Delivery | None:
-        """One more execution failed: retry, wait or give up. Returns the key's next record if the key is free now."""
+    def failed(
+        self, delivery: Delivery, failure: Failure, now_ms: int, draw: float, late_ms: int = 0
+    ) -> Delivery | None:
+        """One more execution failed: retry, wait or give up. Returns the key's next record if the key is free now.
+
+        `late_ms`: so much later it may be by other owners' clocks. Delays count from then, and what else is due is not yet.
+        """
         if not self.open:
             return None
+        true_ms, now_ms = now_ms, now_ms + late_ms
         delivery.attempt += 1
         note_failure(delivery, failure, now_ms)
         if self.skipped and delivery.identity in self.skipped:
@@ -292,7 +298,7 @@ class Unit:
         self.hand_off(delivery, hop, now_ms, failure)
         if self.chains.more and self.chains.goes_on(delivery.key):
             return None
-        return self.free(delivery.key, now_ms)
+        return self.free(delivery.key, true_ms)
 
     def is_sending(self, identity: Identity, hop: int) -> bool:
         """That copy is under way to its lane."""

@@ -134,8 +134,8 @@ class Conclusions:
             message=failure.message[:300],
         )
         # The clock is asked anew and its part of a millisecond counted as a whole one: a delay never ends early (I8).
-        now_ms = self._clock.read() + self._clock.spread_ms + 1
-        following = unit.failed(delivery, failure, now_ms, self._parts.rng.random())
+        now_ms, late_ms = self._clock.read(), self._clock.spread_ms + 1
+        following = unit.failed(delivery, failure, now_ms, self._parts.rng.random(), late_ms)
         self.perform(unit)
         return self._dispatch.unless_paused(following)
 

@@ -60,6 +60,7 @@ BREAKS = (
     Break("offsets-of-idle-lanes-expire", "worker.committing", "again = now_ms - known.at_ms > RECOMMIT_MS", "again = False", "tests/unit/test_committing.py"),
     # owners
     Break("second-copies-of-what-runs-hop", "core.blocked", "if head != delivery.identity and unit.blocked.remove(delivery):", "if unit.blocked.remove(delivery):", "tests/unit/test_core_blocked.py"),
+    Break("keys-free-by-the-latest-clock", "core.unit", "return self.free(delivery.key, true_ms)", "return self.free(delivery.key, now_ms)", "tests/unit/test_core_unit.py"),
     Break("no-epoch-check", "core.unit", "if offset >= lane.fence and headers.epoch < self.epoch and headers.hop:", "if False:", found_by=33),
     Break("no-fence-at-rebuild", "core.rebuild", "if offset >= scan.previous_fence and copy.epoch < self.source.epoch and copy.hop:", "if False:", found_by=33),
     Break("epochs-start-over", "core.rebuild", "self.epoch = max(self.epoch, copy.epoch + 1)", "pass", "tests/unit/test_roll_back.py"),

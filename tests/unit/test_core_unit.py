@@ -296,6 +296,24 @@ def test_other_orders_do_not_wait_behind_a_retry(order: Order) -> None:
     assert len(target.effects) == 1
 
 
+def test_what_waits_behind_a_record_that_failed_is_not_early_where_clocks_differ() -> None:
+    """A delay counts from the latest time that it may be; what waits for its own time goes by the earliest."""
+    copy = lane_record(0, b"k", headers(0, not_before_ms=NOW + 500))
+    target = unit(rebuilt(Progress(1, 0), {"1m": [copy]}), order="key_relaxed")
+    (runs,) = receive(target, source_record(1))
+    assert target.admit(runs, NOW)
+    target.receive_lane(2, [copy])
+    ready: deque[Delivery] = deque()
+    target.release_due(NOW, ready)
+    assert not target.admit(ready[0], NOW), "the key is busy"
+    assert target.failed(runs, FAILURE, NOW, 0.0, late_ms=600) is None
+    retry, waits = target.effects
+    assert isinstance(retry, HandOff)
+    assert isinstance(waits, HandOff)
+    assert retry.headers.due_ms >= NOW + 10_600
+    assert (waits.delivery, waits.headers.not_before_ms) == (ready[0], NOW + 500)
+
+
 def test_a_rejected_record_keeps_its_key_until_the_dead_letter_is_written() -> None:
     target = unit()
     ready = receive(target, source_record(0), source_record(1))
