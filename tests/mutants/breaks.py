@@ -332,6 +332,8 @@ BREAKS = (
     Break("jobs-answers-without-their-first", "core.jobs.board", "            self.ledger.at_once(job)\n", "            pass\n", BOARD),
     Break("jobs-written-early-pass-others", "core.jobs.ledger", "            if not older.written:\n", "            if older is job:\n", BOARD),
     Break("jobs-two-of-a-key-after-a-lost-ending", "core.jobs.restoring", "                self._behind(job, now_ms)", "                board.run_again(job, now_ms)", BOARD),
+    Break("jobs-read-again-come-last", "core.jobs.board", "if written or not 0 <= job.offset < self.restored_to:", "if True:", BOARD),
+    Break("jobs-displaced-keep-their-place", "core.jobs.board", "            self.lanes.remove(displaced)\n", "            pass\n", BOARD),
     Break("jobs-restored-behind-others-do-not-wait", "core.jobs.board", "            self.time(job)\n        elif not job.gated", "            self.lanes.add(job)\n        elif not job.gated", BOARD),
     Break("jobs-in-threads-end-before-they-return", "worker.jobs.running", "        if run.thread is not None and reason != LET_GO:\n            return\n", "", "tests/unit/jobs/test_job_runs.py"),
     Break("jobs-let-go-wait-for-their-threads", "worker.jobs.running", "(run.thread is None or reason != LET_GO)", "True", "tests/unit/jobs/test_job_runs.py"),

@@ -1047,7 +1047,8 @@ def test_what_a_duplicate_has_written_early_does_not_pass_those_before_it_at_the
 def stored(bench: Bench, job_id: str, state: JobState, number: int, **more: int) -> None:
     """An entry as an earlier owner wrote it."""
     request = bench.request(job_id, key="k")
-    record = JobRecord(request, state, 1, number, attempt=1, ready_ms=NOW, offset=number, **more)
+    attempt = 0 if state is S.QUEUED else 1
+    record = JobRecord(request, state, attempt, number, attempt=attempt, ready_ms=NOW, offset=number, **more)
     bench.log.append((b"j/" + job_id.encode(), Pickled().pack(record)))
 
 
@@ -1065,6 +1066,28 @@ def test_of_a_key_s_jobs_that_seem_to_run_only_the_first_does() -> None:
     assert (second.id, second.attempt, second.stalls) == ("second", 1, 0)
     bench.end(second)
     assert bench.ids() == []
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_a_job_whose_entry_got_lost_comes_before_those_of_its_key_whose_entries_did_not(running: bool) -> None:
+    """Its request is read again when the next owner has those already."""
+    bench = Bench()
+    if running:
+        stored(bench, "runs", S.RUNNING, 0, started_ms=NOW + 1)
+    stored(bench, "third", S.QUEUED, 3)
+    stored(bench, "fourth", S.QUEUED, 4)
+    bench.restart()
+    bench.board.admit([(1, bench.request("first", key="k"))], NOW)
+    bench.board.admit([(2, bench.request("second", key="k"))], NOW)
+    bench.board.admit([(5, bench.request("fifth", key="k"))], NOW)
+    bench.store()
+    ran = []
+    while taken := bench.take():
+        (job,) = taken
+        ran.append(job.id)
+        bench.end(job)
+        bench.store()
+    assert ran == [*(["runs"] if running else []), "first", "second", "third", "fourth", "fifth"]
 
 
 def test_a_retry_that_was_restored_behind_another_of_its_key_waits_for_it_and_for_its_time() -> None:

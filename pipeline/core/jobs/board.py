@@ -47,6 +47,7 @@ class Board:
 
     `chosen`: those that wait for that. An owner that takes none any more gives them back.
     `read_ms`: all requests from before this time have been admitted. `committed`: the inbox is not read again below this offset.
+    `restored_to`: offsets of the inbox up to which jobs that had not begun were restored.
     `spread_ms`: so much later than the `now_ms` it is told it may be, for times that another owner with another clock reads.
     """
 
@@ -64,7 +65,7 @@ class Board:
         self.careful = False
         self.read_ms = 0
         self.committed = 0
-        self.spread_ms = 0
+        self.spread_ms = self.restored_to = 0
         self.number = 0
         self.chosen = Chosen(self)
 
@@ -197,12 +198,22 @@ class Board:
             self.ledger.queued(job)
             if key is not None and key in self.keys.later:
                 job.gated = True
-        if key is None or self.keys.enter(key, job):
+        if key is None or self._enters(key, job, written):
             self.lane(job)
         if job.expires_ms:
             self.time(job)
         if job.gated and key is not None:
             self.ledger.older_first(key)
+
+    def _enters(self, key: str, job: Job, written: bool) -> bool:
+        """Is it its turn?"""
+        if written or not 0 <= job.offset < self.restored_to:
+            return self.keys.enter(key, job)
+        self.ledger.write(job)  # now: what has no entry stands behind all that has one
+        displaced = self.keys.enter_again(key, job)
+        if displaced is not None and displaced.laned:
+            self.lanes.remove(displaced)
+        return self.keys.is_head(key, job)
 
     def lane(self, job: Job) -> None:
         """It is the first of its key, or has none: to its lane, unless its entry is waited for, or its time."""

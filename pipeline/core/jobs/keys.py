@@ -6,7 +6,7 @@ from collections import Counter, deque
 from itertools import chain
 
 from pipeline.core.jobs.job import Job
-from pipeline.model.job_states import TERMINAL
+from pipeline.model.job_states import TERMINAL, JobState
 
 
 class KeyOrder:
@@ -26,6 +26,22 @@ class KeyOrder:
             return True
         self._behind.setdefault(key, deque()).append(job)
         return False
+
+    def enter_again(self, key: str, job: Job) -> Job | None:
+        """The same of a job whose entry got lost while those behind it did not: it is read again, and comes before all that were asked
+        for after it and have not begun. The job whose turn it is now is its own, unless it is another's; gives the one that it
+        displaced, if there is one."""
+        head = self._heads.setdefault(key, job)
+        if head is job:
+            return None
+        behind = self._behind.setdefault(key, deque())
+        if _comes_after(head, job):
+            self._heads[key] = job
+            behind.appendleft(head)
+            return head
+        at = next((at for at, other in enumerate(behind) if _comes_after(other, job)), len(behind))
+        behind.insert(at, job)
+        return None
 
     def is_head(self, key: str, job: Job) -> bool:
         return self._heads.get(key) is job
@@ -64,3 +80,8 @@ class KeyOrder:
         self.later[key] -= 1
         if not self.later[key]:
             del self.later[key]
+
+
+def _comes_after(other: Job, job: Job) -> bool:
+    """By their places in the inbox, where it has not begun."""
+    return other.offset > job.offset and other.state is JobState.QUEUED and not other.started_ms and not other.attempt

@@ -102,6 +102,9 @@ class Restoring:
         for _, job in finished:
             if isinstance(job, Job) and job.webhook_due:
                 deliver(board, job, now_ms)
+        board.restored_to = max(
+            (job.offset for *_, job in due if job.key is not None and not job.started_ms), default=0
+        )
 
     def _read(self, key: bytes, value: bytes) -> JobEntry | None:
         try:
