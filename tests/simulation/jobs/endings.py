@@ -179,9 +179,13 @@ def _truth(history: History, seen: Counter[str]) -> Iterator[str]:
         ended = history.ended.get(number)
         outcomes.setdefault(began.job_id, []).append((number, ended.outcome if ended else ""))
     for name, request in history.requests.items():
-        records = [entry for _, entry in history.of(name) if entry.what == "JobRecord"]
+        entries = [entry for _, entry in history.of(name)]
+        records = [entry for entry in entries if entry.what == "JobRecord"]
         if records:
             yield from _accords(history, name, records[-1], outcomes.get(name, []))
+            # Where that write failed, the tombstone stands in the place of the entry which says that the letter is there.
+            if entries[-1].what and records[-1].state == "DEAD_LETTER" and records[-1].fields["letter_due"]:
+                yield f"J9: {name} still owes its dead letter"
             if request.fields["type"] not in KINDS:
                 yield f"J9: {name} is of no type"
 
@@ -205,8 +209,6 @@ def _accords(history: History, name: str, last: Entry, ran: list[tuple[int, str]
     elif state == "DEAD_LETTER":
         if not history.letters[name]:
             yield f"J9: {name} has no dead letter"
-        if last.fields["letter_due"]:
-            yield f"J9: {name} still owes its dead letter"
     elif state == "FAILED" and history.requests[name].kind.dead_letter:
         yield f"J9: {name} failed without a dead letter"
 
