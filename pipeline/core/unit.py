@@ -271,16 +271,12 @@ class Unit:
                 return first
         return self.waiting.pop(key)
 
-    def failed(
-        self, delivery: Delivery, failure: Failure, now_ms: int, draw: float, late_ms: int = 0
-    ) -> Delivery | None:
-        """One more execution failed: retry, wait or give up. Returns the key's next record if the key is free now.
-
-        `late_ms`: so much later it may be by other owners' clocks. Delays count from then, and what else is due is not yet.
-        """
+    def failed(self, delivery: Delivery, failure: Failure, now_ms: int, draw: float, late: int = 0) -> Delivery | None:
+        """One more execution failed: retry, wait or give up. Returns the key's next record if the key is free now. `late`: so many
+        ms later it may be by other owners' clocks; delays count from then, but what else waits for its time goes by `now_ms`."""
         if not self.open:
             return None
-        true_ms, now_ms = now_ms, now_ms + late_ms
+        true_ms, now_ms = now_ms, now_ms + late
         delivery.attempt += 1
         note_failure(delivery, failure, now_ms)
         if self.skipped and delivery.identity in self.skipped:

@@ -441,7 +441,7 @@ def test_edit_in_an_editor(dead: Dead, monkeypatch: pytest.MonkeyPatch) -> None:
         (("purge",), "which the next purge does; the same command goes on"),
         (("cancel",), "the same command goes on"),
         (("convert", "--to", "ana", "--task", "book it"), "has the same id"),
-        (("edit", "--value", "-"), "`pipeline dlq show 0:0` says so (edited to)"),
+        (("edit", "--value", "-"), "`pipeline dlq show 0:0 --group g` says so (edited to)"),
     ],
 )
 def test_ctrl_c_says_what_may_be_done_and_how_to_go_on(

@@ -125,7 +125,7 @@ BREAKS = (
     Break("lanes-go-on-without-a-member", "kafka.consumer", "self._doubtful = self.member_id() != self._committer.member_id", "self._doubtful = False", ADAPTER),
     # clocks, and what is told twice
     Break("own-clock-not-corrected", "worker.parts", "self._source() + self.ahead_ms", "self._source()"),
-    Break("clock-spread-ignored", "worker.concluding", "self._clock.read() + self._clock.spread_ms + 1", "self._clock.read() + 1"),
+    Break("clock-spread-ignored", "worker.concluding", "self._clock.read(), self._clock.spread_ms + 1", "self._clock.read(), 1"),
     Break("report-counts-twice", "worker.sending", "if not sent.accepted:", "if True:"),
     # the simulated cluster itself, held to the real one's behaviour
     Break("memory-takes-commits-of-strangers", "memory.commits", "if member_id not in group.members and (member_id or group.members):", "if False:", "tests/conformance/test_offsets.py::test_who_is_no_member_can_not_commit_for_a_group_that_has_some[memory]"),
@@ -268,7 +268,7 @@ BREAKS = (
     Break("jobs-unconfirmed-take-no-room", "core.jobs.board", "            room -= len(self.chosen)\n", "", BOARD),
     Break("jobs-unknown-types-run", "core.jobs.board", "            if not job.kind.known:\n                job.kind.running -= 1", "            if False:\n                job.kind.running -= 1", BOARD),
     # jobs: order of a key
-    Break("jobs-keys-run-together", "core.jobs.board", "if key is None or self.keys.enter(key, job):", "if True:", LIVES),
+    Break("jobs-keys-run-together", "core.jobs.board", "if key is None or self._enters(key, job, written):", "if True:", LIVES),
     Break("jobs-keys-follow-at-once", "core.jobs.board", "            job.state, job.next_ms = JobState.RETRYING, at_ms\n", "            job.state, job.next_ms = JobState.RETRYING, at_ms\n            for each in [job.key and self.keys.leave(job.key, job)]:\n                _ = each and self.lane(each)\n", LIVES),
     Break("jobs-keys-lost-by-those-that-ran", "core.jobs.restoring", "(not job.started_ms, ", "(state in (QUEUED, SCHEDULED), ", LIVES),
     Break("jobs-pass-what-came-due-before", "core.jobs.board", "        self.call_before(request.key, now_ms)\n", "", BOARD),

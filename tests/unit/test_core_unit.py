@@ -306,7 +306,7 @@ def test_what_waits_behind_a_record_that_failed_is_not_early_where_clocks_differ
     ready: deque[Delivery] = deque()
     target.release_due(NOW, ready)
     assert not target.admit(ready[0], NOW), "the key is busy"
-    assert target.failed(runs, FAILURE, NOW, 0.0, late_ms=600) is None
+    assert target.failed(runs, FAILURE, NOW, 0.0, late=600) is None
     retry, waits = target.effects
     assert isinstance(retry, HandOff)
     assert isinstance(waits, HandOff)
