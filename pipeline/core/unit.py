@@ -272,8 +272,7 @@ class Unit:
         return self.waiting.pop(key)
 
     def failed(self, delivery: Delivery, failure: Failure, now_ms: int, draw: float, late: int = 0) -> Delivery | None:
-        """One more execution failed: retry, wait or give up. Returns the key's next record if the key is free now. `late`: so many
-        ms later it may be by other owners' clocks; delays count from then, but what else waits for its time goes by `now_ms`."""
+        """It failed: retry, wait, give up; the key's next record, if it is free. By others' clocks it may be `late` ms later (I8)."""
         if not self.open:
             return None
         true_ms, now_ms = now_ms, now_ms + late
