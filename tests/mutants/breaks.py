@@ -283,7 +283,7 @@ BREAKS = (
     Break("jobs-windows-reach-back", "core.jobs.dedup", "not window.from_ms <= request.created_ms < window.until_ms:", "not request.created_ms < window.until_ms:", LIVES),
     Break("jobs-windows-end-late", "core.jobs.dedup", "<= request.created_ms < window.until_ms", "<= request.created_ms <= window.until_ms", BOARD),
     Break("jobs-windows-kept-after-a-failure", "core.jobs.restoring", "        if self._released(window):\n", "        if False:\n", BOARD),
-    Break("jobs-ticks-under-new-names", "core.jobs.scheduling", "tick_id(ticking.schedule.name, tick_ms), tick_ms", "tick_id(ticking.schedule.name, tick_ms) + str(now_ms), tick_ms", LIVES),
+    Break("jobs-ticks-under-new-names", "core.jobs.scheduling", "tick_id(ticking.schedule.name, tick_ms), tick_ms", "tick_id(ticking.schedule.name, tick_ms) + str(now_ms), tick_ms", found_by=11),
     Break("jobs-ticks-not-written", "core.jobs.scheduling", "board.ledger.at_once(board.accept(ticking.request(job_id, at_ms), -1, now_ms))", "board.accept(ticking.request(job_id, at_ms), -1, now_ms)", LIVES),
     Break("jobs-ticks-lost-over-night", "core.jobs.ticks", "and self.schedule.misfire is not Misfire.ALL", "", LIVES),
     Break("jobs-ticks-twice-in-an-hour", "model.cron", "if tick_ms > last_ms:", "if True:", CRON),
