@@ -171,10 +171,10 @@ def test_a_store_that_was_made_anew_is_read_anew(tmp_path: Path) -> None:
 
     first = application_of_this()
 
-    async def story(world: World) -> None:
+    async def story(world: World) -> None:  # one key: all in one partition, so that it has more than the index knows of
         await world.start(first)
         for _ in range(3):
-            await first.enqueue("bad")
+            await first.enqueue("bad", key="k")
         await until_stats(first, lambda s: s.total.dead_letter == 3)
 
     play(first, story)
@@ -183,7 +183,7 @@ def test_a_store_that_was_made_anew_is_read_anew(tmp_path: Path) -> None:
     async def other_story(world: World) -> None:
         await world.start(second)
         for _ in range(9):
-            await second.enqueue("bad")
+            await second.enqueue("bad", key="k")
         await until(lambda: len(world.read("jobs.default.default.dlq")) == 9)
         await asyncio.sleep(3)
         refreshed = second.desk().reader.refresh()
