@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.cli.output import clean, line
 from pipeline.cli.why import clock, until
+from pipeline.model.history import attempts
 
 if TYPE_CHECKING:
     from pipeline.dead_letters.details import Details
@@ -73,8 +74,7 @@ def _moment(ms: int | None, now: int) -> str | None:
 def _print_attempts(known: Details, now: int) -> None:
     total = known.letter.attempt or 0
     line(
-        (f"{total} attempt" if total == 1 else f"{total} attempts")
-        + ("" if known.complete else f", {len(known.attempts)} of them on record"),
+        attempts(total) + ("" if known.complete else f", {len(known.attempts)} of them on record"),
         "bold",
     )
     for index, attempt in enumerate(known.attempts):

@@ -22,6 +22,7 @@ from pipeline.cli.access import (
 from pipeline.cli.output import clean, emit_json, line, note, text_of
 from pipeline.model.durations import format_duration
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.history import attempts
 from pipeline.model.keys import key_text
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def sentences(found: Explanation, now: int) -> list[str]:
     if found.attempt:
         since = f", first failed {until(found.first_failed_ms, now)}" if found.first_failed_ms else ""
         lines.append(
-            f"  {found.attempt} {'attempt' if found.attempt == 1 else 'attempts'} so far{since}"
+            f"  {attempts(found.attempt)} so far{since}"
             + (f"; last error: {clean(found.error)}" if found.error else "")
         )
     elif found.error and found.state == "dead letter":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.model.blobs import Blobs
 from pipeline.model.errors import BlobError, JobUnsuccessful
+from pipeline.model.history import attempts
 from pipeline.model.job_states import SUCCEEDED, JobState
 from pipeline.model.jobs import JobRecord
 
@@ -28,9 +29,8 @@ def result_of(record: JobRecord, blobs: Blobs | None) -> bytes | None:
     if error is None:
         why = f"{state}: {outcome.reason}" if outcome.reason else f"{state}, and no error is kept"
         raise JobUnsuccessful(f"job {job_id} has no result, it is {why}", state)
-    many = "1 attempt" if record.attempt == 1 else f"{record.attempt} attempts"
     raise JobUnsuccessful(
-        f"job {job_id} was given up after {many}: {error.error_type}: {error.message}",
+        f"job {job_id} was given up after {attempts(record.attempt)}: {error.error_type}: {error.message}",
         state,
         error.error_class,
     )

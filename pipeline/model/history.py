@@ -60,6 +60,11 @@ def append(raw: bytes, attempt: Attempt) -> bytes:
     return _fitted([_encoded(each) for each in past.attempts], past.dropped, entry)
 
 
+def attempts(count: int) -> str:
+    """So many, for people."""
+    return "1 attempt" if count == 1 else f"{count} attempts"
+
+
 def parse(raw: bytes | None) -> History:
     """What can be read of the header; entries of another shape are passed over, and nothing raises."""
     try:

@@ -26,10 +26,10 @@ def delivery_of(record: JobRecord, now_ms: int) -> JobRequest:
     """The job that tells of this ending: the same one, by its id, whoever asks for it and however often."""
     request = record.request
     assert request.webhook is not None
-    payload = b'{"webhook":%b,"body":%b}' % (_text(request.webhook), body_of(record))
+    payload = _payload(request.webhook, body_of(record))
     if len(payload) > INLINE_BYTES_MAX:  # the result is a job's largest and this one carries more than that
         bare = record._replace(outcome=record.outcome._replace(result=None))
-        payload = b'{"webhook":%b,"body":%b}' % (_text(request.webhook), body_of(bare, omitted=True))
+        payload = _payload(request.webhook, body_of(bare, omitted=True))
     return JobRequest(
         tick_id(f"webhook/{request.id}/{record.version}", record.finished_ms),
         DELIVERY,
@@ -71,8 +71,8 @@ def body_of(record: JobRecord, omitted: bool = False) -> bytes:
     return head[:-1] + b',"result":' + (outcome.result or b"null") + b"}"
 
 
-def _text(text: str) -> bytes:
-    return json.dumps(text).encode()
+def _payload(webhook: str, body: bytes) -> bytes:
+    return b'{"webhook":%b,"body":%b}' % (json.dumps(webhook).encode(), body)
 
 
 def check_type_name(name: str) -> str:

@@ -27,7 +27,7 @@ from pipeline.worker.jobs.pool import Pool
 from pipeline.worker.jobs.processes import JobProcesses, asked_in
 from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.telling import Teller
-from pipeline.worker.jobs.values import WARNING_CHARS, Large, Values, kept, said
+from pipeline.worker.jobs.values import WARNING_CHARS, Large, Values, kept, plain_text
 from pipeline.worker.stalls import Stalls, stack_of
 
 LET_GO = "let go"
@@ -138,7 +138,7 @@ class JobRuns:
         if isinstance(ending, Failure):
             ending = kept(ending)
         elif isinstance(ending, Completed) and ending.warning is not None:
-            ending = ending._replace(warning=said(ending.warning, WARNING_CHARS))
+            ending = ending._replace(warning=plain_text(ending.warning, WARNING_CHARS))
         self._shell.ended(run, ending)
 
     async def _execute(self, run: Run) -> JobEnding:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.model.jobs import JobProgress
-from pipeline.worker.jobs.values import said
+from pipeline.worker.jobs.values import plain_text
 from pipeline.worker.log_tail import LogTail, TailLogger
 
 TELL_EVERY_S = 0.5
@@ -72,7 +72,7 @@ class Said:
         """All of it, without what looks like a secret."""
         found = self._progress or JobProgress()
         log = self.tail.text() if self.tail is not None else found.log
-        return replace(found, note=said(found.note, NOTE_CHARS), log=said(log, len(log)), at_ms=at_ms)
+        return replace(found, note=plain_text(found.note, NOTE_CHARS), log=plain_text(log, len(log)), at_ms=at_ms)
 
 
 class Teller(Said):

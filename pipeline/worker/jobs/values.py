@@ -169,7 +169,7 @@ def _not_permitted(type_name: str, missing: list[str]) -> Failure:
     return Failure(FailureKind.TERMINAL, NOT_PERMITTED, NOT_PERMITTED, text)
 
 
-def said(words: object, most: int) -> str:
+def plain_text(words: object, most: int) -> str:
     """What a handler says, as it is kept and shown: nothing in it may look like a secret, and every store of texts must take it.
     (A file name that is not UTF-8 is no text that Avro has.)"""
     return mask_secrets(str(words)[:most]).encode("utf-8", "replace").decode()

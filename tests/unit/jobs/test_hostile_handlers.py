@@ -17,6 +17,7 @@ from pipeline.worker.jobs.context import JobContext
 from pipeline.worker.jobs.values import WARNING_CHARS
 from tests.unit.jobs.worlds import World, application, play, until
 
+STATE = "jobs.default.default.state"
 NOT_UTF8 = b"caf\xe9.txt".decode("utf-8", "surrogateescape")
 """A file's name as `os.listdir` gives it."""
 WORDS = {
@@ -142,13 +143,6 @@ def test_a_job_whose_own_jobs_are_refused_fails_or_can_be_cancelled(final: bool)
     play(app, story)
 
 
-class Shut:
-    """An outlet that takes nothing."""
-
-    def send_many(self, *_: Any) -> int:
-        raise NotAuthorized("no right")
-
-
 def test_a_store_that_takes_no_writes_is_told() -> None:
     app = application()
 
@@ -160,15 +154,12 @@ def test_a_store_that_takes_no_writes_is_told() -> None:
         worker = await world.start(app)
         engine: Any = worker.running[0].engine
         await asyncio.sleep(5)
-        writers = [host.writer for host in engine.executor._hosts.values()]
-        outlets = [writer._outlet for writer in writers]
-        for writer in writers:
-            writer._outlet = Shut()
+        world.cluster.faults.denied_topics.add(STATE)
         handle = await app.enqueue(double, 4)
         await asyncio.sleep(5)
-        assert [str(error) for error in engine.stuck.values()] == ["no right"]
-        for writer, outlet in zip(writers, outlets, strict=True):
-            writer._outlet = outlet
+        denied = f"writing to {STATE} is not allowed; grant the ACL or correct the credentials"
+        assert [str(error) for error in engine.stuck.values()] == [denied]
+        world.cluster.faults.denied_topics.clear()
         assert await handle.result("60s") == 8
         await asyncio.sleep(5)
         assert engine.stuck == {}
