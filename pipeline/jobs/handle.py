@@ -97,7 +97,7 @@ class JobHandle:
         self._since = reach.follower.since
         self._followed: Followed = reach.follower.watch(job_id)
         self._first: Followed | None = None
-        self._absent = False
+        self._absent: str | None = None
 
     @property
     def id(self) -> str:
@@ -121,8 +121,8 @@ class JobHandle:
                 await self._begin()
                 record = await self._ending()
         except TimeoutError:
-            if self._absent:
-                raise self._missing(self.id) from None
+            if self._absent is not None:
+                raise self._missing(self._absent) from None
             raise ResultTimeout(f"job {self.id} had no ending within {timeout}: it goes on, ask again") from None
         return await self._result(record)
 
@@ -169,11 +169,11 @@ class JobHandle:
         while True:
             try:
                 await self._find(followed)
-                self._absent = False
+                self._absent = None
                 return
             except JobMissing as missing:
-                self._absent = True
-                if missing.expired or made_ms(self.id) is None or clock() >= until_s:
+                self._absent = followed.job_id
+                if missing.expired or made_ms(followed.job_id) is None or clock() >= until_s:
                     raise
             await asyncio.sleep(min(pause_s, max(0.0, until_s - clock())))
             pause_s *= 2
@@ -199,12 +199,12 @@ class JobHandle:
         return ended
 
     async def _first_of(self, duplicate: JobDuplicate) -> Followed:
-        """The job that came first."""
+        """The job that came first. What points to it may be in the store before it is: a write that failed is repeated."""
         if self._first is None:
             first = self._reach.follower.watch(duplicate.of)
             first.partition = self._followed.partition
             if first.entry is None:
-                await self._find(first)
+                await self._find_soon(first)
             if isinstance(first.entry, JobDuplicate):
                 raise self._missing(duplicate.of)
             self._first = first

@@ -87,16 +87,15 @@ class BatchRunners:
         self._wait_s = subscription.batch.wait_ms / 1000
         self._at_once = max(1, min(BATCHES_AT_ONCE, subscription.flow.concurrency // self._size)) if is_async else 1
         self._timeout_s = subscription.timeout_ms / 1000
-        self._gathered: list[Delivery] = []
+        self._gathered = engine.gathered
         self._timer: asyncio.TimerHandle | None = None
         self._running: dict[asyncio.Task[None], list[Delivery]] = {}
 
     def pump(self) -> None:
         engine = self._engine
         while len(self._running) < self._at_once:
-            gathered = self._gathered
-            engine.take_many(gathered, self._size - len(gathered), self._whole)
-            if len(gathered) < self._size:
+            engine.take_many(self._gathered, self._size - len(self._gathered), self._whole)
+            if len(self._gathered) < self._size:
                 break
             self._start()
         if self._gathered and self._timer is None and len(self._running) < self._at_once:
@@ -115,7 +114,8 @@ class BatchRunners:
             self._timer.cancel()
             self._timer = None
         gathering_ends(self._gathered)
-        batch, self._gathered = [d for d in self._gathered if not d.unit.draining], []
+        batch = [delivery for delivery in self._gathered if not delivery.unit.draining]
+        self._gathered.clear()
         if batch:
             task = self._loop.create_task(self._run(batch))
             self._running[task] = batch

@@ -14,7 +14,8 @@ from pipeline.worker.parts import Clock
 
 
 class Dispatch:
-    """`ready`: received, not admitted yet. `resumed`: admitted (their key is busy) and free to run again.
+    """`ready`: received, not admitted yet. `resumed`: admitted (their key is busy) and free to run again. `gathered`: admitted, and
+    waiting for a batch that fills.
 
     `perform` carries out the effects of a unit that an admission had.
     """
@@ -22,6 +23,7 @@ class Dispatch:
     def __init__(self, clock: Clock, perform: Callable[[Unit], None]) -> None:
         self.ready: deque[Delivery] = deque()
         self.resumed: deque[Delivery] = deque()
+        self.gathered: list[Delivery] = []
         self.paused = False
         self._clock = clock
         self._perform = perform
@@ -86,7 +88,7 @@ class Dispatch:
     def withdraw(self, unit: Unit) -> list[Delivery]:
         """What of this unit waits in memory after a failed attempt, or was about to run again: it is to be handed back."""
         waiting = [delivery for _, _, delivery in self._again if delivery.unit is unit]
-        again = [delivery for delivery in self.resumed if delivery.unit is unit]
+        again = [delivery for delivery in (*self.resumed, *self.gathered) if delivery.unit is unit]
         self._again = [entry for entry in self._again if entry[2].unit is not unit]
         heapq.heapify(self._again)
         return waiting + again

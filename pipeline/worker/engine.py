@@ -104,7 +104,7 @@ class Engine:
         if transactions is not None:
             ends.alert = lambda effect, sent: transactions.after_commit(lambda: parts.alert(effect, sent.offset))
         # Executors call these once per record: bound once, so that there is no second call in between.
-        self.ready, self.resumed = dispatch.ready, dispatch.resumed
+        self.ready, self.resumed, self.gathered = dispatch.ready, dispatch.resumed, dispatch.gathered
         self.take, self.take_many = dispatch.take, dispatch.take_many
         self.done, self.done_many, self.complete = ends.done, ends.done_many, ends.complete
         self.count_dead_letter = ends.count_dead_letter

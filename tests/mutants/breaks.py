@@ -82,6 +82,7 @@ BREAKS = (
     Break("chunk-runs-past-a-failure", "worker.threads", "stopped.add((delivery.unit, delivery.key))", "pass", found_by=9),
     Break("chunk-forgets-without-order", "worker.threads", "if delivery.key is not None and delivery.unit.by_key:", "if delivery.key is not None:", "tests/simulation/test_simulation.py::test_threads_without_order_run_what_stands_behind_a_failure_of_its_key"),
     Break("chunk-forgets-attempts-at-a-drain", "worker.threads", "unit.hand_back(result.delivery, engine.clock.now_ms)", "pass", "tests/simulation/test_simulation.py::test_a_stop_forgets_no_attempt"),
+    Break("batch-forgets-attempts-at-a-drain", "worker.dispatch", "(*self.resumed, *self.gathered)", "self.resumed", "tests/simulation/test_simulation.py::test_a_stop_forgets_no_attempt", found_by=402192),
     Break("whole-batch-fails-all", "core.batching", "if key is None or not unit.chains.more:", "if True:", "tests/unit/test_core_batching.py"),
     # hops and delays
     Break("timers-early", "core.lane", "if first.due_ms > now_ms:", "if first.due_ms > now_ms + 100:"),
@@ -351,6 +352,7 @@ BREAKS = (
     Break("jobs-wake-what-is-cancelled", "worker.jobs.pool", "if not wake.done():", "if True:", POOL),
     Break("jobs-deliveries-too-large", "model.job_webhooks", "if len(payload) > INLINE_BYTES_MAX:", "if False:", "tests/unit/jobs/test_webhooks.py"),
     Break("jobs-queues-below-their-types", "worker.jobs.declaring", "max(RUNNING_AT_ONCE, *wanted, 0)", "RUNNING_AT_ONCE", "tests/unit/jobs/test_jobs_on_workers.py::test_a_queue_has_room_for_what_its_types_may_run_at_once_unless_it_is_told_otherwise"),
+    Break("jobs-first-ones-not-awaited", "jobs.handle", "await self._find_soon(first)", "await self._find(first)", "tests/unit/jobs/test_following_owners.py", found_by=402447),
     Break("jobs-callers-believe-strangers", "jobs.following", "if epoch < epochs.get(tp, 0):", "if False:", "tests/unit/jobs/test_following_owners.py"),
     # the same and others, by histories of whole workers
     Break("fleet-jobs-without-dedup", "core.jobs.board", "elif request.dedup_id is None or not self.duplicate(request, offset, now_ms):", "else:", found_by=27),

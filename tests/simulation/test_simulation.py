@@ -97,11 +97,11 @@ def test_threads_without_order_run_what_stands_behind_a_failure_of_its_key() -> 
     assert not world.problems
 
 
-@pytest.mark.parametrize("executor", ["async", "def"])
+@pytest.mark.parametrize("executor", ["async", "def", "batch"])
 def test_a_stop_forgets_no_attempt(executor: str) -> None:
-    """Records that wait in memory between two attempts, or for a thread, when their worker is stopped."""
+    """Records that wait in memory between two attempts, for a thread, or for their batch, when their worker is stopped."""
     records = [
-        planned("retry:150", "retry:150", "retry:150", "ok", key=b"%d" % at, at_ms=at) for at in range(0, 2_500, 50)
+        planned("retry:150", "retry:150", "retry:150", "ok", key=b"%d" % at, at_ms=at) for at in range(0, 2_500, 47)
     ]
     turns = [
         Event(n, at, kind)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 
 from pipeline.jobs.following import Follower
+from pipeline.jobs.handle import JobHandle, Reach
 from pipeline.memory.cluster import MemoryCluster
 from pipeline.memory.loop import VirtualClockLoop, run
 from pipeline.model.cluster import TopicPartition, TopicSpec
+from pipeline.model.errors import JobMissing
+from pipeline.model.job_ids import job_id
 from pipeline.model.job_states import JobState
-from pipeline.model.jobs import JobEntry, JobRecord, JobRequest
+from pipeline.model.jobs import JobDuplicate, JobEntry, JobOutcome, JobRecord, JobRequest
 from pipeline.model.store_keys import job_key
 from tests.unit.jobs.worlds import until
 
@@ -56,6 +63,41 @@ def test_an_earlier_owner_s_late_entry_says_nothing_and_a_later_owner_s_counts()
         follower.follow(old, 0, {TopicPartition(STATE, 0): 0})
         await asyncio.sleep(1)
         assert followed.entry == again, "what is read again is older"
+        follower.stop()
+
+    run(main)
+
+
+def test_b7_a_duplicate_may_be_in_the_store_before_the_job_that_came_first() -> None:
+    """Where the first one's write failed, and is repeated: it used to be told as not known, for good."""
+
+    async def main(loop: VirtualClockLoop) -> None:
+        cluster = MemoryCluster("firsts", clock=loop.clock, scheduler=loop.call_later_ms)
+        cluster.admin().create_topics([TopicSpec(STATE, 1, 1, {})])
+        follower = Follower(STATE, cluster, "caller", unpack, lambda _id: None, in_memory=True)
+        follower.begin(0)
+        producer = cluster.producer("owner")
+        soon_ms = loop.clock() + 60_000  # without a job type nothing is kept: they are not to be taken for expired
+        first, second = (job_id(soon_ms, random) for random in (b"0123456789", b"9876543210"))
+
+        async def at_once(work: Callable[[], Any]) -> Any:
+            return work()
+
+        def write(name: str, entry: JobEntry) -> None:
+            producer.send(STATE, job_key(name), pickle.dumps(entry), [("pl.epoch", b"1")], 0)
+
+        def handle() -> JobHandle:
+            return JobHandle(Reach(follower, None, at_once, loop.clock), second)
+
+        write(second, JobDuplicate(second, "t", first, loop.clock()))
+        with pytest.raises(JobMissing, match=f"job {first} is not known"):
+            await handle().result()
+        with pytest.raises(JobMissing, match=f"job {first} is not known"):
+            await handle().result("2s")
+        waiting = asyncio.create_task(handle().result())
+        await asyncio.sleep(1)
+        write(first, JobRecord(JobRequest(first, "t"), JobState.COMPLETED, outcome=JobOutcome(result=b"7")))
+        assert await waiting == 7
         follower.stop()
 
     run(main)
