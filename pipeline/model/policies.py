@@ -227,6 +227,14 @@ def check_exactly_once(policy: FlowPolicy) -> FlowPolicy:
     return policy
 
 
+def check_batch(policy: BatchPolicy) -> BatchPolicy:
+    """The policy, or a `ConfigurationError` naming the setting."""
+    _between("batch size", policy.size, 1, 1_000_000)
+    _between("batch wait_ms", policy.wait_ms, 0, 3_600_000)
+    check_kind("batch whole", policy.whole, bool, "True or False")
+    return policy
+
+
 def check_isolation(policy: IsolationPolicy) -> IsolationPolicy:
     """The policy, or a `ConfigurationError` naming the setting."""
     _between("processes", policy.processes, 0, 1_000)

@@ -28,9 +28,11 @@ from pipeline.model.policies import (
     Start,
     Subscription,
     ValueKind,
+    check_batch,
     check_exactly_once,
     check_flow,
     check_isolation,
+    check_kind,
     check_retry,
     parse_tiers,
 )
@@ -43,6 +45,14 @@ class Retries:
     backoff: Backoff | None = None
     jitter: float = 0.2
     terminal: tuple[type[BaseException], ...] = ()
+
+
+UnknownEvent = Literal["skip", "dead_letter"]
+_KINDS: tuple[tuple[str, type, str], ...] = (
+    ("retries", Retries, 'Retries(backoff=Exponential("1s"))'),
+    ("flow", FlowPolicy, "FlowPolicy(commit_interval_ms=1_000)"),
+    ("isolation", IsolationPolicy, "IsolationPolicy(processes=2)"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,7 @@ class Declaration:
     retries: Retries | None = None
     flow: FlowPolicy | None = None
     dead_letter_topic: str | None = None
-    unknown_event: Literal["skip", "dead_letter"] = "skip"
+    unknown_event: UnknownEvent = "skip"
     dead_letter: AfterDeadLetter = "release"
     on_dead_letter: Callable[..., Any] | None = None
     executor: ExecutorKind = "auto"
@@ -77,11 +87,15 @@ class Declaration:
             ("executor", ExecutorKind),
             ("delivery", Delivery),
             ("dead_letter", AfterDeadLetter),
+            ("unknown_event", UnknownEvent),
         )
         for name, allowed in choices_of:
             if getattr(self, name) not in typing.get_args(allowed):
                 choices = ", ".join(typing.get_args(allowed))
                 raise ConfigurationError(f"{name}={getattr(self, name)!r} is not one of {choices}")
+        for name, kind, must_be in _KINDS:
+            if (given := getattr(self, name)) is not None:
+                check_kind(name, given, kind, must_be)
         if self.dead_letter == "hold" and self.order != "key":
             raise ConfigurationError(
                 f'dead_letter="hold" keeps the order of a key, which order={self.order!r} does not: use order="key"'
@@ -93,6 +107,7 @@ class Declaration:
         self._retry()
         self._flow()
         self._isolation()
+        self._batch()
         start_of(self.start)
 
     def _retry(self) -> RetryPolicy:
@@ -109,6 +124,14 @@ class Declaration:
     def _isolation(self) -> IsolationPolicy:
         return check_isolation(self.isolation or IsolationPolicy())
 
+    def _batch(self) -> BatchPolicy | None:
+        if self.batch is None:
+            return None
+        must_be = "a number of records or a BatchPolicy"
+        if isinstance(self.batch, bool) or not isinstance(self.batch, int):
+            return check_batch(check_kind("batch", self.batch, BatchPolicy, must_be))
+        return check_batch(BatchPolicy(size=self.batch))
+
     def subscription(self, handler: Callable[..., Any]) -> Subscription:
         """The subscription of `handler`: its kind from how it is defined, its events from its first parameter."""
         if self.executor == "process" and (self.batch or is_async(handler)):
@@ -118,7 +141,7 @@ class Declaration:
             )
         _check_callable(handler, self.group)
         typed, event_types = _wanted(handler)
-        batch = BatchPolicy(size=self.batch) if isinstance(self.batch, int) else self.batch
+        batch = self._batch()
         return Subscription(
             topic=self.topic,
             group=self.group,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import ConfigurationError, Context, Pipeline, Settings
+from pipeline import BatchPolicy, ConfigurationError, Context, Pipeline, Settings
 
 
 async def without_context(event: dict[str, Any]) -> None: ...
@@ -56,3 +56,24 @@ def test_what_takes_both_is_taken(handler: Callable[..., Any]) -> None:
     made = app()
     made.subscribe("events", group="g")(handler)
     assert [subscription.handler for subscription in made.subscriptions] == [handler]
+
+
+@pytest.mark.parametrize(
+    ("argument", "wrong", "told"),
+    [
+        ("batch", "10", "^batch='10' must be a number of records or a BatchPolicy"),
+        ("batch", True, "^batch=True must be a number of records or a BatchPolicy"),
+        ("batch", 0, "^batch size=0 must be "),
+        ("batch", BatchPolicy(wait_ms=-1), "^batch wait_ms=-1 must be "),
+        ("batch", BatchPolicy(whole="no"), "^batch whole='no' must be True or False"),  # type: ignore[arg-type]
+        ("flow", {"buffered": 10}, "^flow={'buffered': 10} must be FlowPolicy"),
+        ("isolation", 2, "^isolation=2 must be IsolationPolicy"),
+        ("retries", 5, "^retries=5 must be Retries"),
+        ("unknown_event", "drop", "^unknown_event='drop' is not one of skip, dead_letter"),
+    ],
+)
+def test_a_wrong_option_is_told_where_it_is_declared(argument: str, wrong: Any, told: str) -> None:
+    """A batch of none made the worker spin; the others were AttributeErrors, or found out by the first record."""
+    options: dict[str, Any] = {argument: wrong}
+    with pytest.raises(ConfigurationError, match=told):
+        app().subscribe("events", group="g", **options)
