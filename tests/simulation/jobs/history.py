@@ -15,7 +15,8 @@ from tests.simulation.jobs.scenario import DEAD, INBOX, KINDS, REPLAY, STORE, As
 
 @dataclass(slots=True)
 class Request:
-    """A job that was asked for. `index`: of the fact that it stands in the inbox; `offset` is -1 for a tick."""
+    """A job that was asked for. `index`: of the fact that it stands in the inbox; `offset` is -1 for a tick. `latest_ms`: the latest
+    time of day so far, which the clock may have been put back from."""
 
     id: str
     partition: int
@@ -24,6 +25,7 @@ class Request:
     index: int
     fields: dict[str, Any]
     asked: Asked
+    latest_ms: int = 0
 
     @property
     def kind(self) -> Kind:
@@ -88,10 +90,12 @@ class History:
 def read(scenario: JobScenario, facts: list[Fact]) -> History:
     asked = {each.number: each for each in scenario.asked}
     found = History()
+    latest_ms = 0
     for index, fact in enumerate(facts):
+        latest_ms = max(latest_ms, fact.at_ms)
         if isinstance(fact, Landed):
             if fact.place[0] == INBOX:
-                _inbox(found, asked, index, fact)
+                _inbox(found, asked, index, fact, latest_ms)
             elif fact.place[0] == STORE:
                 found.entries[fact.place[1]].append((index, read_entry(fact)))
             elif fact.place[0] == DEAD:
@@ -111,12 +115,13 @@ def read(scenario: JobScenario, facts: list[Fact]) -> History:
     return found
 
 
-def _inbox(found: History, asked: dict[int, Asked], index: int, fact: Landed) -> None:
+def _inbox(found: History, asked: dict[int, Asked], index: int, fact: Landed, latest_ms: int) -> None:
     _, partition, offset = fact.place
     found.ends[partition] = offset + 1
     name, fields = codec().decode_dict(INBOX, fact.value)
     if name.endswith("JobRequest"):
-        request = Request(fields["id"], partition, offset, fact.at_ms, index, fields, asked[int(fields["payload"])])
+        of = asked[int(fields["payload"])]
+        request = Request(fields["id"], partition, offset, fact.at_ms, index, fields, of, latest_ms)
         found.requests.setdefault(request.id, request)
     elif fields["kind"] == "CANCEL":
         found.cancelled.setdefault(fields["name"], index)
