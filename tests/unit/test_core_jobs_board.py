@@ -763,6 +763,19 @@ def test_a_letter_that_comes_twice_is_one_round_though_few_finished_jobs_are_kep
     assert not bench.board.jobs, "their time is over all the same"
 
 
+def test_a_letter_of_a_job_that_is_forgotten_runs_though_the_job_was_to_expire_long_ago() -> None:
+    """As one of a job that is known does: what it was given up for took its time."""
+    bench = Bench(t=JobPolicy(attempts=1))
+    bench.ask("known", expires_ms=bench.now_ms + MINUTE)
+    bench.end(*bench.take(), NEVER)
+    bench.store()
+    letters = [bench.request(name, expires_ms=bench.now_ms + MINUTE) for name in ("known", "forgotten")]
+    bench.pass_ms(2 * MINUTE)
+    for number, letter in enumerate(letters, start=2):
+        assert commands.redriven(bench.board, letter, -number, bench.now_ms) is None
+    assert bench.ids() == ["known", "forgotten"]
+
+
 def test_jobs_that_had_another_round_are_not_counted_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(t=JobPolicy(attempts=1, retention=RetentionPolicy(1, 500, MINUTE)))
     given_up(bench, "a", "b", "c")
