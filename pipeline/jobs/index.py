@@ -22,7 +22,7 @@ from pipeline.jobs.counting import Counting
 from pipeline.jobs.rows import COLUMNS, TEXTS, JobRow, ScheduleRow, kind_of, row_of, schedule_row, values_of
 from pipeline.jobs.topics import QueueTopics
 from pipeline.model.cluster import Cluster, Message, TopicPartition
-from pipeline.model.errors import CodecError
+from pipeline.model.errors import CodecError, SchemaUnavailable
 from pipeline.model.headers import epoch_of
 from pipeline.model.jobs import JobDuplicate, JobEntry, JobRecord, ScheduleRecord
 from pipeline.model.store_keys import JOB
@@ -93,7 +93,8 @@ class JobIndex:
         self.model.close()
 
     def refresh(self, progress: Progress | None = None, rebuild: bool = False) -> Refreshed:
-        """May wait. Raises ConfigurationError when there is no such queue, IndexBusy, ClusterUnavailable."""
+        """May wait. Raises ConfigurationError when there is no such queue, IndexBusy, ClusterUnavailable, and SchemaUnavailable while the
+        registry does not answer: what can't be read yet is not passed over, or it would be wrong here for good."""
         try:
             with self.model.locked():
                 return self._refresh(progress, rebuild)
@@ -209,6 +210,8 @@ class JobIndex:
             return
         try:
             entry = self._unpack(key, value)
+        except SchemaUnavailable:
+            raise
         except CodecError:
             self._unreadable += 1
             return

@@ -14,7 +14,7 @@ from prometheus_client.registry import CollectorRegistry
 from pipeline import Pipeline, Settings
 from pipeline.jobs.latencies import WIDTH, class_of, percentile, upper_ms
 from pipeline.jobs.monitor import QueueStats
-from pipeline.model.errors import ConfigurationError
+from pipeline.model.errors import ConfigurationError, SchemaUnavailable
 from pipeline.model.job_policies import Fixed, RetentionPolicy
 from pipeline.worker.metrics import WorkerCollector
 from tests.unit.jobs.worlds import ADDRESS, World, application, play, until
@@ -353,3 +353,33 @@ def test_b10_health_of_a_queue_whose_workers_stand_still() -> None:
         world.kill(worker)
 
     play(app, story)
+
+
+def test_f1_what_the_registry_does_not_tell_just_now_is_read_when_it_does() -> None:
+    """It used to be passed over: a job that has ended ran for ever in the index."""
+    app, gate, away = application(), asyncio.Event(), list[bool]()
+    declare(app, gate)
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        handle = await app.enqueue("held")
+        await until_stats(app, lambda s: s.total.active == 1)
+        reader = app.desk().reader
+        unpack = reader.unpack
+
+        def asked(key: bytes, value: bytes) -> Any:
+            if away:
+                raise SchemaUnavailable("the registry does not answer", 7)
+            return unpack(key, value)
+
+        reader.unpack = reader._opened()._unpack = asked  # type: ignore[assignment]
+        away.append(True)
+        gate.set()
+        await handle.result("60s")
+        with pytest.raises(SchemaUnavailable):
+            await app.job_stats()
+        away.clear()
+        found = await app.job_stats()
+        assert (found.total.active, found.total.completed, found.total.ended) == (0, 1, 1)
+
+    play(app, story, partitions=1)
