@@ -16,7 +16,7 @@ from typing import Literal
 from pipeline.jobs.ordering import InOrder
 from pipeline.jobs.topics import QueueTopics
 from pipeline.model.cluster import Cluster, ConsumerPolicy, Message, PartitionReader, TopicPartition
-from pipeline.model.errors import CodecError, ConfigurationError
+from pipeline.model.errors import CodecError, ConfigurationError, SchemaUnavailable
 from pipeline.model.headers import epoch_of, is_again
 from pipeline.model.job_states import SUCCEEDED, JobState
 from pipeline.model.jobs import JobEntry, JobProgress, JobRecord
@@ -29,6 +29,8 @@ REMEMBERED = 10_000
 RECORDS = 1_000
 POLL_S, MEMORY_POLL_S = 0.25, 0.01
 LOOK_UP_S = 10.0
+AWAY_S = 1.0
+"""Between two questions to a registry that does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,8 @@ async def follow(
             while True:
                 messages = await _poll(source, reader, loop, thread)
                 if messages:
-                    order.add(await loop.run_in_executor(thread, _events, source, telling, messages, kinds))
+                    entries = await _read(source, messages, loop, thread)
+                    order.add(_events(telling, messages, entries, kinds))
                     for message in messages:
                         order.read(message.partition(), message.offset(), message.timestamp()[1])
                 for event in order.ready(idle=not messages):
@@ -179,6 +182,17 @@ async def _poll(
     if not messages:
         await asyncio.sleep(MEMORY_POLL_S)
     return messages
+
+
+async def _read(
+    source: Source, messages: list[Message], loop: asyncio.AbstractEventLoop, thread: ThreadPoolExecutor
+) -> list[JobEntry | None]:
+    """Waits for as long as the registry is away: what is passed over is never told."""
+    while True:
+        try:
+            return await loop.run_in_executor(thread, _entries, source, messages)
+        except SchemaUnavailable:
+            await asyncio.sleep(AWAY_S)
 
 
 def _bounds(
@@ -216,22 +230,33 @@ def _starts(
     return starts
 
 
-def _events(source: Source, telling: Telling, messages: list[Message], kinds: frozenset[str]) -> list[JobEvent]:
-    found = []
+def _entries(source: Source, messages: list[Message]) -> list[JobEntry | None]:
+    """What each of them says, as far as it is to be told. May wait. Raises SchemaUnavailable: they are asked for again then."""
+    found: list[JobEntry | None] = []
     for message in messages:
-        key, value = message.key(), message.value()
+        key, value, entry = message.key(), message.value(), None
+        if key is not None and value is not None and parts_of(key)[0] == JOB and not is_again(message.headers()):
+            try:
+                entry = source.unpack(key, value)
+            except SchemaUnavailable:
+                raise
+            except CodecError:
+                pass  # no queue wrote it
+        found.append(entry)
+    return found
+
+
+def _events(
+    telling: Telling, messages: list[Message], entries: list[JobEntry | None], kinds: frozenset[str]
+) -> list[JobEvent]:
+    found = []
+    for message, entry in zip(messages, entries, strict=True):
+        key = message.key()
         if key is None or not telling.trusted(message.partition(), epoch_of(message.headers())):
             continue
         kind, job_id = parts_of(key)
-        if kind != JOB or is_again(message.headers()):
-            continue
-        if value is None:
+        if kind == JOB and message.value() is None:
             telling.forgotten(job_id)
-            continue
-        try:
-            entry = source.unpack(key, value)
-        except CodecError:
-            continue  # no queue wrote it
         if isinstance(entry, JobRecord):
             at = (message.partition(), message.offset())
             found += [

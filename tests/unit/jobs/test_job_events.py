@@ -13,7 +13,7 @@ from pipeline import Pipeline
 from pipeline.core.jobs.sweeping import Sweep
 from pipeline.jobs.events import JobEvent, Telling
 from pipeline.jobs.ordering import InOrder
-from pipeline.model.errors import ConfigurationError
+from pipeline.model.errors import ConfigurationError, SchemaUnavailable
 from pipeline.model.job_policies import Fixed
 from pipeline.model.job_states import JobState
 from pipeline.model.jobs import JobOutcome, JobProgress, JobRecord, JobRequest
@@ -124,6 +124,39 @@ def test_b6_a_job_whose_worker_died_is_told_as_stalled() -> None:
         assert heard.told == [("stalled", "long"), ("completed", "long")]
         assert heard.events[0].record.stalls == 1
         assert {event.job_id for event in heard.events} == {handle.id}
+        await heard.stop()
+
+    play(app, story)
+
+
+def test_b6_what_the_registry_does_not_tell_just_now_is_told_when_it_does() -> None:
+    """It used to be passed over without a word."""
+    app, away = application(), list[bool]()
+    declare(app)
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        desk = app.desk()
+        unpack = desk.reader.unpack
+
+        def asked(key: bytes, value: bytes) -> Any:
+            if away:
+                raise SchemaUnavailable("the registry does not answer", 7)
+            return unpack(key, value)
+
+        desk.reader.unpack = asked  # type: ignore[assignment]
+        heard = Heard(app)
+        await heard.began()
+        await app.enqueue("good")
+        await until(lambda: heard.told == [("completed", "good")])
+        away.append(True)
+        await app.enqueue("bad")
+        await asyncio.sleep(10)
+        assert len(heard.told) == 1
+        away.clear()
+        await app.enqueue("warns")
+        await until(lambda: len(heard.told) == 4)
+        assert sorted(heard.told[1:]) == [("completed", "warns"), ("failed", "bad"), ("retrying", "bad")]
         await heard.stop()
 
     play(app, story)
