@@ -14,7 +14,7 @@ from pipeline.jobs.handle import JobHandle, Reach
 from pipeline.memory.cluster import MemoryCluster
 from pipeline.memory.loop import VirtualClockLoop, run
 from pipeline.model.cluster import TopicPartition, TopicSpec
-from pipeline.model.errors import JobMissing
+from pipeline.model.errors import JobMissing, SchemaUnavailable
 from pipeline.model.job_ids import job_id
 from pipeline.model.job_states import JobState
 from pipeline.model.jobs import JobDuplicate, JobEntry, JobOutcome, JobRecord, JobRequest
@@ -29,6 +29,10 @@ OTHER = JobRecord(JobRequest("b", "t"), JobState.QUEUED)
 def unpack(_key: bytes, value: bytes) -> JobEntry:
     entry: JobEntry = pickle.loads(value)
     return entry
+
+
+async def _at_once(work: Callable[[], Any]) -> Any:
+    return work()
 
 
 def test_an_earlier_owner_s_late_entry_says_nothing_and_a_later_owner_s_counts() -> None:
@@ -63,6 +67,44 @@ def test_an_earlier_owner_s_late_entry_says_nothing_and_a_later_owner_s_counts()
         follower.follow(old, 0, {TopicPartition(STATE, 0): 0})
         await asyncio.sleep(1)
         assert followed.entry == again, "what is read again is older"
+        follower.stop()
+
+    run(main)
+
+
+def test_b7_an_entry_that_comes_while_the_registry_is_away_is_told_when_it_is_back() -> None:
+    """A newer worker's ending has a schema that is asked for first: who waited for it waited for ever."""
+    ended, away, asked = QUEUED._replace(state=JobState.COMPLETED, version=2), [True], list[int]()
+
+    def of_schema_7(key: bytes, value: bytes) -> JobEntry:
+        if value.startswith(b"7") and 7 not in asked:
+            raise SchemaUnavailable("schema 7 is not known", 7)
+        return unpack(key, value.removeprefix(b"7"))
+
+    def fetch(schema_id: int) -> None:
+        if away:
+            raise SchemaUnavailable("the registry does not answer", schema_id)
+        asked.append(schema_id)
+
+    async def main(loop: VirtualClockLoop) -> None:
+        cluster = MemoryCluster("away", clock=loop.clock, scheduler=loop.call_later_ms)
+        cluster.admin().create_topics([TopicSpec(STATE, 1, 1, {})])
+        follower = Follower(STATE, cluster, "caller", of_schema_7, fetch, in_memory=True)
+        follower.begin(0)
+        producer = cluster.producer("owner")
+        handle = JobHandle(Reach(follower, None, _at_once, loop.clock), "a", b"a")
+        other = JobHandle(Reach(follower, None, _at_once, loop.clock), "b", b"b")
+        waiting = asyncio.ensure_future(handle.result())
+        for record, schema in ((QUEUED, b""), (ended, b"7"), (OTHER._replace(state=JobState.COMPLETED), b"")):
+            value = schema + pickle.dumps(record)
+            producer.send(STATE, job_key(record.request.id), value, [("pl.epoch", b"1")], 0)
+        assert await other.result("1m") is None, "others are told meanwhile"
+        assert not waiting.done()
+        with pytest.raises(SchemaUnavailable):
+            await handle.status()
+        away.clear()
+        assert await asyncio.wait_for(waiting, 60) is None
+        assert (await handle.status()).state is JobState.COMPLETED
         follower.stop()
 
     run(main)
