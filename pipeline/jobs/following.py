@@ -53,7 +53,7 @@ class Followed:
         self.partition = NOWHERE
         self.entry: Answer | None = None
         self.epoch = 0
-        self.denied: NotAuthorized | None = None
+        self.denied: PipelineError | None = None
         self._over = -1
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
@@ -69,10 +69,14 @@ class Followed:
         self.entry, self.epoch, self.denied = entry, epoch, None
         self._wake()
 
-    def deny(self, error: NotAuthorized) -> None:
-        """It can't be read: whoever waits is told, instead of waiting for ever."""
+    def deny(self, error: PipelineError) -> None:
+        """It can't be read, or is not any more: whoever waits is told, instead of waiting for ever."""
         self.denied = error
         self._wake()
+
+    def let_go(self) -> None:
+        """Nobody follows it any more, since its application or its queue was closed."""
+        self.deny(PipelineError(f"job {self.job_id} is not followed any more: what it was asked for with was closed"))
 
     def _wake(self) -> None:
         for loop, event in tuple(self._waiters):
@@ -86,7 +90,8 @@ class Followed:
             self.entry = None
 
     async def wait(self, until: Callable[[Answer], bool]) -> Answer:
-        """The first entry of which this holds. Raises NotAuthorized when entries may not be read."""
+        """The first entry of which this holds. Raises NotAuthorized when entries may not be read, PipelineError when they are not any
+        more."""
         event = asyncio.Event()
         waiter = (asyncio.get_running_loop(), event)
         self._waiters.append(waiter)
@@ -251,6 +256,8 @@ class Follower:
         followed.partition = partition
         tp = TopicPartition(self._topic, partition)
         self._reading.want(tp, since.get(tp, 0))
+        if self._stopped:
+            followed.let_go()
         if self._reader is not None or self._stopped:
             return
         self._reader = self._cluster.reader(self._client_id)
@@ -354,6 +361,8 @@ class Follower:
             self._thread.join(5.0)
         elif self._reader is not None:
             self._reader.close()
+        for followed in list(self._watched.values()):
+            followed.let_go()
 
 
 def _believed(message: Message, epochs: dict[TopicPartition, int]) -> bool:
