@@ -237,6 +237,12 @@ def check_text(name: str, text: object) -> str:
     """The text, or a `ConfigurationError` naming the field."""
     if not isinstance(text, str) or not 0 < len(text) <= TEXT_MAX or "\0" in text:
         raise ConfigurationError(f"{name}={text!r:.80} must be a text of 1 to {TEXT_MAX} characters, without NUL")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # such as the name of a file that is not UTF-8
+        raise ConfigurationError(
+            f"{name}={text!r:.80} has characters that UTF-8 does not have: escape or replace them"
+        ) from None
     return text
 
 
