@@ -50,7 +50,8 @@ def lane_of(priority: int) -> int:
 class RetentionPolicy:
     """Finished jobs are kept up to these numbers for each type, and for no longer than `age_ms`.
 
-    Those that had another round (a retry, a redrive) don't count: they are kept for `age_ms`, and told from a letter that comes twice.
+    Those that had another round (a retry, a redrive) don't count: they are kept for `age_ms`, and told from a letter that comes twice. Nor
+    do duplicates, of which as many are kept as of completed ones.
     """
 
     completed: int = 100

@@ -822,6 +822,23 @@ def test_those_that_had_another_round_are_not_kept_until_their_time_is_over(monk
     assert bad.gone == 0
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_duplicates_do_not_count_with_the_jobs_whose_results_they_are_told(restarted: bool) -> None:
+    bench = Bench(t=JobPolicy(retention=RetentionPolicy(2, 2, MINUTE)))
+    bench.ask("a", dedup_id="d", dedup_window_ms=MINUTE)
+    bench.end(*bench.take())
+    for number in range(9):
+        bench.ask(f"same-{number}", dedup_id="d", dedup_window_ms=MINUTE)
+    bench.store()
+    if restarted:
+        bench.restart()
+    bench.board.committed = bench.offset
+    bench.pass_ms(1)
+    assert list(bench.board.jobs) == ["a", "same-7", "same-8"], "as many of them as of those that completed"
+    bench.pass_ms(MINUTE)
+    assert not bench.board.jobs
+
+
 def test_more_of_them_are_kept_than_a_redrive_can_have_sent_and_not_recorded() -> None:
     assert retention.AGAIN_MAX > WINDOW + FETCH
 
