@@ -245,6 +245,11 @@ class Follower:
             found = self._watched[job_id] = Followed(job_id)
         return found
 
+    def _all(self) -> list[Followed]:
+        """Those that somebody holds. Other threads add some at any moment, so nothing of ours may run while they are gone through: what
+        `values` gives can't be."""
+        return [followed for ref in self._watched.valuerefs() if (followed := ref()) is not None]
+
     def again(self, job_id: str, version: int) -> None:
         """Whoever waits for this job waits for its next round."""
         followed = self._watched.get(job_id)
@@ -279,7 +284,7 @@ class Follower:
                 self._step(self._reader, POLL_S)
             except NotAuthorized as error:
                 self.error = error
-                for followed in list(self._watched.values()):
+                for followed in self._all():
                     followed.deny(error)
                 time.sleep(DENIED_S)
             except PipelineError as error:
@@ -298,7 +303,7 @@ class Follower:
             for job_id, message in unread.items():
                 self._tell_one(job_id, message)
         if reading.steps % STEPS_TO_LET_GO == 0:
-            waited_for = {followed.partition for followed in list(self._watched.values())}
+            waited_for = {followed.partition for followed in self._all()}
             reading.keep(TopicPartition(self._topic, number) for number in waited_for)
 
     def _tell(self, messages: list[Message]) -> None:
@@ -361,7 +366,7 @@ class Follower:
             self._thread.join(5.0)
         elif self._reader is not None:
             self._reader.close()
-        for followed in list(self._watched.values()):
+        for followed in self._all():
             followed.let_go()
 
 

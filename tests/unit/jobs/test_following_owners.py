@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from pipeline.jobs import following
 from pipeline.jobs.following import Follower
 from pipeline.jobs.handle import JobHandle, Reach
 from pipeline.memory.cluster import MemoryCluster
@@ -140,6 +142,30 @@ def test_b7_a_duplicate_may_be_in_the_store_before_the_job_that_came_first() -> 
         await asyncio.sleep(1)
         write(first, JobRecord(JobRequest(first, "t"), JobState.COMPLETED, outcome=JobOutcome(result=b"7")))
         assert await waiting == 7
+        follower.stop()
+
+    run(main)
+
+
+def test_b7_the_reader_s_thread_outlives_callers_who_ask_for_jobs_while_it_looks_who_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It went through those who wait while another thread added one: a RuntimeError that ended it, and who waited waited for ever."""
+    monkeypatch.setattr(following, "STEPS_TO_LET_GO", 1)
+    monkeypatch.setattr(following, "POLL_S", 0.0)
+
+    async def main(loop: VirtualClockLoop) -> None:
+        cluster = MemoryCluster("threads", clock=loop.clock, scheduler=loop.call_later_ms)
+        cluster.admin().create_topics([TopicSpec(STATE, 1, 1, {})])
+        follower = Follower(STATE, cluster, "caller", unpack, lambda _id: None, in_memory=False)
+        follower.begin(0)
+        kept = [follower.watch(f"old-{number}") for number in range(20_000)]
+        follower.follow(kept[0], 0, follower.since)
+        assert follower._thread is not None
+        until_s = time.monotonic() + 3
+        while time.monotonic() < until_s and follower._thread.is_alive():
+            kept.append(follower.watch(f"new-{len(kept)}"))
+        assert follower._thread.is_alive()
         follower.stop()
 
     run(main)
