@@ -194,6 +194,7 @@ class Follower:
         self.since: Ends = {}
         self._since_ms = 0
         self._looking = threading.Lock()
+        self._beginning = threading.Lock()
         self._reading = Reading()
         self._unread: dict[str, Message] = {}
         self._reader: PartitionReader | None = None
@@ -263,6 +264,11 @@ class Follower:
         self._reading.want(tp, since.get(tp, 0))
         if self._stopped:
             followed.let_go()
+            return
+        with self._beginning:  # two threads may be the first at the same time
+            self._begin_reading()
+
+    def _begin_reading(self) -> None:
         if self._reader is not None or self._stopped:
             return
         self._reader = self._cluster.reader(self._client_id)

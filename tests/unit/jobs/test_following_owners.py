@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -166,6 +167,34 @@ def test_b7_the_reader_s_thread_outlives_callers_who_ask_for_jobs_while_it_looks
         while time.monotonic() < until_s and follower._thread.is_alive():
             kept.append(follower.watch(f"new-{len(kept)}"))
         assert follower._thread.is_alive()
+        follower.stop()
+
+    run(main)
+
+
+def test_b7_two_threads_that_wait_first_at_the_same_time_share_one_reader() -> None:
+    """Each made one, and the one that stayed was told by neither where to read: who waited waited for ever."""
+
+    async def main(loop: VirtualClockLoop) -> None:
+        cluster = MemoryCluster("at once", clock=loop.clock, scheduler=loop.call_later_ms)
+        cluster.admin().create_topics([TopicSpec(STATE, 1, 1, {})])
+        follower = Follower(STATE, cluster, "caller", unpack, lambda _id: None, in_memory=False)
+        follower.begin(0)
+        made, of_cluster = list[Any](), cluster.reader
+
+        def slowly(client_id: str) -> Any:
+            time.sleep(0.2)
+            made.append(of_cluster(client_id))
+            return made[-1]
+
+        cluster.reader = slowly  # type: ignore[assignment, method-assign]
+        followed = [follower.watch(name) for name in "ab"]
+        callers = [threading.Thread(target=follower.follow, args=(each, 0, follower.since)) for each in followed]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        assert len(made) == 1
         follower.stop()
 
     run(main)
