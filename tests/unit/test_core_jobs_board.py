@@ -874,6 +874,28 @@ def test_an_edited_letter_is_what_the_new_round_is_asked_for_and_read_twice_it_i
     assert bench.ids() == []
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_letter_that_is_redriven_comes_behind_those_of_its_key_that_came_due_before(restarted: bool) -> None:
+    """Also where those were restored, though its job was asked for before them."""
+    bench = Bench(t=JobPolicy(attempts=1))
+    bench.ask("a", key="k")
+    bench.end(*bench.take(), NEVER)
+    for name in ("b", "c", "d"):
+        bench.ask(name, key="k")
+    for _ in range(QUEUED_SYNCS):
+        bench.board.sync()
+    bench.store()
+    if restarted:
+        bench.restart(bench.offset)
+    assert commands.redriven(bench.board, bench.request("a", key="k"), -2, bench.now_ms) is None
+    ran = []
+    while taken := bench.take():
+        ran += [job.id for job in taken]
+        bench.end(*taken)
+        bench.store()
+    assert ran == ["b", "c", "d", "a"]
+
+
 def test_an_edited_letter_changes_neither_who_a_job_is_nor_where_its_place_is() -> None:
     bench = Bench(t=JobPolicy(attempts=1))
     bench.ask("a", key="k", dedup_id="d", dedup_window_ms=MINUTE, schedule="s")

@@ -97,7 +97,7 @@ def another_round(board: Board, old: Job, offset: int, now_ms: int, come: JobReq
     job.outcome = JobOutcome(old.outcome.error, old.outcome.history)
     board.jobs[job.id] = job
     retention.another_round(old)
-    board.ready(job, now_ms)
+    board.ready(job, now_ms, last=come is not None)
     if job.key is not None:
         board.ledger.older_first(job.key)
     elif job.dirty:
