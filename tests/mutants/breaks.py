@@ -390,7 +390,7 @@ BREAKS = (
     Break("jobs-index-keeps-the-forgotten", "jobs.index", "            self._jobs[name] = None\n", "            pass\n", MONITOR),
     Break("jobs-index-of-another-store", "jobs.index", "elif mark != mark_of(message):", "elif False:", MONITOR),
     Break("jobs-endings-counted-twice", "jobs.counting", "before[:2] == (row.state, row.version)", "False", MONITOR),
-    Break("jobs-stalls-not-counted", "jobs.counting", "if row.stalls > (0 if before is None else before[2]):", "if False:", MONITOR),
+    Break("jobs-stalls-not-counted", "jobs.counting", "if written_ms is not None and row.stalls > (0 if before is None else before[2]):", "if False:", MONITOR),
     Break("jobs-rates-of-all-times", "jobs.monitor", "WHERE minute >= ?", "WHERE ? > 0", MONITOR),
     Break("jobs-health-without-workers", "jobs.health", "if not group.members:", "if False:", MONITOR),
     Break("jobs-metrics-go-back", "worker.jobs.hosting", "        self.tally.dropped(host.board)\n", "", MONITOR),
