@@ -18,8 +18,8 @@ from pipeline.jobs.topics import QueueTopics
 from pipeline.model.cluster import Cluster, ConsumerPolicy, Message, PartitionReader, TopicPartition
 from pipeline.model.errors import CodecError, ConfigurationError, SchemaUnavailable
 from pipeline.model.headers import epoch_of, is_again
-from pipeline.model.job_states import SUCCEEDED, JobState
-from pipeline.model.jobs import JobEntry, JobProgress, JobRecord
+from pipeline.model.job_states import GIVEN_UP, SUCCEEDED, JobState
+from pipeline.model.jobs import STALLED, JobEntry, JobProgress, JobRecord
 from pipeline.model.store_keys import JOB, parts_of
 
 EventKind = Literal["completed", "failed", "cancelled", "retrying", "stalled", "progress"]
@@ -101,7 +101,7 @@ class Telling:
         if older:
             return []  # written over again after a crash, by an owner that knew less
         found: list[EventKind] = []
-        if now.stalls > (0 if before is None else before.stalls):
+        if before.stalls < now.stalls if before is not None else _is_stall(record):
             found.append("stalled")
         changed = before is None or (before.version, before.state) != (now.version, now.state)
         kind = _KIND_OF.get(now.state)
@@ -120,6 +120,13 @@ _KIND_OF: Mapping[JobState, EventKind] = {
     JobState.CANCELLED: "cancelled",
     JobState.RETRYING: "retrying",
 }
+
+
+def _is_stall(record: JobRecord) -> bool:
+    """Of what is heard first of a job: a stall is an entry of its own, and what is written later only has the number of them."""
+    error = record.outcome.error
+    given_up = record.state in GIVEN_UP and error is not None and error.error_class == STALLED
+    return record.stalls > 0 and (record.state is JobState.QUEUED or given_up)
 
 
 def _known(record: JobRecord) -> Known:

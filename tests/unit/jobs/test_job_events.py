@@ -129,6 +129,33 @@ def test_b6_a_job_whose_worker_died_is_told_as_stalled() -> None:
     play(app, story)
 
 
+def test_b6_a_stall_of_before_is_not_told_with_what_is_heard_first_of_a_job() -> None:
+    app, gate, ran = application(), asyncio.Event(), list[str]()
+
+    @app.job("long")
+    async def long(_given: None) -> None:
+        ran.append("began")
+        await gate.wait()
+
+    async def story(world: World) -> None:
+        first = await world.start(app)
+        await app.enqueue(long)
+        await until(lambda: len(ran) == 1)
+        await asyncio.sleep(5)  # it is written that it runs
+        world.kill(first)
+        await world.start(app)
+        await until(lambda: len(ran) == 2, 300)
+        await asyncio.sleep(5)
+        heard = Heard(app)
+        await heard.began()
+        gate.set()
+        await until(lambda: ("completed", "long") in heard.told)
+        assert heard.told == [("completed", "long")]
+        await heard.stop()
+
+    play(app, story)
+
+
 def test_b6_what_the_registry_does_not_tell_just_now_is_told_when_it_does() -> None:
     """It used to be passed over without a word."""
     app, away = application(), list[bool]()
