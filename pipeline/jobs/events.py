@@ -177,7 +177,8 @@ async def follow(
                 for event in order.ready(idle=not messages):
                     yield event
         finally:
-            reader.close()
+            # In its thread, behind a poll that is under way: Kafka's client may end the process that closes it meanwhile.
+            reader.close() if source.in_memory else thread.submit(reader.close)
 
 
 async def _poll(

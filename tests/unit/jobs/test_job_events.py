@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ import structlog
 
 from pipeline import Pipeline
 from pipeline.core.jobs.sweeping import Sweep
-from pipeline.jobs.events import JobEvent, Telling
+from pipeline.jobs.events import JobEvent, Source, Telling, check_kinds, follow
 from pipeline.jobs.ordering import InOrder
+from pipeline.jobs.topics import topics_of
 from pipeline.model.errors import ConfigurationError, SchemaUnavailable
 from pipeline.model.job_policies import Fixed
 from pipeline.model.job_states import JobState
@@ -351,3 +354,47 @@ def test_events_since_some_time_ago_come_in_the_order_of_their_time_across_parti
         await heard.stop()
 
     play(app, story, partitions=4)
+
+
+class Polled:
+    """A reader of Kafka's kind: whoever closes it while it is polled in another thread may end the process."""
+
+    def __init__(self) -> None:
+        self.polling = False
+        self.closed: list[bool] = []
+
+    def assign(self, _positions: object) -> None: ...
+
+    def poll(self, _records: int, _timeout_s: float) -> list[Any]:
+        self.polling = True
+        time.sleep(0.3)
+        self.polling = False
+        return []
+
+    def close(self) -> None:
+        self.closed.append(self.polling)
+
+
+def test_b6_a_subscriber_that_is_cancelled_closes_its_reader_when_the_poll_is_over() -> None:
+    reader, topics = Polled(), topics_of("q")
+    admin = SimpleNamespace(
+        topics=lambda names: {name: SimpleNamespace(partitions=1) for name in names},
+        end_offsets=lambda places: dict.fromkeys(places, 0),
+        close=lambda: None,
+    )
+    cluster: Any = SimpleNamespace(reader=lambda _name: reader, admin=lambda: admin)
+    source = Source(cluster, topics, lambda _key, _value: pytest.fail("nothing is read"), False, "c")
+
+    async def listen() -> None:
+        async for _ in follow(source, check_kinds(())):
+            pass
+
+    async def main() -> None:
+        task = asyncio.ensure_future(listen())
+        while not reader.polling:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(main())
+    assert reader.closed == [False]
