@@ -80,6 +80,7 @@ class _Topic:
         self.number = 0
         self.followed: WeakValueDictionary[str, Followed] = WeakValueDictionary()
         self.served: _Served | None = None
+        self.closed = False
 
     def watch(self, job_id: str) -> Followed:
         with self.lock:
@@ -93,6 +94,15 @@ class _Topic:
 
     def follow(self, followed: Followed, partition: int, since: Ends) -> None:
         followed.partition = partition
+        if self.closed:
+            followed.let_go()
+
+    def close(self) -> None:
+        """Nothing happens to its jobs any more."""
+        with self.lock:
+            self.closed = True
+            for followed in list(self.followed.values()):
+                followed.let_go()
 
     def look_up(self, job_id: str, partition: int | None = None) -> Found:
         with self.lock:
@@ -202,7 +212,7 @@ class MemoryQueue:
         return JobHandle(Reach(found, found.asker.type, _inline, self._clock), job_id)
 
     async def close(self) -> None:
-        """What runs has CLOSING_S to end. Everything else is lost."""
+        """What runs has CLOSING_S to end. Everything else is lost, and who waits for it is told."""
         with self._lock:
             self._closed = True
             served = [topic.served for topic in self._topics.values() if topic.served is not None]
@@ -213,6 +223,8 @@ class MemoryQueue:
             each.runs.abandon()
             if each.timer is not None:
                 each.timer.cancel()
+        for topic in tuple(self._topics.values()):
+            topic.close()
 
     # -- parts
 

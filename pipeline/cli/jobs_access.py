@@ -74,7 +74,7 @@ def refresh(reader: QueueReader, rebuild: bool = False) -> None:
     if done.rebuilt and not rebuild:
         note(f"The index was built anew: {clean(done.rebuilt)}.")
     if done.unreadable:
-        note(f"{done.unreadable} entries could not be decoded: no queue wrote them, or the registry does not answer.")
+        note(f"{done.unreadable} entries could not be decoded: no queue wrote them.")
 
 
 def age(ms: int | None) -> str:

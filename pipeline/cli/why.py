@@ -31,10 +31,14 @@ if TYPE_CHECKING:
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 DONE_SHOWN = 1
+LAST_MS = 253_402_300_799_999
+"""Of the year 9999, where Python's calendar ends; a job may be asked for later."""
 
 
 def clock(ms: int) -> str:
     """A moment in words: UTC, to the second."""
+    if ms > LAST_MS:
+        return "after the year 9999"
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 

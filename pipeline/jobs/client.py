@@ -69,6 +69,7 @@ class JobClient:
         self._parts = parts
         self._queues: dict[str, _Queue] = {}
         self._producer: RecordProducer | None = None
+        self._making = threading.Lock()
         self._known: dict[str, tuple[JobType, Place]] = {}
 
     # -- asking
@@ -204,18 +205,24 @@ class JobClient:
     def _queue(self, place: Place) -> _Queue:
         queue = self._queues.get(place.inbox)
         if queue is None:
-            parts = self._parts
-            store = StoreCodec(parts.codec, place.state)
-            follower = Follower(
-                place.state,
-                parts.cluster,
-                parts.client_id,
-                store.unpack,
-                lambda schema_id: parts.codec.fetch(place.state, schema_id),
-                parts.in_memory,
-            )
-            queue = self._queues[place.inbox] = _Queue(place, InboxCodec(parts.codec, place.inbox), follower)
+            with self._making:
+                queue = self._queues.get(place.inbox)
+                if queue is None:
+                    queue = self._queues[place.inbox] = self._new_queue(place)
         return queue
+
+    def _new_queue(self, place: Place) -> _Queue:
+        parts = self._parts
+        store = StoreCodec(parts.codec, place.state)
+        follower = Follower(
+            place.state,
+            parts.cluster,
+            parts.client_id,
+            store.unpack,
+            lambda schema_id: parts.codec.fetch(place.state, schema_id),
+            parts.in_memory,
+        )
+        return _Queue(place, InboxCodec(parts.codec, place.inbox), follower)
 
     def _prepare(self, queue: _Queue) -> None:
         """Look up contracts, and where the store stands. May wait, the first time."""
@@ -290,7 +297,9 @@ class JobClient:
     ) -> Sequence[tuple[bytes, bytes]]:
         """Those for which there is no room now."""
         if self._producer is None:
-            self._producer = self._parts.cluster.producer(self._parts.client_id)
+            with self._making:  # threads that are the first at the same time share one: nobody would close the others
+                if self._producer is None:
+                    self._producer = self._parts.cluster.producer(self._parts.client_id)
         taken = self._producer.send_many(topic, partition, [(key, value, []) for key, value in records], answers)
         return records[taken:]
 

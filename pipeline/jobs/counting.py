@@ -26,18 +26,19 @@ class Counting:
     def __init__(self) -> None:
         self._counts: dict[tuple[int, str, str, int], list[int]] = defaultdict(lambda: [0, 0])
 
-    def count(self, row: JobRow, before: Before | None, written_ms: int) -> None:
-        """An entry may be written twice (once more when its dead letter is acknowledged): it counts once."""
+    def count(self, row: JobRow, before: Before | None, written_ms: int | None) -> None:
+        """An entry may be written twice (once more when its dead letter is acknowledged): it counts once. `written_ms` is None of one that
+        says nothing new: when it retried or stalled, which only the time of writing tells, is not known any more."""
         if row.state == DUPLICATE:
             return
-        if row.stalls > (0 if before is None else before[2]):
+        if written_ms is not None and row.stalls > (0 if before is None else before[2]):
             self._add(written_ms, row.type, STALLED, 0)
         if before is not None and before[:2] == (row.state, row.version):
             return
         if row.state in ENDED:
             latency_ms = max(0, row.finished_ms - max(row.created_ms, row.due_ms))
             self._add(row.finished_ms, row.type, row.state, latency_ms)
-        elif row.state == _RETRYING:
+        elif row.state == _RETRYING and written_ms is not None:
             self._add(written_ms, row.type, RETRIED, 0)
 
     def _add(self, at_ms: int, type_name: str, outcome: str, latency_ms: int) -> None:

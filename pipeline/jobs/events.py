@@ -16,10 +16,10 @@ from typing import Literal
 from pipeline.jobs.ordering import InOrder
 from pipeline.jobs.topics import QueueTopics
 from pipeline.model.cluster import Cluster, ConsumerPolicy, Message, PartitionReader, TopicPartition
-from pipeline.model.errors import CodecError, ConfigurationError
+from pipeline.model.errors import CodecError, ConfigurationError, SchemaUnavailable
 from pipeline.model.headers import epoch_of, is_again
-from pipeline.model.job_states import SUCCEEDED, JobState
-from pipeline.model.jobs import JobEntry, JobProgress, JobRecord
+from pipeline.model.job_states import GIVEN_UP, SUCCEEDED, JobState
+from pipeline.model.jobs import STALLED, JobEntry, JobProgress, JobRecord
 from pipeline.model.store_keys import JOB, parts_of
 
 EventKind = Literal["completed", "failed", "cancelled", "retrying", "stalled", "progress"]
@@ -29,6 +29,8 @@ REMEMBERED = 10_000
 RECORDS = 1_000
 POLL_S, MEMORY_POLL_S = 0.25, 0.01
 LOOK_UP_S = 10.0
+AWAY_S = 1.0
+"""Between two questions to a registry that does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class Telling:
         if older:
             return []  # written over again after a crash, by an owner that knew less
         found: list[EventKind] = []
-        if now.stalls > (0 if before is None else before.stalls):
+        if before.stalls < now.stalls if before is not None else _is_stall(record):
             found.append("stalled")
         changed = before is None or (before.version, before.state) != (now.version, now.state)
         kind = _KIND_OF.get(now.state)
@@ -118,6 +120,13 @@ _KIND_OF: Mapping[JobState, EventKind] = {
     JobState.CANCELLED: "cancelled",
     JobState.RETRYING: "retrying",
 }
+
+
+def _is_stall(record: JobRecord) -> bool:
+    """Of what is heard first of a job: a stall is an entry of its own, and what is written later only has the number of them."""
+    error = record.outcome.error
+    given_up = record.state in GIVEN_UP and error is not None and error.error_class == STALLED
+    return record.stalls > 0 and (record.state is JobState.QUEUED or given_up)
 
 
 def _known(record: JobRecord) -> Known:
@@ -161,13 +170,15 @@ async def follow(
             while True:
                 messages = await _poll(source, reader, loop, thread)
                 if messages:
-                    order.add(await loop.run_in_executor(thread, _events, source, telling, messages, kinds))
+                    entries = await _read(source, messages, loop, thread)
+                    order.add(_events(telling, messages, entries, kinds))
                     for message in messages:
                         order.read(message.partition(), message.offset(), message.timestamp()[1])
                 for event in order.ready(idle=not messages):
                     yield event
         finally:
-            reader.close()
+            # In its thread, behind a poll that is under way: Kafka's client may end the process that closes it meanwhile.
+            reader.close() if source.in_memory else thread.submit(reader.close)
 
 
 async def _poll(
@@ -179,6 +190,17 @@ async def _poll(
     if not messages:
         await asyncio.sleep(MEMORY_POLL_S)
     return messages
+
+
+async def _read(
+    source: Source, messages: list[Message], loop: asyncio.AbstractEventLoop, thread: ThreadPoolExecutor
+) -> list[JobEntry | None]:
+    """Waits for as long as the registry is away: what is passed over is never told."""
+    while True:
+        try:
+            return await loop.run_in_executor(thread, _entries, source, messages)
+        except SchemaUnavailable:
+            await asyncio.sleep(AWAY_S)
 
 
 def _bounds(
@@ -216,22 +238,33 @@ def _starts(
     return starts
 
 
-def _events(source: Source, telling: Telling, messages: list[Message], kinds: frozenset[str]) -> list[JobEvent]:
-    found = []
+def _entries(source: Source, messages: list[Message]) -> list[JobEntry | None]:
+    """What each of them says, as far as it is to be told. May wait. Raises SchemaUnavailable: they are asked for again then."""
+    found: list[JobEntry | None] = []
     for message in messages:
-        key, value = message.key(), message.value()
+        key, value, entry = message.key(), message.value(), None
+        if key is not None and value is not None and parts_of(key)[0] == JOB and not is_again(message.headers()):
+            try:
+                entry = source.unpack(key, value)
+            except SchemaUnavailable:
+                raise
+            except CodecError:
+                pass  # no queue wrote it
+        found.append(entry)
+    return found
+
+
+def _events(
+    telling: Telling, messages: list[Message], entries: list[JobEntry | None], kinds: frozenset[str]
+) -> list[JobEvent]:
+    found = []
+    for message, entry in zip(messages, entries, strict=True):
+        key = message.key()
         if key is None or not telling.trusted(message.partition(), epoch_of(message.headers())):
             continue
         kind, job_id = parts_of(key)
-        if kind != JOB or is_again(message.headers()):
-            continue
-        if value is None:
+        if kind == JOB and message.value() is None:
             telling.forgotten(job_id)
-            continue
-        try:
-            entry = source.unpack(key, value)
-        except CodecError:
-            continue  # no queue wrote it
         if isinstance(entry, JobRecord):
             at = (message.partition(), message.offset())
             found += [

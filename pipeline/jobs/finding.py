@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ STATES = (*(state.value for state in JobState), DUPLICATE)
 UNFINISHED = tuple(state.value for state in JobState if state not in TERMINAL)
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM jobs"
 _MARK = "."
+_CREATED = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def page(db: sqlite3.Connection, wanted: WantedJobs, limit: int = 50, after: str
     parts, values = wanted.conditions()
     if after:
         created, _, job_id = after.partition(_MARK)
-        if not created.isdigit() or not job_id:
+        if not _CREATED.fullmatch(created) or not job_id:
             raise ConfigurationError(f"after={after!r:.80} is no cursor: give the one that the last page ended with")
         parts.append("(created_ms, id) < (?, ?)")
         values += [int(created), job_id]

@@ -26,6 +26,8 @@ RECORDS = 1_000
 REFRESH_MS = 60_000
 STEPS_TO_LET_GO = 200
 """So often a reader looks which partitions nobody waits for any more."""
+STEPS_TO_ASK_AGAIN = 20
+"""And so often for what could not be read, since the registry was away."""
 NOWHERE = -1
 
 Answer = JobRecord | JobDuplicate
@@ -51,7 +53,7 @@ class Followed:
         self.partition = NOWHERE
         self.entry: Answer | None = None
         self.epoch = 0
-        self.denied: NotAuthorized | None = None
+        self.denied: PipelineError | None = None
         self._over = -1
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
@@ -67,10 +69,14 @@ class Followed:
         self.entry, self.epoch, self.denied = entry, epoch, None
         self._wake()
 
-    def deny(self, error: NotAuthorized) -> None:
-        """It can't be read: whoever waits is told, instead of waiting for ever."""
+    def deny(self, error: PipelineError) -> None:
+        """It can't be read, or is not any more: whoever waits is told, instead of waiting for ever."""
         self.denied = error
         self._wake()
+
+    def let_go(self) -> None:
+        """Nobody follows it any more, since its application or its queue was closed."""
+        self.deny(PipelineError(f"job {self.job_id} is not followed any more: what it was asked for with was closed"))
 
     def _wake(self) -> None:
         for loop, event in tuple(self._waiters):
@@ -84,7 +90,8 @@ class Followed:
             self.entry = None
 
     async def wait(self, until: Callable[[Answer], bool]) -> Answer:
-        """The first entry of which this holds. Raises NotAuthorized when entries may not be read."""
+        """The first entry of which this holds. Raises NotAuthorized when entries may not be read, PipelineError when they are not any
+        more."""
         event = asyncio.Event()
         waiter = (asyncio.get_running_loop(), event)
         self._waiters.append(waiter)
@@ -187,7 +194,9 @@ class Follower:
         self.since: Ends = {}
         self._since_ms = 0
         self._looking = threading.Lock()
+        self._beginning = threading.Lock()
         self._reading = Reading()
+        self._unread: dict[str, Message] = {}
         self._reader: PartitionReader | None = None
         self._thread: threading.Thread | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -237,6 +246,11 @@ class Follower:
             found = self._watched[job_id] = Followed(job_id)
         return found
 
+    def _all(self) -> list[Followed]:
+        """Those that somebody holds. Other threads add some at any moment, so nothing of ours may run while they are gone through: what
+        `values` gives can't be."""
+        return [followed for ref in self._watched.valuerefs() if (followed := ref()) is not None]
+
     def again(self, job_id: str, version: int) -> None:
         """Whoever waits for this job waits for its next round."""
         followed = self._watched.get(job_id)
@@ -248,6 +262,13 @@ class Follower:
         followed.partition = partition
         tp = TopicPartition(self._topic, partition)
         self._reading.want(tp, since.get(tp, 0))
+        if self._stopped:
+            followed.let_go()
+            return
+        with self._beginning:  # two threads may be the first at the same time
+            self._begin_reading()
+
+    def _begin_reading(self) -> None:
         if self._reader is not None or self._stopped:
             return
         self._reader = self._cluster.reader(self._client_id)
@@ -269,7 +290,7 @@ class Follower:
                 self._step(self._reader, POLL_S)
             except NotAuthorized as error:
                 self.error = error
-                for followed in list(self._watched.values()):
+                for followed in self._all():
                     followed.deny(error)
                 time.sleep(DENIED_S)
             except PipelineError as error:
@@ -283,36 +304,47 @@ class Follower:
         messages = reader.poll(RECORDS, timeout_s)
         reading.read(messages)
         self._tell(messages)
+        if self._unread and reading.steps % STEPS_TO_ASK_AGAIN == 0:
+            unread, self._unread = self._unread, {}
+            for job_id, message in unread.items():
+                self._tell_one(job_id, message)
         if reading.steps % STEPS_TO_LET_GO == 0:
-            waited_for = {followed.partition for followed in list(self._watched.values())}
+            waited_for = {followed.partition for followed in self._all()}
             reading.keep(TopicPartition(self._topic, number) for number in waited_for)
 
     def _tell(self, messages: list[Message]) -> None:
         for message in messages:
-            found = self._of(message)
-            if found is not None:
-                followed, entry = found
-                followed.tell(entry, epoch_of(message.headers()))
+            key = message.key()
+            if key is None or not _believed(message, self._reading.epochs) or message.value() is None:
+                continue
+            kind, job_id = parts_of(key)
+            if kind == JOB and job_id in self._watched:
+                self._tell_one(job_id, message)
 
-    def _of(self, message: Message) -> tuple[Followed, Answer] | None:
-        key, value = message.key(), message.value()
-        if key is None or not _believed(message, self._reading.epochs) or value is None:
-            return None
-        kind, job_id = parts_of(key)
-        followed = self._watched.get(job_id) if kind == JOB else None
-        if followed is None:
-            return None
-        entry = self._read_entry(key, value)
-        return None if entry is None else (followed, entry)
+    def _tell_one(self, job_id: str, message: Message) -> None:
+        """What can't be read while the registry is away is told later, unless there is newer news of the job by then."""
+        followed, key, value = self._watched.get(job_id), message.key(), message.value()
+        if followed is None or key is None or value is None:
+            return
+        self._unread.pop(job_id, None)
+        try:
+            entry = self._read_entry(key, value)
+        except SchemaUnavailable as error:
+            self.error, self._unread[job_id] = error, message
+            return
+        if entry is not None:
+            followed.tell(entry, epoch_of(message.headers()))
 
     def _read_entry(self, key: bytes, value: bytes) -> Answer | None:
-        """None for what no queue wrote."""
+        """None for what no queue wrote. Raises SchemaUnavailable while the registry does not answer."""
         try:
             try:
                 entry = self._unpack(key, value)
             except SchemaUnavailable as error:
                 self._fetch(error.schema_id or 0)
                 entry = self._unpack(key, value)
+        except SchemaUnavailable:
+            raise
         except CodecError as error:
             self.error = error
             return None
@@ -320,16 +352,16 @@ class Follower:
 
     def look_up(self, job_id: str, partition: int | None = None) -> Found:
         """What the store holds of it, by reading all of it, or of its partition. May wait. Raises ClusterUnavailable when that takes
-        too long."""
-        wanted, entry, epoch = job_key(job_id), None, 0
+        too long, SchemaUnavailable while the registry does not answer."""
+        wanted, written, epoch = job_key(job_id), None, 0
         epochs: dict[TopicPartition, int] = {}
         places = [place for place in self._partitions() if partition in (None, place.partition)]
         begins, ends = self._admin.beginning_offsets(places), self._admin.end_offsets(places)
         for message in read_to_end(self._cluster, begins, ends):
             if _believed(message, epochs) and message.key() == wanted:
                 epoch = epoch_of(message.headers())
-                value, partition = message.value(), message.partition()
-                entry = None if value is None else self._read_entry(wanted, value)
+                written, partition = message.value(), message.partition()
+        entry = None if written is None else self._read_entry(wanted, written)
         return Found(entry, epoch, partition, ends)
 
     def stop(self) -> None:
@@ -340,6 +372,8 @@ class Follower:
             self._thread.join(5.0)
         elif self._reader is not None:
             self._reader.close()
+        for followed in self._all():
+            followed.let_go()
 
 
 def _believed(message: Message, epochs: dict[TopicPartition, int]) -> bool:

@@ -113,8 +113,8 @@ class JobHandle:
         return _status(record)
 
     async def result(self, timeout: str | float | None = None) -> Any:
-        """What its handler returned, when it has. Raises JobUnsuccessful, JobMissing, ResultTimeout, BlobError, and UndecodableError when
-        it does not fit what the caller declares."""
+        """What its handler returned, when it has. Raises JobUnsuccessful, JobMissing, ResultTimeout, BlobError, UndecodableError when
+        it does not fit what the caller declares, and PipelineError when the application was stopped meanwhile."""
         seconds = None if timeout is None else parse_duration_ms(timeout, "timeout") / 1000
         try:
             async with asyncio.timeout(seconds):

@@ -22,8 +22,8 @@ from pipeline.jobs.counting import Counting
 from pipeline.jobs.rows import COLUMNS, TEXTS, JobRow, ScheduleRow, kind_of, row_of, schedule_row, values_of
 from pipeline.jobs.topics import QueueTopics
 from pipeline.model.cluster import Cluster, Message, TopicPartition
-from pipeline.model.errors import CodecError
-from pipeline.model.headers import epoch_of
+from pipeline.model.errors import CodecError, SchemaUnavailable
+from pipeline.model.headers import epoch_of, is_again
 from pipeline.model.jobs import JobDuplicate, JobEntry, JobRecord, ScheduleRecord
 from pipeline.model.store_keys import JOB
 
@@ -93,7 +93,8 @@ class JobIndex:
         self.model.close()
 
     def refresh(self, progress: Progress | None = None, rebuild: bool = False) -> Refreshed:
-        """May wait. Raises ConfigurationError when there is no such queue, IndexBusy, ClusterUnavailable."""
+        """May wait. Raises ConfigurationError when there is no such queue, IndexBusy, ClusterUnavailable, and SchemaUnavailable while the
+        registry does not answer: what can't be read yet is not passed over, or it would be wrong here for good."""
         try:
             with self.model.locked():
                 return self._refresh(progress, rebuild)
@@ -209,11 +210,14 @@ class JobIndex:
             return
         try:
             entry = self._unpack(key, value)
+        except SchemaUnavailable:
+            raise
         except CodecError:
             self._unreadable += 1
             return
         if isinstance(entry, JobRecord | JobDuplicate):
-            changes.job(row_of(entry, message.partition(), message.offset()), message.timestamp()[1])
+            written_ms = None if is_again(message.headers()) else message.timestamp()[1]
+            changes.job(row_of(entry, message.partition(), message.offset()), written_ms)
         elif isinstance(entry, ScheduleRecord):
             changes.schedule(schedule_row(entry, message.partition()))
 
@@ -235,7 +239,7 @@ class _Changes:
             for row in self._db.execute(question, some):
                 self._before[row[0]] = (row[1], row[2], row[3])
 
-    def job(self, row: JobRow, written_ms: int) -> None:
+    def job(self, row: JobRow, written_ms: int | None) -> None:
         self._counting.count(row, self._before.get(row.id), written_ms)
         self._before[row.id] = (row.state, row.version, row.stalls)
         self._jobs[row.id] = row

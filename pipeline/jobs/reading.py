@@ -57,7 +57,7 @@ class QueueReader:
             self._opened().model.waiting = told
 
     def refresh(self, progress: Progress | None = None, rebuild: bool = False) -> Refreshed:
-        """Read what is new. Raises ConfigurationError when there is no such queue, IndexBusy, ClusterUnavailable."""
+        """Read what is new. Raises ConfigurationError when there is no such queue, IndexBusy, ClusterUnavailable, SchemaUnavailable."""
         with self._lock:
             return self._opened().refresh(progress, rebuild)
 

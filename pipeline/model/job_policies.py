@@ -50,7 +50,8 @@ def lane_of(priority: int) -> int:
 class RetentionPolicy:
     """Finished jobs are kept up to these numbers for each type, and for no longer than `age_ms`.
 
-    Those that had another round (a retry, a redrive) don't count: they are kept for `age_ms`, and told from a letter that comes twice.
+    Those that had another round (a retry, a redrive) don't count: they are kept for `age_ms`, and told from a letter that comes twice. Nor
+    do duplicates, of which as many are kept as of completed ones.
     """
 
     completed: int = 100
@@ -237,6 +238,12 @@ def check_text(name: str, text: object) -> str:
     """The text, or a `ConfigurationError` naming the field."""
     if not isinstance(text, str) or not 0 < len(text) <= TEXT_MAX or "\0" in text:
         raise ConfigurationError(f"{name}={text!r:.80} must be a text of 1 to {TEXT_MAX} characters, without NUL")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # such as the name of a file that is not UTF-8
+        raise ConfigurationError(
+            f"{name}={text!r:.80} has characters that UTF-8 does not have: escape or replace them"
+        ) from None
     return text
 
 

@@ -170,6 +170,10 @@ class Completed(NamedTuple):
     result_ref: str | None = None
 
 
+STALLED = "Stalled"
+"""The error class of a job that was given up since its worker died with it too often."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stalled:
     """The process that ran it ended, or hung and was killed; `how` in words."""

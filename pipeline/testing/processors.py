@@ -185,7 +185,9 @@ async def _run(loop: VirtualClockLoop, declared: JobType, data: Any, options: Jo
         result = await handle.result()
     except JobUnsuccessful as unsuccessful:
         error = seen.error or unsuccessful
-    status = await handle.status()
+    async for status in handle.updates():  # not asked for: the queue may have forgotten it, as its retention says
+        if status.ended:
+            break
     await queue.close()
     return ProcessorRun(
         status.attempt, status.state, result, error, tuple(seen.logs), tuple(seen.began_s), status.warning

@@ -763,6 +763,19 @@ def test_a_letter_that_comes_twice_is_one_round_though_few_finished_jobs_are_kep
     assert not bench.board.jobs, "their time is over all the same"
 
 
+def test_a_letter_of_a_job_that_is_forgotten_runs_though_the_job_was_to_expire_long_ago() -> None:
+    """As one of a job that is known does: what it was given up for took its time."""
+    bench = Bench(t=JobPolicy(attempts=1))
+    bench.ask("known", expires_ms=bench.now_ms + MINUTE)
+    bench.end(*bench.take(), NEVER)
+    bench.store()
+    letters = [bench.request(name, expires_ms=bench.now_ms + MINUTE) for name in ("known", "forgotten")]
+    bench.pass_ms(2 * MINUTE)
+    for number, letter in enumerate(letters, start=2):
+        assert commands.redriven(bench.board, letter, -number, bench.now_ms) is None
+    assert bench.ids() == ["known", "forgotten"]
+
+
 def test_jobs_that_had_another_round_are_not_counted_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(t=JobPolicy(attempts=1, retention=RetentionPolicy(1, 500, MINUTE)))
     given_up(bench, "a", "b", "c")
@@ -809,6 +822,23 @@ def test_those_that_had_another_round_are_not_kept_until_their_time_is_over(monk
     assert bad.gone == 0
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_duplicates_do_not_count_with_the_jobs_whose_results_they_are_told(restarted: bool) -> None:
+    bench = Bench(t=JobPolicy(retention=RetentionPolicy(2, 2, MINUTE)))
+    bench.ask("a", dedup_id="d", dedup_window_ms=MINUTE)
+    bench.end(*bench.take())
+    for number in range(9):
+        bench.ask(f"same-{number}", dedup_id="d", dedup_window_ms=MINUTE)
+    bench.store()
+    if restarted:
+        bench.restart()
+    bench.board.committed = bench.offset
+    bench.pass_ms(1)
+    assert list(bench.board.jobs) == ["a", "same-7", "same-8"], "as many of them as of those that completed"
+    bench.pass_ms(MINUTE)
+    assert not bench.board.jobs
+
+
 def test_more_of_them_are_kept_than_a_redrive_can_have_sent_and_not_recorded() -> None:
     assert retention.AGAIN_MAX > WINDOW + FETCH
 
@@ -842,6 +872,28 @@ def test_an_edited_letter_is_what_the_new_round_is_asked_for_and_read_twice_it_i
     bench.end(job)
     assert commands.redriven(bench.board, edited, -4, bench.now_ms) is None
     assert bench.ids() == []
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_letter_that_is_redriven_comes_behind_those_of_its_key_that_came_due_before(restarted: bool) -> None:
+    """Also where those were restored, though its job was asked for before them."""
+    bench = Bench(t=JobPolicy(attempts=1))
+    bench.ask("a", key="k")
+    bench.end(*bench.take(), NEVER)
+    for name in ("b", "c", "d"):
+        bench.ask(name, key="k")
+    for _ in range(QUEUED_SYNCS):
+        bench.board.sync()
+    bench.store()
+    if restarted:
+        bench.restart(bench.offset)
+    assert commands.redriven(bench.board, bench.request("a", key="k"), -2, bench.now_ms) is None
+    ran = []
+    while taken := bench.take():
+        ran += [job.id for job in taken]
+        bench.end(*taken)
+        bench.store()
+    assert ran == ["b", "c", "d", "a"]
 
 
 def test_an_edited_letter_changes_neither_who_a_job_is_nor_where_its_place_is() -> None:

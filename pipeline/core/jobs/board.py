@@ -190,24 +190,25 @@ class Board:
 
     # -- what may run
 
-    def ready(self, job: Job, ready_ms: int, written: bool = False) -> None:
-        """It is due: to a lane, or behind the others of its key. `written`: its entry says so, or says when."""
+    def ready(self, job: Job, ready_ms: int, written: bool = False, last: bool = False) -> None:
+        """It is due: to a lane, or behind the others of its key. `written`: its entry says so, or says when. `last`: its offset is not
+        that of what made it due, and does not say where it stands among them."""
         job.state, job.ready_ms, job.next_ms = QUEUED, ready_ms, 0
         key = job.key
         if not written:
             self.ledger.queued(job)
             if key is not None and key in self.keys.later:
                 job.gated = True
-        if key is None or self._enters(key, job, written):
+        if key is None or self._enters(key, job, written or last):
             self.lane(job)
         if job.expires_ms:
             self.time(job)
         if job.gated and key is not None:
             self.ledger.older_first(key)
 
-    def _enters(self, key: str, job: Job, written: bool) -> bool:
+    def _enters(self, key: str, job: Job, last: bool) -> bool:
         """Is it its turn?"""
-        if written or not 0 <= job.offset < self.restored_to:
+        if last or not 0 <= job.offset < self.restored_to:
             return self.keys.enter(key, job)
         self.ledger.write(job)  # now: what has no entry stands behind all that has one
         displaced = self.keys.enter_again(key, job)

@@ -97,7 +97,7 @@ def another_round(board: Board, old: Job, offset: int, now_ms: int, come: JobReq
     job.outcome = JobOutcome(old.outcome.error, old.outcome.history)
     board.jobs[job.id] = job
     retention.another_round(old)
-    board.ready(job, now_ms)
+    board.ready(job, now_ms, last=come is not None)
     if job.key is not None:
         board.ledger.older_first(job.key)
     elif job.dirty:
@@ -119,13 +119,14 @@ def redriven(board: Board, request: JobRequest, number: int, now_ms: int) -> Fai
     may have been edited: the round is of what came.
 
     Read twice it is one round, since it is settled behind the round's entry. A job that is not given up goes on; one that was edited
-    would be lost there without a word, so it is not taken: gives why, and its number is left to the caller to settle.
+    would be lost there without a word, so it is not taken: gives why, and its number is left to the caller to settle. By when it was to
+    start counted the first time: no round expires.
     """
     board.call(now_ms)
     known = board.jobs.get(request.id)
     if known is None:
         if request.dedup_id is None or not board.duplicate(request, number, now_ms):
-            board.accept(request, number, now_ms, rounds=1)
+            board.accept(request._replace(expires_ms=0), number, now_ms, rounds=1)
     elif isinstance(known, Job) and known.state in GIVEN_UP:
         another_round(board, known, known.offset, now_ms, request)
         board.ledger.effects.append(Settle(number))

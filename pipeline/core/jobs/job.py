@@ -28,8 +28,8 @@ class Kind:
     """A job type at work: how many run, which tenants' shares wait until fewer do (by lane), which finished jobs are kept.
 
     `known`: somebody declared it. `limit`: so many may run on this board, and `queued` of them stand in lanes; `served`: see
-    `core.jobs.sharing`. `good`, `bad`, and `again` of those that had another round. `ended`: how many since the board was made, by
-    outcome, and how many executions stalled.
+    `core.jobs.sharing`. `good`, `bad`, `again` of those that had another round, and `same` of duplicates. `ended`: how many since the
+    board was made, by outcome, and how many executions stalled.
     """
 
     __slots__ = (
@@ -43,6 +43,7 @@ class Kind:
         "policy",
         "queued",
         "running",
+        "same",
         "served",
         "waiting",
     )
@@ -57,6 +58,7 @@ class Kind:
         self.good = Kept()
         self.bad = Kept()
         self.again = Kept()
+        self.same = Kept()
         self.ended: dict[str, int] = defaultdict(int)
 
 

@@ -2,7 +2,7 @@
 
 Forgotten, a job is new when its request comes again, and runs a second time. So one whose request may be read from the inbox again is
 kept in any case. One that had another round is kept apart, however few of its outcome are: a redrive that was killed does not know what
-it has sent, and the next one sends it again.
+it has sent, and the next one sends it again. So are duplicates: a hundred of them would push out the job whose result they are told.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def finished(kind: Kind, job: Finished, at_ms: int, good: bool) -> None:
         kept = kind.again if job.rounds else kind.good if good else kind.bad
         kept.entries.append((at_ms, job.version, job))
     else:
-        kind.good.entries.append((at_ms, 0, job))
+        kind.same.entries.append((at_ms, 0, job))
 
 
 def another_round(job: Job) -> None:
@@ -40,7 +40,13 @@ def another_round(job: Job) -> None:
 def forgotten(kind: Kind, now_ms: int, committed: int) -> Iterator[Finished]:
     """Those that are not kept any more, oldest first. `committed`: the inbox is not read again below this offset."""
     policy = kind.policy.retention
-    for kept, most in ((kind.good, policy.completed), (kind.bad, policy.failed), (kind.again, AGAIN_MAX)):
+    sorts = (
+        (kind.good, policy.completed),
+        (kind.same, policy.completed),
+        (kind.bad, policy.failed),
+        (kind.again, AGAIN_MAX),
+    )
+    for kept, most in sorts:
         yield from _forgotten(kept, most, now_ms - policy.age_ms, committed)
 
 

@@ -6,11 +6,11 @@ from binascii import crc32
 
 from pipeline.core.jobs.job import Job
 from pipeline.model.history import Attempt, append
+from pipeline.model.jobs import STALLED as STALLED
 from pipeline.model.outcome import Failure, FailureKind
 from pipeline.model.policies import RETRIED
 
 UNKNOWN_TYPE = "UnknownJobType"
-STALLED = "Stalled"
 
 
 def retry_at_ms(job: Job, failure: Failure, now_ms: int) -> int | None:

@@ -13,7 +13,7 @@ import logging
 import queue as queues
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -54,6 +54,26 @@ def queue_hook(queue: Enqueues, topic: str, payload_fn: Callable[[R], Any], **op
     there, as a task; otherwise in a thread of the hook's own, in order. Whatever goes wrong is counted and logged, never raised.
     """
     return QueueHook(queue, topic, payload_fn, job_options(options))
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """What may wait does so in this thread, the hook's own, where no other is to be had: while the process ends."""
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
+        try:
+            return super().run_in_executor(executor, func, *args)
+        except RuntimeError:
+            future = self.create_future()
+            try:
+                future.set_result(func(*args))
+            except Exception as trouble:
+                future.set_exception(trouble)
+            return future
+
+
+def _run_here(work: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=_Loop) as runner:
+        runner.run(work)
 
 
 class QueueHook(Generic[R]):
@@ -132,7 +152,7 @@ class QueueHook(Generic[R]):
         while True:
             context, run = self._work.get()
             try:
-                context.run(asyncio.run, self._deliver(run))
+                context.run(_run_here, self._deliver(run))
             except Exception as trouble:  # the thread must live
                 self._went_wrong(trouble)
             del context, run

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 import socket
+import threading
 import time
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
@@ -30,21 +31,29 @@ if TYPE_CHECKING:
 
 
 class ChildTeller(Said):
-    """What the handler says, to the parent: at most every 500 ms, the last of it before the answer."""
+    """What the handler says, to the parent: at most every 500 ms, the last of it before the answer, and nothing after that: it would be
+    taken for what the next job says. Threads of the handler may say it, also such as outlive it."""
 
     def __init__(self, channel: socket.socket) -> None:
         super().__init__()
         self._channel = channel
         self._last_s = -TELL_EVERY_S
-        self._new = False
+        self._new = self._closed = False
+        self._lock = threading.Lock()
 
     def said(self) -> None:
-        self._new = True
-        if time.monotonic() - self._last_s >= TELL_EVERY_S:
-            self.flush()
+        with self._lock:
+            self._new = True
+            if time.monotonic() - self._last_s >= TELL_EVERY_S:
+                self._flush()
 
-    def flush(self) -> None:
-        if self._new:
+    def close(self) -> None:
+        with self._lock:
+            self._flush()
+            self._closed = True
+
+    def _flush(self) -> None:
+        if self._new and not self._closed:
             self._new, self._last_s = False, time.monotonic()
             self._channel.sendall(pack({"kind": "told", "progress": said(self.now(time.time_ns() // 1_000_000))}))
 
@@ -68,7 +77,7 @@ class JobWork:
         UNDER_WAY.set(context)
         outcome = self._outcome(context, head["timeout_ms"], blobs[0] or b"")
         context.ended = True
-        teller.flush()
+        teller.close()
         if isinstance(outcome, Failure):
             log = teller.tail.text() if teller.tail is not None else ""
             found = dataclasses.asdict(kept(dataclasses.replace(outcome, log=log)))

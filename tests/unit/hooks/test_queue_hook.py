@@ -240,3 +240,22 @@ hook(2)
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
     )
     assert (out.stdout.split("\n"), out.stderr) == (["t 1", "t 2", ""], "")
+
+
+def test_A2_a_process_that_ends_has_its_jobs_enqueued_though_there_are_no_more_threads() -> None:
+    """When the exit is waited for, executors take nothing any more: a script that ended right after its run lost the job."""
+    code = """
+import atexit
+from pipeline import Pipeline, Settings, queue_hook
+from pipeline.background import KafkaQueue
+
+hook = queue_hook(KafkaQueue(Pipeline("script", settings=Settings(broker="memory://script"))), "t", lambda run: run)
+atexit.register(lambda: print(hook.stats().enqueued, hook.stats().failed))
+hook(1)
+hook(2)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert (out.stdout, out.stderr) == ("2 0\n", "")

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import structlog
 
+from pipeline.background import MemoryQueue
 from pipeline.jobs.following import REFRESH_MS, Followed, Follower, Reading
+from pipeline.memory.loop import VirtualClockLoop, run
 from pipeline.model.cluster import TopicPartition
-from pipeline.model.errors import NotAuthorized
+from pipeline.model.errors import NotAuthorized, PipelineError
 from pipeline.model.job_states import JobState
 from pipeline.model.jobs import JobRecord, JobRequest
 from pipeline.worker.jobs.context import JobContext
@@ -164,3 +166,55 @@ def test_who_may_not_read_a_store_is_told_so() -> None:
         assert await followed.wait(lambda _entry: True) is entry
 
     asyncio.run(main())
+
+
+def test_b7_who_waits_for_a_job_hears_that_its_application_is_stopped() -> None:
+    """Nobody follows the store from then on: they used to wait for ever."""
+    app = application()
+
+    @app.job("echo")
+    async def echo(number: int) -> int:
+        if number:
+            await asyncio.sleep(3_600)
+        return number
+
+    async def story(world: World) -> None:
+        worker = await world.start(app)
+        done, slow = await app.enqueue_many(echo, [0, 1])
+        assert await done.result("10s") == 0
+        waiting = asyncio.ensure_future(slow.result())
+        await asyncio.sleep(1)
+        await world.stop(worker)
+        await app.stop()
+        for _ in range(2):
+            with pytest.raises(PipelineError, match=f"^job {slow.id} is not followed any more: "):
+                await asyncio.wait_for(waiting, 10)
+            waiting = asyncio.ensure_future(slow.result())
+        waiting.cancel()
+        assert await done.result() == 0, "what it knows it knows"
+        assert await asyncio.wait_for(app.job_handle(echo, done.id).result(), 10) == 0, "a new one follows anew"
+
+    play(app, story)
+
+
+def test_b7_who_waits_for_a_job_of_a_queue_in_memory_hears_that_it_is_closed() -> None:
+    async def main(loop: VirtualClockLoop) -> None:
+        queue = MemoryQueue(clock=loop.clock)
+
+        async def double(number: int) -> int:
+            await asyncio.sleep(2)
+            return 2 * number
+
+        await queue.consume("runs", double)
+        ends, lost = [queue.handle(topic, await queue.enqueue(topic, 1)) for topic in ("runs", "nobody's")]
+        ending, waiting = (asyncio.ensure_future(handle.result()) for handle in (ends, lost))
+        await asyncio.sleep(1)
+        await queue.close()
+        assert await asyncio.wait_for(ending, 10) == 2
+        for _ in range(2):
+            with pytest.raises(PipelineError, match=f"^job {lost.id} is not followed any more: "):
+                await asyncio.wait_for(waiting, 10)
+            waiting = asyncio.ensure_future(lost.result())
+        waiting.cancel()
+
+    run(main)

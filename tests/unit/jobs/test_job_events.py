@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +13,10 @@ import structlog
 
 from pipeline import Pipeline
 from pipeline.core.jobs.sweeping import Sweep
-from pipeline.jobs.events import JobEvent, Telling
+from pipeline.jobs.events import JobEvent, Source, Telling, check_kinds, follow
 from pipeline.jobs.ordering import InOrder
-from pipeline.model.errors import ConfigurationError
+from pipeline.jobs.topics import topics_of
+from pipeline.model.errors import ConfigurationError, SchemaUnavailable
 from pipeline.model.job_policies import Fixed
 from pipeline.model.job_states import JobState
 from pipeline.model.jobs import JobOutcome, JobProgress, JobRecord, JobRequest
@@ -124,6 +127,66 @@ def test_b6_a_job_whose_worker_died_is_told_as_stalled() -> None:
         assert heard.told == [("stalled", "long"), ("completed", "long")]
         assert heard.events[0].record.stalls == 1
         assert {event.job_id for event in heard.events} == {handle.id}
+        await heard.stop()
+
+    play(app, story)
+
+
+def test_b6_a_stall_of_before_is_not_told_with_what_is_heard_first_of_a_job() -> None:
+    app, gate, ran = application(), asyncio.Event(), list[str]()
+
+    @app.job("long")
+    async def long(_given: None) -> None:
+        ran.append("began")
+        await gate.wait()
+
+    async def story(world: World) -> None:
+        first = await world.start(app)
+        await app.enqueue(long)
+        await until(lambda: len(ran) == 1)
+        await asyncio.sleep(5)  # it is written that it runs
+        world.kill(first)
+        await world.start(app)
+        await until(lambda: len(ran) == 2, 300)
+        await asyncio.sleep(5)
+        heard = Heard(app)
+        await heard.began()
+        gate.set()
+        await until(lambda: ("completed", "long") in heard.told)
+        assert heard.told == [("completed", "long")]
+        await heard.stop()
+
+    play(app, story)
+
+
+def test_b6_what_the_registry_does_not_tell_just_now_is_told_when_it_does() -> None:
+    """It used to be passed over without a word."""
+    app, away = application(), list[bool]()
+    declare(app)
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        desk = app.desk()
+        unpack = desk.reader.unpack
+
+        def asked(key: bytes, value: bytes) -> Any:
+            if away:
+                raise SchemaUnavailable("the registry does not answer", 7)
+            return unpack(key, value)
+
+        desk.reader.unpack = asked  # type: ignore[assignment]
+        heard = Heard(app)
+        await heard.began()
+        await app.enqueue("good")
+        await until(lambda: heard.told == [("completed", "good")])
+        away.append(True)
+        await app.enqueue("bad")
+        await asyncio.sleep(10)
+        assert len(heard.told) == 1
+        away.clear()
+        await app.enqueue("warns")
+        await until(lambda: len(heard.told) == 4)
+        assert sorted(heard.told[1:]) == [("completed", "warns"), ("failed", "bad"), ("retrying", "bad")]
         await heard.stop()
 
     play(app, story)
@@ -291,3 +354,47 @@ def test_events_since_some_time_ago_come_in_the_order_of_their_time_across_parti
         await heard.stop()
 
     play(app, story, partitions=4)
+
+
+class Polled:
+    """A reader of Kafka's kind: whoever closes it while it is polled in another thread may end the process."""
+
+    def __init__(self) -> None:
+        self.polling = False
+        self.closed: list[bool] = []
+
+    def assign(self, _positions: object) -> None: ...
+
+    def poll(self, _records: int, _timeout_s: float) -> list[Any]:
+        self.polling = True
+        time.sleep(0.3)
+        self.polling = False
+        return []
+
+    def close(self) -> None:
+        self.closed.append(self.polling)
+
+
+def test_b6_a_subscriber_that_is_cancelled_closes_its_reader_when_the_poll_is_over() -> None:
+    reader, topics = Polled(), topics_of("q")
+    admin = SimpleNamespace(
+        topics=lambda names: {name: SimpleNamespace(partitions=1) for name in names},
+        end_offsets=lambda places: dict.fromkeys(places, 0),
+        close=lambda: None,
+    )
+    cluster: Any = SimpleNamespace(reader=lambda _name: reader, admin=lambda: admin)
+    source = Source(cluster, topics, lambda _key, _value: pytest.fail("nothing is read"), False, "c")
+
+    async def listen() -> None:
+        async for _ in follow(source, check_kinds(())):
+            pass
+
+    async def main() -> None:
+        task = asyncio.ensure_future(listen())
+        while not reader.polling:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(main())
+    assert reader.closed == [False]

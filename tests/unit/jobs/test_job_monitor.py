@@ -12,10 +12,12 @@ from prometheus_client import generate_latest
 from prometheus_client.registry import CollectorRegistry
 
 from pipeline import Pipeline, Settings
+from pipeline.core.jobs.sweeping import Sweep
 from pipeline.jobs.latencies import WIDTH, class_of, percentile, upper_ms
 from pipeline.jobs.monitor import QueueStats
-from pipeline.model.errors import ConfigurationError
+from pipeline.model.errors import ConfigurationError, SchemaUnavailable
 from pipeline.model.job_policies import Fixed, RetentionPolicy
+from pipeline.worker.jobs.context import JobContext
 from pipeline.worker.metrics import WorkerCollector
 from tests.unit.jobs.worlds import ADDRESS, World, application, play, until
 
@@ -353,3 +355,65 @@ def test_b10_health_of_a_queue_whose_workers_stand_still() -> None:
         world.kill(worker)
 
     play(app, story)
+
+
+def test_f1_what_the_registry_does_not_tell_just_now_is_read_when_it_does() -> None:
+    """It used to be passed over: a job that has ended ran for ever in the index."""
+    app, gate, away = application(), asyncio.Event(), list[bool]()
+    declare(app, gate)
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        handle = await app.enqueue("held")
+        await until_stats(app, lambda s: s.total.active == 1)
+        reader = app.desk().reader
+        unpack = reader.unpack
+
+        def asked(key: bytes, value: bytes) -> Any:
+            if away:
+                raise SchemaUnavailable("the registry does not answer", 7)
+            return unpack(key, value)
+
+        reader.unpack = reader._opened()._unpack = asked  # type: ignore[assignment]
+        away.append(True)
+        gate.set()
+        await handle.result("60s")
+        with pytest.raises(SchemaUnavailable):
+            await app.job_stats()
+        away.clear()
+        found = await app.job_stats()
+        assert (found.total.active, found.total.completed, found.total.ended) == (0, 1, 1)
+
+    play(app, story, partitions=1)
+
+
+def test_f1_what_a_sweep_writes_again_is_no_retry_and_no_stall_of_just_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an index that was made after it: it knows nothing of before, and counted them at the time at which they were written again."""
+    monkeypatch.setattr(Sweep, "every", 0)
+    monkeypatch.setattr(Sweep, "times", 0)
+    app, other = application(), application("other")
+
+    @app.job("waits", backoff=Fixed("10h"), jitter=0)
+    async def waits(_given: None, job: JobContext) -> None:
+        if not job.stalls:
+            await asyncio.sleep(3_600)
+        raise RuntimeError("down")
+
+    async def story(world: World) -> None:
+        worker = await world.start(app)
+        await app.enqueue(waits)
+        await asyncio.sleep(5)  # it is written that it runs
+        world.kill(worker)
+        worker = await world.start(app)
+        found = await until_stats(app, lambda s: s.total.delayed == 1)
+        assert (found.total.retried, found.total.stalled) == (1, 1)
+        await asyncio.sleep(4_000)  # so long nothing is compacted away, and what counts then is counted
+        await app.enqueue(waits, delay="1h")  # something to write, so that the store is swept once more
+        await asyncio.sleep(30)
+        world.cluster.compact("jobs.default.default.state")
+        for each in (app, other):
+            found = await each.job_stats(last="5m")
+            assert (found.total.delayed, found.total.retried, found.total.stalled) == (2, 0, 0)
+        other.jobs.close()
+
+    play(app, story, partitions=1)

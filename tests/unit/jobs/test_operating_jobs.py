@@ -12,6 +12,7 @@ import structlog
 from pydantic import BaseModel
 
 from pipeline import Pipeline
+from pipeline.cli.jobs_showing import explanation_lines, print_details
 from pipeline.jobs.finding import WantedJobs
 from pipeline.jobs.rows import JobRow, ScheduleRow
 from pipeline.jobs.scheduling import schedule_of
@@ -411,7 +412,27 @@ def test_jobs_are_found_by_what_is_known_of_them_a_page_at_a_time() -> None:
         assert record.outcome.error is not None
         with pytest.raises(ConfigurationError, match="state='done' must be one of scheduled"):
             await ids(states=("done",))
-        with pytest.raises(ConfigurationError, match="is no cursor"):
-            await desk.jobs(after="x")
+        for wrong in ("x", f"{10**20}.x", "\u00b2.x"):
+            with pytest.raises(ConfigurationError, match="is no cursor"):
+                await desk.jobs(after=wrong)
 
     play(app, story, partitions=3)
+
+
+def test_d1_a_job_that_is_asked_for_beyond_the_calendar_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """`run_at` goes further than that: it was a stack trace."""
+    app = application()
+
+    @app.job("far")
+    async def far(_given: None) -> None: ...
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        handle = await app.enqueue(far, run_at=10**15)
+        await until(lambda: bool(world.read("jobs.default.default.state")))
+        print_details(await app.desk().job(handle.id), False, world.now_ms)
+        explanation = await app.desk().why(handle.id)
+        assert "after the year 9999" in explanation_lines(explanation, world.now_ms)[0]
+
+    play(app, story)
+    assert "for          after the year 9999 (in " in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -14,16 +15,18 @@ from typing import Any
 import pytest
 import structlog
 
-from pipeline import Batch, Resources
+from pipeline import Batch, JobContext, Pipeline, Resources, Settings
 from pipeline.core.jobs.job import Job, Kind
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.job_resources import JobResources
 from pipeline.model.jobs import Completed, JobEnding, JobOutcome, JobProgress, JobRequest, Stalled
 from pipeline.model.outcome import Cancelled, Failure, FailureKind
 from pipeline.model.permissions import Permissions
+from pipeline.worker.child_frames import FrameBuffer
+from pipeline.worker.jobs import child_work
 from pipeline.worker.jobs.blobs import PayloadBlobs
 from pipeline.worker.jobs.context import Home
-from pipeline.worker.jobs.processes import JobProcesses, places, with_places
+from pipeline.worker.jobs.processes import JobProcesses, head_of, places, with_places
 from pipeline.worker.jobs.running import JobRuns, Shell
 from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.values import Values
@@ -166,6 +169,32 @@ def test_b10_what_a_process_says_of_its_job_is_heard_and_it_sees_what_was_said_b
         assert len(bench.told) < 20
 
     play(story)
+
+
+def test_b10_what_a_thread_of_a_job_says_after_its_end_is_not_taken_for_the_next_one_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(child_work, "TELL_EVERY_S", 0.0)
+    late, contexts = Pipeline("late", settings=Settings(broker="memory://late")), list[JobContext]()
+
+    @late.job("leaves", executor="process")
+    def leaves(_given: None, job: JobContext) -> None:
+        contexts.append(job)
+        job.progress(1, 2)
+
+    here, there = socket.socketpair()
+    with here, there:
+        work = child_work.JobWork(late, "leaves", there)
+        request = JobRequest("a", "leaves")
+        head = head_of(Job(Kind("leaves", late.job_types["leaves"].policy), request, 0, 0), 1_000)
+        there.sendall(work.run(head, [b"null"]))
+        frames = FrameBuffer()
+        assert [head["kind"] for head, _ in frames.feed(here.recv(1 << 16))] == ["told", "done"]
+        contexts[0].progress(2, 2)
+        contexts[0].log("and one more thing")
+        here.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            here.recv(1)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 import re
+import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -168,5 +170,30 @@ def test_a_result_that_does_not_fit_what_the_caller_declares_is_an_error_of_the_
         ):
             await reached(asked, caller).result("10s")
         caller.jobs.close()
+
+    play(app, story)
+
+
+def test_threads_that_ask_for_jobs_first_at_the_same_time_share_one_producer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each made one, and `close` knew the last."""
+    app, made = application(), list[str]()
+    returns(app, "j", int, 1)
+
+    async def story(world: World) -> None:
+        of_cluster = world.cluster.producer
+
+        def slowly(client_id: str) -> Any:
+            time.sleep(0.2)
+            made.append(client_id)
+            return of_cluster(client_id)
+
+        monkeypatch.setattr(world.cluster, "producer", slowly)
+        assert app.jobs is app.jobs
+        callers = [threading.Thread(target=app.enqueue_sync, args=("j",)) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        assert made == ["app.jobs"]
 
     play(app, story)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from pipeline import Batch, Exponential, Fixed, ItemResult, Pipeline, Reject, Retry, Settings, Warn
 from pipeline.model.errors import ConfigurationError, InvalidJob, JobUnsuccessful
-from pipeline.model.job_policies import JobOptions
+from pipeline.model.job_policies import JobOptions, RetentionPolicy
 from pipeline.model.job_states import JobState
 from pipeline.testing import run_processor
 from pipeline.worker.jobs.context import JobContext
@@ -118,6 +118,24 @@ def test_f5_data_that_enqueue_would_refuse_and_a_result_that_has_no_json_form() 
     run = run_processor(takes, {"id": 1}, expect_failure=True)
     assert run.attempts == 1
     assert "which has no JSON form" in str(run.error)
+
+
+@pytest.mark.parametrize("kept", [RetentionPolicy(completed=0, failed=0), RetentionPolicy(age_ms=0)])
+def test_f5_a_job_that_is_forgotten_at_once_is_told_as_any_other(kept: RetentionPolicy) -> None:
+    app = application()
+
+    @app.job("double", retention=kept)
+    async def double(number: int) -> int:
+        return 2 * number
+
+    @app.job("fails", retention=kept, attempts=2, dead_letter=False)
+    async def fails(_number: int) -> None:
+        raise RuntimeError("down")
+
+    run = run_processor(double, 21)
+    assert (run.result, run.attempts, run.state) == (42, 1, JobState.COMPLETED)
+    failed = run_processor(fails, 1, expect_failure=True)
+    assert (failed.attempts, failed.state) == (2, JobState.FAILED)
 
 
 def test_f5_it_works_inside_an_event_loop_too() -> None:

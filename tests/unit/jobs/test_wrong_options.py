@@ -14,6 +14,7 @@ from pipeline.app import Pipeline
 from pipeline.background import ConsumeOptions, JobOptions, KafkaQueue, MemoryQueue, TaskWorker
 from pipeline.jobs.topics import queues_on
 from pipeline.kafka.schema_log import KafkaSchemaLog
+from pipeline.model.background import job_options
 from pipeline.model.errors import ConfigurationError, SchemaUnavailable
 from pipeline.model.job_resources import JobResources
 from pipeline.model.policies import Backoff
@@ -101,6 +102,13 @@ def test_an_option_of_a_subscriptions_retries_that_has_the_wrong_type_is_named(
 ) -> None:
     with pytest.raises(ConfigurationError, match=said):
         subscribed(**arguments)
+
+
+@pytest.mark.parametrize("name", ["key", "dedup_id", "tenant", "workflow_id", "tags"])
+def test_a_text_that_utf_8_does_not_have_is_refused_with_its_name(name: str) -> None:
+    """A file's name that is not UTF-8 is such a text in Python."""
+    with pytest.raises(ConfigurationError, match=rf"^{name}='a\\udcff' has characters that UTF-8 does not have"):
+        job_options({name: ("a\udcff",) if name == "tags" else "a\udcff"})
 
 
 def by_application(app: Pipeline, **options: Any) -> Coroutine[Any, Any, Any]:
