@@ -7,13 +7,15 @@ hold several, in their order: when it fails, the first of each key has failed, a
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import replace
 from functools import partial
-from typing import overload
+from typing import ParamSpec, TypeVar, overload
 
 from pipeline.core.batching import gathering_ends, hold_back_behind
 from pipeline.core.delivery import Delivery
@@ -25,6 +27,8 @@ from pipeline.worker.engine import Engine
 from pipeline.worker.execution import SKIP, Execution, concluded, failure_of, timed_out
 from pipeline.worker.stalls import stack_of
 
+P = ParamSpec("P")
+T = TypeVar("T")
 BatchHandler = Callable[[Sequence[object], Sequence[Context]], Awaitable[object] | object]
 BATCHES_AT_ONCE = 4
 BUSY_WAIT_S = 0.005
@@ -69,6 +73,36 @@ class Contexts(Sequence[Context]):
         return any(context.emitted is not None for context in self._made.values())
 
 
+class _OneThread(Executor):
+    """For plain handlers, one call after the other. A daemon: the end of a process waits for the threads of asyncio's own executor, so one
+    call that never returns would keep it from ending. What it is given must not raise."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="pipeline-batches", daemon=True)
+            self._thread.start()
+        future: Future[T] = Future()
+
+        def work() -> None:
+            if future.set_running_or_notify_cancel():
+                future.set_result(fn(*args, **kwargs))
+
+        self._work.put(work)
+        return future
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+            del work  # it holds the whole batch
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._work.put(None)
+
+
 def _is_waited_for(delivery: Delivery) -> bool:
     return delivery.key in delivery.unit.waiting.by_key or delivery.key in delivery.unit.blocked
 
@@ -90,6 +124,7 @@ class BatchRunners:
         self._gathered = engine.gathered
         self._timer: asyncio.TimerHandle | None = None
         self._running: dict[asyncio.Task[None], list[Delivery]] = {}
+        self._thread = _OneThread()
 
     def pump(self) -> None:
         engine = self._engine
@@ -149,7 +184,9 @@ class BatchRunners:
             inside = RuntimeError("the handler was cancelled from inside: something it awaited was cancelled")
             self._fail_all(deliveries, failure_of(inside, ()), began_ms)
             return
-        except Exception as error:
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # also SystemExit: it would take the worker with it
             self._fail_all(deliveries, failure_of(error, engine.execution.subscription.retry.terminal), began_ms)
             return
         finally:
@@ -161,21 +198,27 @@ class BatchRunners:
 
     async def _in_thread(self, first: Delivery, call: Callable[[], object]) -> object:
         """A thread can't be stopped: past the deadline it is told as stalled, and its keys wait until it returns."""
-        engine, began_s, thread = self._engine, self._loop.time(), [0]
+        engine, began_s, thread, failed = self._engine, self._loop.time(), [0], list[BaseException]()
 
         def run() -> object:
             thread[0] = threading.get_ident()
-            return call()
+            try:
+                return call()
+            except BaseException as error:  # not through the future, which takes no StopIteration and would never end
+                failed.append(error)
+                return None
 
         def late() -> None:
             engine.stalls.begin(first, time.monotonic() - self._timeout_s, stack_of(thread[0]))
 
         watch = self._loop.call_later(self._timeout_s, late)
         try:
-            returned = await self._loop.run_in_executor(None, run)
+            returned = await self._loop.run_in_executor(self._thread, run)
         finally:
             watch.cancel()
             engine.stalls.keep(set())
+        if failed:
+            raise failed.pop()
         if self._loop.time() - began_s > self._timeout_s:
             raise TimeoutError
         return returned
@@ -263,7 +306,8 @@ class BatchRunners:
         return any(delivery.unit is unit for batch in self._running.values() for delivery in batch)
 
     def cancel(self, unit: Unit) -> None:
-        for task, batch in self._running.items():
+        """A thread runs on, and nothing beside it: given up, its records would be in two calls at once when they come again."""
+        for task, batch in self._running.items() if self._is_async else ():
             if all(delivery.unit is unit for delivery in batch):
                 task.cancel()
 
@@ -275,6 +319,7 @@ class BatchRunners:
             self._timer.cancel()
         for task in self._running:
             task.cancel()
+        self._thread.shutdown()
 
     async def stop(self) -> None:
         self.abandon()
