@@ -11,10 +11,11 @@ from typing import Any
 from pipeline.core.delivery import Delivery
 from pipeline.core.flow import FloodGuard
 from pipeline.core.unit import DeadLetter, HandOff, Unit
-from pipeline.model.errors import ClusterError, EncodeError, SchemaUnavailable
+from pipeline.model.errors import ClusterError, SchemaUnavailable
 from pipeline.model.headers import EVENT_ID, HELD_CLASS
 from pipeline.model.outcome import Done, Emit, Failure
 from pipeline.worker.dispatch import Dispatch
+from pipeline.worker.encoding import headers_of
 from pipeline.worker.execution import failure_of, output_failure
 from pipeline.worker.inputs import Delivered
 from pipeline.worker.parts import EngineParts
@@ -180,9 +181,7 @@ class Conclusions:
 
     def _encoded(self, delivery: Delivery, index: int, item: Emit) -> OutRecord:
         topic, key, value = self._parts.encode(item)
-        if not (key is None or isinstance(key, bytes)):
-            raise EncodeError(f"an output for {topic} has a key of type {type(key).__name__}: use text, bytes or None")
-        headers = list(item.headers or ())
+        headers = headers_of(item)
         if not any(name == EVENT_ID for name, _ in headers):
             place = f"{self._parts.topics.source}/{delivery.unit.partition}/{delivery.identity.origin}"
             headers.append((EVENT_ID, f"{self._parts.group}:{place}#{index}".encode()))

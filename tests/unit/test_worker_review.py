@@ -463,6 +463,49 @@ def test_an_output_that_can_not_be_written_down_fails_its_record_and_not_the_wor
     play(app, story)
 
 
+@pytest.mark.parametrize("headers", [[("a", 5)], [(5, b"a")], [("\ud800", b"a")], [("a", "\ud800")], {"trace": b"x"}])
+def test_headers_that_no_producer_takes_fail_their_record_and_not_the_worker(headers: Any) -> None:
+    @application(attempts=1)
+    async def app(_value: bytes, ctx: Context) -> None:
+        ctx.emit("out", b"k", b"v", headers)
+
+    await_one_dead_letter(app)
+
+
+@pytest.mark.parametrize("topic", ["a\0b", "\ud800", "no blanks", "", 5])
+def test_a_topic_that_can_not_be_fails_its_record_and_does_not_stop_the_partition(topic: Any) -> None:
+    @application(attempts=1)
+    async def app(_value: bytes, ctx: Context) -> None:
+        ctx.emit(topic, b"k", b"v")
+
+    await_one_dead_letter(app)
+
+
+def await_one_dead_letter(app: Pipeline) -> None:
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        cluster.create("out", 1)
+        producer = worker._producer
+        assert producer is not None
+        send = producer.send
+
+        def strict(topic: str, key: Any, value: Any, headers: Any = None, *more: Any, **named: Any) -> None:
+            """As librdkafka's, which the one in memory is not: wrong types are told at once."""
+            for name, text in headers or ():
+                if not isinstance(text, bytes | str | None):
+                    raise TypeError(f"expected header value to be None, binary, or unicode string, not {text!r}")
+                name.encode()
+            topic.encode()
+            send(topic, key, value, headers, *more, **named)
+
+        producer.send = strict  # type: ignore[method-assign]
+        publish(cluster, b"a")
+        engine = worker.running[0].engine
+        await until(lambda: engine.broken is not None or sum(engine.stats.dead.values()) == 1)
+        assert engine.broken is None
+
+    play(app, story)
+
+
 def test_retries_that_come_due_together_run_together() -> None:
     running = [0, 0]
 
