@@ -174,3 +174,27 @@ def test_the_command_of_a_worker_names_what_it_runs() -> None:
         "--ready=17",
     ]
     assert subprocess.list2cmdline(words)
+
+
+def test_a_process_that_can_not_be_started_is_tried_again(
+    said: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No memory just after a worker died of it: the supervisor ended, and with it all the others."""
+    tries: list[int] = []
+    start = subprocess.Popen
+
+    def short_of_memory(*arguments: Any, **named: Any) -> Any:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError(12, "Cannot allocate memory")
+        return start(*arguments, **named)
+
+    monkeypatch.setattr(subprocess, "Popen", short_of_memory)
+    boss = supervisor(python("import os, time\nos.write(ready, b'ready\\n')\ntime.sleep(60)"))
+    before = len(os.listdir("/proc/self/fd"))
+    thread = stopped_when(lambda: boss.pids and boss._children[0].ready)
+    assert boss.run() == 0
+    thread.join()
+    assert len(tries) == 2
+    assert len(os.listdir("/proc/self/fd")) <= before + 1, "the pipe of the first try is closed"
+    assert any("can't be started" in line["event"] for line in said)
