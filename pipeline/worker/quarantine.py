@@ -90,7 +90,7 @@ class Quarantine:
             if care.suspects and not engine.paused and not unit.draining and self._run_suspects(unit, care):
                 self._units[unit] = self._units.pop(unit)  # the next place is another unit's
             positions = [lane.tracker.position for lane in unit.lanes]
-            if care.over(engine.clock.now_ms, positions, self.suspects(unit) > 0):
+            if not unit.draining and care.over(engine.clock.now_ms, positions, self.suspects(unit) > 0):
                 self._let_go(unit, care)
         self._inner.pump()
         if not self._units:
