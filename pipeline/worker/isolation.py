@@ -126,6 +126,7 @@ class Isolation:
         engine = self._engine
         self._forget_closed()
         if death.late:
+            self._deaths.pop(delivery, None)
             failure = replace(timed_out(engine.execution.subscription.timeout_ms), stack=death.stack, scrubbed=True)
             return engine.complete(delivery, replace(failure, started_ms=began_ms))
         here = self._deaths[delivery] = self._deaths.get(delivery, 0) + 1
@@ -148,7 +149,11 @@ class Isolation:
             return engine.complete(delivery, failure)
         delivery.attempt += 1
         note_failure(delivery, failure, engine.clock.read())
-        if delivery.unit.open and not delivery.unit.draining:
+        unit = delivery.unit
+        if unit.open and unit.draining and unit.policy.isolated:
+            unit.hand_back(delivery, engine.clock.now_ms)  # not a suspect: in a tier nothing would tell it from others
+            engine.perform(unit)
+        elif unit.open and not unit.draining:
             self.run(delivery)
         return None
 

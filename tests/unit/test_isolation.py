@@ -6,15 +6,19 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pipeline.core.care import STEADY_MS, let_go, marks_of, unclean_in_a_row
 from pipeline.core.delivery import SOURCE, Delivery
+from pipeline.core.effects import HandOff
 from pipeline.core.unit import Unit
 from pipeline.memory.log import MemoryMessage
 from pipeline.memory.loop import VirtualClockLoop, run
+from pipeline.model.history import parse
 from pipeline.model.outcome import Failure, FailureKind
 from pipeline.model.policies import IsolationPolicy
 from pipeline.worker import children as children_module
@@ -178,6 +182,64 @@ def test_suspects_of_several_partitions_take_turns() -> None:
         ran.append((units.index(one.unit), one.offset))
         one.unit.done(one, NOW)
     assert ran == [(0, 10), (1, 10), (0, 12), (1, 12)]
+
+
+def test_a_drain_after_a_minute_forgets_no_suspects() -> None:
+    """They wait while the group is paused: what the drain has put away is not over, and the next owner suspects the same."""
+    engine, unit = Engine(), third_life()
+    quarantine = Quarantine(engine, SimpleNamespace(marking=lambda _unit: 0))  # type: ignore[arg-type]
+    quarantine.target = "m:app"
+    quarantine.take(unit, SimpleNamespace(pump=lambda: None))  # type: ignore[arg-type]
+    assert unit.care is not None
+    unit.receive_source([message(10, b"a"), message(12, b"b")], unit.care.inbox)
+    engine.paused = True
+    engine.clock.now_ms = NOW + STEADY_MS
+    quarantine.pump()
+    assert quarantine.suspects(unit) == 2
+    unit.drain()
+    quarantine.pump()
+    let_go(unit)
+    assert unclean_in_a_row(marks_of(unit)) == 2, "as it was found"
+
+
+def draining(isolated_always: bool) -> tuple[Unit, Isolation, list[Job]]:
+    """A subscription with a tier, whose unit drains while a record runs in a child."""
+    engine, unit = Engine(), a_unit()
+    unit.policy = replace(unit.policy, isolated=isolated_always)
+    isolated, jobs = isolation(engine)
+    ready: deque[Delivery] = deque()
+    unit.receive_source([message(0, b"a")], ready)
+    isolated.run(ready[0])
+    unit.drain()
+    return unit, isolated, jobs
+
+
+def test_a_death_while_its_partition_drains_is_an_attempt_that_is_not_forgotten() -> None:
+    unit, isolated, jobs = draining(isolated_always=True)
+    jobs[0].ended(CRASH)
+    assert not isolated.deliveries
+    (effect,) = unit.effects
+    assert isinstance(effect, HandOff)
+    assert effect.headers.attempt == 1
+    assert parse(effect.headers.history).attempts[0].error_class == PROCESS_DIED
+
+
+def test_a_suspect_that_dies_while_its_partition_drains_stays_one_at_its_next_owner() -> None:
+    """In a tier it would not be told from others."""
+    unit, isolated, jobs = draining(isolated_always=False)
+    jobs[0].ended(CRASH)
+    assert not isolated.deliveries
+    assert not unit.effects
+
+
+def test_a_record_past_its_deadline_leaves_no_count_of_deaths_behind() -> None:
+    engine, unit = Engine(), a_unit()
+    isolated, jobs = isolation(engine)
+    isolated.run(delivery(unit, 0, b"a"))
+    jobs[0].ended(CRASH)
+    jobs[-1].ended(replace(CRASH, late=True))
+    assert len(engine.ended) == 1
+    assert not isolated._deaths, "it went on to a tier, and comes back as another delivery"
 
 
 # -- the pool
