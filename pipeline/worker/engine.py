@@ -277,7 +277,7 @@ class Engine:
 
     def draining(self, unit: Unit) -> None:
         now_ms = self._clock.read()
-        for delivery in self._dispatch.withdraw(unit):
+        for delivery in (*self._dispatch.withdraw(unit), *self._schema_waits.withdraw(unit)):
             unit.hand_back(delivery, now_ms)
         self.perform(unit)
 

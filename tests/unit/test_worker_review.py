@@ -29,9 +29,11 @@ from pipeline.model.cluster import CommitCallback, Message, Position, TopicParti
 from pipeline.model.control import Switches
 from pipeline.model.errors import ClusterError, ClusterUnavailable, FencedError, SchemaUnavailable
 from pipeline.model.headers import DeliveryHeaders, encode
+from pipeline.model.headers import decode as decode_headers
 from pipeline.model.outcome import Failure
 from pipeline.model.policies import Backoff, FlowPolicy, Start
 from pipeline.topology import Defaults, execute, plan
+from pipeline.worker import worker as worker_module
 from pipeline.worker.committing import ANSWER_TIMEOUT_MS, Committer
 from pipeline.worker.concluding import Background
 from pipeline.worker.control import ControlFollower
@@ -889,6 +891,36 @@ def test_what_waits_for_a_schema_is_forgotten_with_its_unit() -> None:
         background.cancel()
 
     run(main)
+
+
+def test_a_drain_forgets_no_attempt_of_what_waits_for_a_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child process that is new may not know it at the second attempt; the next owner began with the first one again."""
+
+    @application(tiers=("10s",), retries=Retries(Backoff(100)))
+    async def app(value: bytes, ctx: Context) -> None:
+        raise ValueError
+
+    def known_once(*_arguments: object) -> Callable[[Delivery, Context], object]:
+        def decode(delivery: Delivery, _context: Context) -> object:
+            if delivery.attempt:
+                raise SchemaUnavailable("the registry is away", 7)
+            return delivery.message.value()
+
+        return decode
+
+    monkeypatch.setattr(worker_module, "decoder", known_once)
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        engine = worker.running[0].engine
+        engine._schema_waits._fetch = fails
+        publish(cluster, b"a")
+        await until(lambda: len(engine._schema_waits) == 1)
+        tier = next(lane.spec.topic for lane in engine.partitions[0].lanes if lane.spec.name == "10s")
+        await asyncio.wait_for(worker.stop(), 60)
+        (copy,) = cluster.logs[tier][0].records()
+        assert decode_headers(copy.headers()).attempt == 1
+
+    play(app, story)
 
 
 def test_both_sides_of_a_drain_give_up_before_the_poll_interval_is_over() -> None:
