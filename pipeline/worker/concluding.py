@@ -59,7 +59,10 @@ class Background:
 
 
 class Conclusions:
-    """Each method returns the key's next record, to be run at once, if there is one. `perform` carries out a unit's effects."""
+    """Each method returns the key's next record, to be run at once, if there is one. `perform` carries out a unit's effects.
+
+    `unprepared`: records that are done but for outputs whose contract is not known yet. Nothing else bounds them.
+    """
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class Conclusions:
         self._flood = flood
         self._background = background
         self._log = parts.log
+        self.unprepared = 0
         self.alert: Callable[[DeadLetter, Any], None] = lambda effect, sent: parts.alert(effect, sent.offset)
         self.perform: Callable[[Unit], None]
         self.flooded: Callable[[], None]
@@ -152,6 +156,7 @@ class Conclusions:
             records = [self._encoded(delivery, i, item) for i, item in enumerate(emitted)]
         except SchemaUnavailable:
             self._sender.hold(delivery.unit)
+            self.unprepared += 1
             self._background.start(self._prepare_outputs(delivery, outcome, emitted))
         except Exception as error:
             return self._failed(delivery, output_failure(error))
@@ -163,6 +168,8 @@ class Conclusions:
         """Look up the contracts of outputs, for as long as it takes, then conclude: the handler does not run again."""
         ending: Done | Failure = outcome
         for tries in itertools.count():
+            if not delivery.unit.open:
+                break  # it runs at the next owner's
             try:
                 for item in emitted:
                     await self._parts.prepare(item)
@@ -173,6 +180,7 @@ class Conclusions:
             except Exception as error:
                 ending = failure_of(error, ())
                 break
+        self.unprepared -= 1
         self._sender.let_go(delivery.unit)
         following = self.complete(delivery, ending, emitted)
         if following is not None:

@@ -183,7 +183,7 @@ class Engine:
             if unit.effects:
                 self.perform(unit)
         # Known ids keep working while the registry is away, until what waits for it fills the buffer.
-        full_of_waits = len(self._schema_waits) >= self._flow.buffered
+        full_of_waits = len(self._schema_waits) + self._conclusions.unprepared >= self._flow.buffered
         self._regulator.regulate(units, self.fetcher, self.paused, full_of_waits)
         self.executor.pump()
         if self._ownership.is_draining:

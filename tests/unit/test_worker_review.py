@@ -30,7 +30,7 @@ from pipeline.model.control import Switches
 from pipeline.model.errors import ClusterError, ClusterUnavailable, FencedError, SchemaUnavailable
 from pipeline.model.headers import DeliveryHeaders, encode
 from pipeline.model.headers import decode as decode_headers
-from pipeline.model.outcome import Failure
+from pipeline.model.outcome import Emit, Failure
 from pipeline.model.policies import Backoff, FlowPolicy, Start
 from pipeline.topology import Defaults, execute, plan
 from pipeline.worker import worker as worker_module
@@ -38,6 +38,7 @@ from pipeline.worker.committing import ANSWER_TIMEOUT_MS, Committer
 from pipeline.worker.concluding import Background
 from pipeline.worker.control import ControlFollower
 from pipeline.worker.declaring import Retries
+from pipeline.worker.encoding import OutputEncoder
 from pipeline.worker.execution import failure_of
 from pipeline.worker.fetcher import Fetcher
 from pipeline.worker.inputs import Claimed, Committed, Input, Opened, Refused, Revoking
@@ -872,6 +873,36 @@ def test_a_registry_may_be_away_for_longer_than_a_number_can_double(monkeypatch:
         await until(lambda: bool(found), 10_000)
 
     run(main)
+
+
+def test_outputs_that_wait_for_their_contract_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that has ended makes room for the next one: with the registry away the whole topic went into memory."""
+    ran: list[bytes] = []
+    away = [True]
+
+    def unknown(self: OutputEncoder, item: Emit) -> tuple[str, bytes, bytes]:
+        if away[0]:
+            raise SchemaUnavailable("the registry is away")
+        return "out", b"k", b"v"
+
+    monkeypatch.setattr(OutputEncoder, "encode", unknown)
+    monkeypatch.setattr(OutputEncoder, "prepare", unknown)
+
+    @application(flow=FlowPolicy(buffered=10))
+    async def app(value: bytes, ctx: Context) -> None:
+        ran.append(value)
+        ctx.emit("out", "k", b"v")
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        cluster.create("out", 1)
+        publish(cluster, *(b"%d" % number for number in range(500)))
+        await asyncio.sleep(20)
+        assert 10 <= len(ran) < 100
+        away[0] = False
+        await until(lambda: worker.running[0].engine.stats.processed == 500)
+        assert len(ran) == 500
+
+    play(app, story)
 
 
 def test_what_waits_for_a_schema_is_forgotten_with_its_unit() -> None:
