@@ -312,7 +312,8 @@ class BatchRunners:
                 task.cancel()
 
     def running(self) -> int:
-        return sum(len(batch) for batch in self._running.values())
+        """From any thread."""
+        return sum(len(batch) for batch in tuple(self._running.values()))
 
     def abandon(self) -> None:
         if self._timer is not None:

@@ -59,18 +59,20 @@ class Quarantine:
         return (min(COMMIT_MS, flow.commit_interval_ms) if moves else flow.commit_interval_ms) / 1000
 
     def suspects(self, unit: Unit) -> int:
-        """How many are still to be run alone."""
-        waiting = len(unit.care.suspects) if unit.care is not None else 0
+        """How many are still to be run alone. From any thread, as what it asks."""
+        care = unit.care
+        waiting = len(care.suspects) if care is not None else 0
         return waiting + sum(delivery.unit is unit for delivery in self._running_alone())
 
     def by_partition(self) -> dict[int, int]:
-        """Partition -> suspects that are still to be run alone. From any thread."""
+        """Partition -> suspects that are still to be run alone."""
         counts = {unit.partition: self.suspects(unit) for unit in tuple(self._units)}
         return {partition: count for partition, count in counts.items() if count}
 
     def _running_alone(self) -> list[Delivery]:
-        alone = [self._alone[0]] if self._alone is not None else []
-        return alone if self._isolation is None else [*alone, *self._isolation.deliveries]
+        alone, isolation = self._alone, self._isolation
+        found = [alone[0]] if alone is not None else []
+        return found if isolation is None else [*found, *isolation.deliveries]
 
     # -- work
 

@@ -215,7 +215,8 @@ class AsyncRunners:
                 runner.task.cancel()
 
     def running(self) -> int:
-        return sum(runner.delivery is not None for runner in self._runners)
+        """From any thread."""
+        return sum(runner.delivery is not None for runner in tuple(self._runners))
 
     def abandon(self) -> None:
         self._sweeper.cancel()

@@ -34,6 +34,7 @@ from pipeline.model.outcome import Emit, Failure
 from pipeline.model.policies import Backoff, FlowPolicy, Start
 from pipeline.topology import Defaults, execute, plan
 from pipeline.worker import worker as worker_module
+from pipeline.worker.batches import BatchRunners
 from pipeline.worker.committing import ANSWER_TIMEOUT_MS, Committer
 from pipeline.worker.concluding import Background
 from pipeline.worker.control import ControlFollower
@@ -43,6 +44,7 @@ from pipeline.worker.execution import failure_of
 from pipeline.worker.fetcher import Fetcher
 from pipeline.worker.inputs import Claimed, Committed, Input, Opened, Refused, Revoking
 from pipeline.worker.opening import FetchPolicy
+from pipeline.worker.runners import AsyncRunners
 from pipeline.worker.schema_waits import SchemaWaits
 from pipeline.worker.sending import Sender
 from pipeline.worker.threads import ThreadRunners, _Chunk
@@ -636,6 +638,30 @@ class Place:
 
 def delivery_of(draining: bool = False, key: bytes | None = None) -> Any:
     return SimpleNamespace(unit=Place(draining), key=key)
+
+
+@pytest.mark.parametrize("kind", [AsyncRunners, BatchRunners])
+def test_what_runs_can_be_counted_while_it_changes(kind: Any) -> None:
+    """Health and metrics are asked in threads of their own; a probe without an answer has workers killed."""
+
+    class Changing(list[object]):
+        """Whoever looks at one finds another one there afterwards, as with another thread at work."""
+
+        __hash__ = object.__hash__  # type: ignore[assignment]
+
+        @property
+        def delivery(self) -> object:
+            return running.setdefault(Changing(), Changing())
+
+        def __len__(self) -> int:
+            running.setdefault(Changing(), Changing())
+            return 1
+
+    running: dict[Changing, Changing] = {}
+    running[Changing()] = Changing()
+    runners = object.__new__(kind)
+    runners._runners = runners._running = running
+    assert runners.running() == 1
 
 
 # -- hand-offs and commits
