@@ -191,10 +191,10 @@ class BatchRunners:
             return
         finally:
             engine.stats.durations.observe(self._loop.time() - began_s)
-        first, processed = deliveries[0], engine.stats.processed
-        self._conclude(deliveries, contexts, returned, began_ms)
-        if returned is None and engine.stats.processed > processed:
+        first = next((delivery for delivery in deliveries if delivery.unit.open), None)
+        if returned is None and first is not None and not contexts.any_emitted:
             engine.stats.took(first, engine.clock.read())
+        self._conclude(deliveries, contexts, returned, began_ms)
 
     async def _in_thread(self, first: Delivery, call: Callable[[], object]) -> object:
         """A thread can't be stopped: past the deadline it is told as stalled, and its keys wait until it returns."""

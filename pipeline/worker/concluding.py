@@ -81,7 +81,7 @@ class Conclusions:
         self._flood = flood
         self._background = background
         self._log = parts.log
-        self.unprepared = 0
+        self.unprepared = self._published = 0
         self.alert: Callable[[DeadLetter, Any], None] = lambda effect, sent: parts.alert(effect, sent.offset)
         self.perform: Callable[[Unit], None]
         self.flooded: Callable[[], None]
@@ -216,7 +216,8 @@ class Conclusions:
             if complete.warning:
                 self._warn(complete.delivery, complete.warning)
             self._stats.processed += 1
-            if not self._stats.processed % OUTPUTS_SAMPLED:
+            self._published += 1  # a count of its own: a transaction's begins anew
+            if not self._published % OUTPUTS_SAMPLED:
                 self._stats.took(complete.delivery, self._clock.read())
             following = unit.done(complete.delivery, self._clock.now_ms)
         if following is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from pipeline.model.policies import Start
 from pipeline.model.transactions import Membership
 from pipeline.topology import Defaults, apply
 from pipeline.worker import transacting
+from pipeline.worker.concluding import OUTPUTS_SAMPLED
 from pipeline.worker.fetcher import Fetcher
 from pipeline.worker.inputs import Lost
 from pipeline.worker.opening import FetchPolicy
@@ -523,3 +524,23 @@ def test_a_position_that_would_be_cut_is_not_committed() -> None:
         assert fleet.numbers() == list(range(101))
 
     play(story, flow=FlowPolicy(commit_interval_ms=50, transaction_timeout_ms=20_000))
+
+
+async def silently(values: Sequence[dict[str, Any]], contexts: Sequence[Context]) -> None:
+    """A batch without outputs."""
+
+
+@pytest.mark.parametrize("batch", [None, 10])
+def test_latencies_are_sampled_as_without_transactions(batch: int | None) -> None:
+    """What is done is counted apart until its commit: samples that looked at that count saw it stand still, or begin anew."""
+
+    async def story(fleet: Fleet) -> None:
+        fleet.handler = silently if batch else copy
+        worker = await fleet.start()
+        stats = worker.running[0].engine.stats
+        for number in range(2 * OUTPUTS_SAMPLED):
+            fleet.publish({"n": number})
+            await fleet.until(lambda number=number: stats.processed > number)  # type: ignore[misc]
+        assert sum(stats.latencies.counts) >= 2
+
+    play(story, batch=batch)
