@@ -61,6 +61,7 @@ class Background:
 class Conclusions:
     """Each method returns the key's next record, to be run at once, if there is one. `perform` carries out a unit's effects.
 
+    `once_stored` acts when what is acknowledged can't be undone any more: with exactly_once that is its commit.
     `unprepared`: records that are done but for outputs whose contract is not known yet. Nothing else bounds them.
     """
 
@@ -82,7 +83,7 @@ class Conclusions:
         self._background = background
         self._log = parts.log
         self.unprepared = self._published = 0
-        self.alert: Callable[[DeadLetter, Any], None] = lambda effect, sent: parts.alert(effect, sent.offset)
+        self.once_stored: Callable[[Callable[[], None]], None] = lambda act: act()
         self.perform: Callable[[Unit], None]
         self.flooded: Callable[[], None]
         self.wake: Callable[[], None]
@@ -211,7 +212,7 @@ class Conclusions:
         elif isinstance(complete, DeadLetter):
             following = unit.dead_lettered(complete.delivery, self._clock.now_ms)
             self.count_dead_letter(complete.failure.error_class)
-            self.alert(complete, sent)
+            self.once_stored(lambda: self._parts.alert(complete, sent.offset))
         else:
             if complete.warning:
                 self._warn(complete.delivery, complete.warning)
@@ -242,7 +243,11 @@ class Conclusions:
         """One was acknowledged; too many of them pause the subscription."""
         self._stats.dead_lettered(error_class)
         # One record that is given up can have any number behind it: they say nothing about the next one.
-        if error_class != HELD_CLASS and self._flood.count(self._clock.now_ms):
+        if error_class != HELD_CLASS:
+            self.once_stored(self._count_for_flood)
+
+    def _count_for_flood(self) -> None:
+        if self._flood.count(self._clock.now_ms):
             self._log.error(
                 "flood of dead letters: the subscription is paused; fix the cause, then `pipeline resume`",
                 group=self._parts.group,

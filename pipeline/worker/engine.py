@@ -102,7 +102,7 @@ class Engine:
         self._conclusions = ends = Conclusions(parts, dispatch, self._sender, tally, self.flood, self._background)
         ends.perform, ends.flooded, ends.wake = self.perform, self.follow_switches, self.wake
         if transactions is not None:
-            ends.alert = lambda effect, sent: transactions.after_commit(lambda: parts.alert(effect, sent.offset))
+            ends.once_stored = transactions.after_commit
         # Executors call these once per record: bound once, so that there is no second call in between.
         self.ready, self.resumed, self.gathered = dispatch.ready, dispatch.resumed, dispatch.gathered
         self.take, self.take_many = dispatch.take, dispatch.take_many

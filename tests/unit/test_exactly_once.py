@@ -296,6 +296,24 @@ def test_nobody_is_told_of_a_dead_letter_that_may_still_not_be() -> None:
     play(story, on_dead_letter=told.append)
 
 
+def test_a_dead_letter_of_transactions_that_were_given_up_is_no_flood() -> None:
+    """Done again, it counted again: while nothing could be committed one record paused the group, for good."""
+
+    async def story(fleet: Fleet) -> None:
+        worker = await fleet.start()
+        engine = worker.running[0].engine
+        fleet.cluster.faults.transaction_refused = 1.0
+        fleet.publish({"reject": True})
+        await fleet.until(lambda: transactions(worker).counts.aborted > 4, 120)
+        fleet.cluster.faults.transaction_refused = 0.0
+        await fleet.until(lambda: sum(engine.stats.dead.values()) == 1, 120)
+        assert not engine.flood.tripped
+        fleet.publish(*({"n": number, "reject": True} for number in range(3)))
+        await fleet.until(lambda: engine.paused)
+
+    play(story, flow=FlowPolicy(commit_interval_ms=100, dead_letter_flood=2))
+
+
 def test_a_lost_partition_takes_its_records_out_of_the_transaction() -> None:
     """Its next owner does them, while the first still lives."""
 
