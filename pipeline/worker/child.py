@@ -114,13 +114,15 @@ class Work:
         delivery = _delivery(head, blobs)
         context = Context(self._execution, delivery)
         began_s = time.perf_counter()
+        decoded = False
         try:
             event = self._decode(delivery, context)
+            decoded = True
             UNDER_WAY.set(None if self.subscription.kind is HandlerKind.BATCH else context)
             returned = None if event is SKIP else self._call(event, context)
-        except SchemaUnavailable as error:
-            return pack({"kind": "schema", "id": error.schema_id or 0})
         except BaseException as error:  # also SystemExit: nobody would answer for the record
+            if isinstance(error, SchemaUnavailable) and not decoded:
+                return pack({"kind": "schema", "id": error.schema_id or 0})
             return self._failed(delivery, failure_of(error, self.subscription.retry.terminal))
         finally:
             context.ended = True

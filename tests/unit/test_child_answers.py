@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline import Emit, Pipeline, Settings, Warn
+from pipeline.model.errors import SchemaUnavailable
 from pipeline.worker.child import Work, emits_of
 from pipeline.worker.child_frames import FrameBuffer
 
@@ -48,3 +49,11 @@ def test_what_can_not_be_written_down_is_the_record_s_failure_and_no_death(retur
 def test_headers_that_are_text_arrive_as_bytes() -> None:
     head, blobs = answer(lambda _event, _ctx: Emit("out", "k", b"v", [("a", "text"), ("b", None)]))  # type: ignore[list-item]
     assert emits_of(head, blobs) == [Emit("out", b"k", b"v", [("a", b"text"), ("b", None)])]
+
+
+def test_a_schema_that_the_handler_itself_misses_is_its_failure() -> None:
+    def handler(_event: object, _ctx: object) -> None:
+        raise SchemaUnavailable("the registry is away")
+
+    head, _ = answer(handler)
+    assert (head["kind"], head["failure"]["kind"]) == ("failed", "retryable")

@@ -511,6 +511,35 @@ def await_one_dead_letter(app: Pipeline) -> None:
     play(app, story)
 
 
+@pytest.mark.parametrize("known", [None, 7])
+def test_a_schema_that_the_handler_itself_misses_is_a_failure_like_any_other(known: int | None) -> None:
+    """Asking for a job, or decoding something else: it was taken for the record's own schema, fetched, and run again without end."""
+    tries: list[int] = []
+
+    @application(attempts=2, tiers=(), retries=Retries(Backoff(100)))
+    async def app(_value: bytes, ctx: Context) -> None:
+        tries.append(ctx.attempt)
+        raise SchemaUnavailable("the registry is away", known)
+
+    await_one_dead_letter(app)
+    assert tries == [1, 2]
+
+
+def test_so_it_is_in_a_thread() -> None:
+    def handler(_event: object, _context: object) -> None:
+        raise SchemaUnavailable("the registry is away")
+
+    runners = ThreadRunners(engine_of(), handler, 1, "t")
+    chunk = _Chunk([delivery_of()])
+    runners._work.put(chunk)
+    runners._work.put(_Chunk([]))
+    runners._run()
+    (result,) = chunk.results
+    assert isinstance(result, Result)
+    assert isinstance(result.outcome, Failure)
+    assert result.schema_id is None
+
+
 def test_retries_that_come_due_together_run_together() -> None:
     running = [0, 0]
 
