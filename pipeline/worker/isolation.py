@@ -110,7 +110,13 @@ class Isolation:
     def _answered(self, delivery: Delivery, began_ms: int, answer: Answer) -> Delivery | None:
         engine, head = self._engine, answer.head
         if head["kind"] == "schema":
-            engine.await_schema(delivery, head["id"])
+            unit = delivery.unit
+            if unit.policy.isolated:
+                engine.await_schema(delivery, head["id"])
+            elif unit.open and not unit.draining:
+                self.run(
+                    delivery
+                )  # a suspect: what waits for a schema goes on in this process; the child asks, and pauses, too
             return None
         self._deaths.pop(delivery, None)
         engine.stats.durations.observe((engine.clock.read() - began_ms) / 1000)

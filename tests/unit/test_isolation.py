@@ -202,6 +202,20 @@ def test_a_drain_after_a_minute_forgets_no_suspects() -> None:
     assert unclean_in_a_row(marks_of(unit)) == 2, "as it was found"
 
 
+def test_a_suspect_whose_schema_is_not_known_stays_in_its_child() -> None:
+    """It went on in the worker's own process when the registry answered, and killed it."""
+    engine, unit = Engine(), a_unit()
+    isolated, jobs = isolation(engine)
+    isolated.run(delivery(unit, 0, b"a"))
+    jobs[0].ended(Answer({"kind": "schema", "id": 7}, []))
+    assert len(jobs) == 2
+    assert isolated.holds(unit)
+    unit.draining = True
+    jobs[1].ended(Answer({"kind": "schema", "id": 7}, []))
+    assert len(jobs) == 2
+    assert not isolated.holds(unit)
+
+
 def draining(isolated_always: bool) -> tuple[Unit, Isolation, list[Job]]:
     """A subscription with a tier, whose unit drains while a record runs in a child."""
     engine, unit = Engine(), a_unit()
