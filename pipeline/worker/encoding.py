@@ -11,6 +11,7 @@ from pipeline.core.delivery import Delivery
 from pipeline.model.cluster import Headers
 from pipeline.model.errors import ConfigurationError, EncodeError, SchemaUnavailable
 from pipeline.model.events import TypedValue
+from pipeline.model.headers import headers_in
 from pipeline.model.outcome import Emit
 from pipeline.model.policies import Subscription
 from pipeline.model.topics import check_topic
@@ -89,4 +90,4 @@ def schema_of(subscription: Subscription, source: str, codec: Any) -> Callable[[
     """The writer schema's fingerprint, for dead letters."""
     if subscription.value != "avro":
         return lambda _delivery: ""
-    return lambda delivery: str(codec.fingerprint(source, delivery.message.value(), delivery.message.headers()))
+    return lambda delivery: str(codec.fingerprint(source, delivery.message.value(), headers_in(delivery.message)))

@@ -15,6 +15,7 @@ from functools import partial
 from pipeline.core.copies import note_failure
 from pipeline.core.delivery import Delivery
 from pipeline.core.unit import Unit
+from pipeline.model.headers import headers_in
 from pipeline.model.outcome import Done, Failure, FailureKind
 from pipeline.model.policies import Subscription
 from pipeline.worker.child import emits_of, failure_in
@@ -37,7 +38,7 @@ def child_spec(subscription: Subscription, target: str) -> ChildSpec:
 
 def _frame(delivery: Delivery) -> bytes:
     message = delivery.message
-    headers = message.headers() or []
+    headers = headers_in(message) or []
     head = {
         "topic": message.topic(),
         "partition": delivery.unit.partition,

@@ -24,6 +24,7 @@ from pipeline.core.progress import Progress
 from pipeline.core.unit import SKIPPED
 from pipeline.memory import cluster as memory
 from pipeline.memory.cluster import MemoryCluster
+from pipeline.memory.log import MemoryMessage
 from pipeline.memory.loop import VirtualClockLoop, run
 from pipeline.model.cluster import CommitCallback, Message, Position, TopicPartition
 from pipeline.model.control import Switches
@@ -691,6 +692,29 @@ def test_what_runs_can_be_counted_while_it_changes(kind: Any) -> None:
     runners = object.__new__(kind)
     runners._runners = runners._running = running
     assert runners.running() == 1
+
+
+def test_headers_that_the_client_can_not_read_do_not_stop_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is no UTF-8, from any producer: confluent-kafka raises the first time, and later gives a name that ends the process."""
+
+    def headers(message: MemoryMessage) -> Any:
+        if message.topic() != TOPIC or message in read:
+            return None if message.topic() == TOPIC else real(message)
+        if message in asked:
+            pytest.fail("the second answer ends the process")
+        asked.append(message)
+        raise SystemError("returned a result with an exception set")
+
+    real, asked, read = MemoryMessage.headers, list[MemoryMessage](), list[MemoryMessage]()
+    monkeypatch.setattr(MemoryMessage, "headers", headers)
+    monkeypatch.setattr(MemoryMessage, "set_headers", lambda message, _none: read.append(message), raising=False)
+
+    @application(attempts=2, tiers=("1s",))
+    async def app(value: bytes, ctx: Context) -> None:
+        raise ValueError(ctx.event_id)
+
+    await_one_dead_letter(app)
+    assert len(asked) == 1
 
 
 # -- hand-offs and commits
