@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import sys
 import time
 from collections import deque
@@ -27,7 +28,8 @@ from pipeline.memory.cluster import MemoryCluster
 from pipeline.memory.log import MemoryMessage
 from pipeline.memory.loop import VirtualClockLoop, run
 from pipeline.model.cluster import CommitCallback, Message, Position, TopicPartition
-from pipeline.model.control import Switches
+from pipeline.model.control import Pause, Switches
+from pipeline.model.control import encode as encode_switch
 from pipeline.model.errors import ClusterError, ClusterUnavailable, FencedError, SchemaUnavailable
 from pipeline.model.headers import DeliveryHeaders, encode
 from pipeline.model.headers import decode as decode_headers
@@ -1075,3 +1077,20 @@ def test_the_control_topic_is_followed_again_after_an_error() -> None:
         follower._thread.join(0.01)
     follower.stop()
     assert stepped
+
+
+def test_a_switch_that_is_no_text_does_not_take_those_after_it_with_it() -> None:
+    """JSON may spell what UTF-8 can't: the error was none of a control record's, and the rest of its poll was not looked at."""
+    switches, said = Switches(), list[str]()
+    log = SimpleNamespace(error=lambda event, **_more: said.append(event))
+    reader: Any = SimpleNamespace(close=lambda: None)
+    follower = ControlFollower(reader, "control", switches, lambda work: work(), lambda: None, log)
+    bad = json.dumps(
+        {"kind": "skip", "group": GROUP, "topic": TOPIC, "partition": 0, "origin_offset": 1, "key": "\ud800"}
+    )
+    worse = json.dumps({"kind": "pause", "group": "\ud800"})
+    key, value = encode_switch(Pause(GROUP))
+    records = [(b"skip/g/t/0/1", bad.encode()), (b"pause/x", worse.encode()), (key, value)]
+    follower._fold([MemoryMessage(("control", 0, at), *record, None, 0) for at, record in enumerate(records)])
+    assert switches.paused(GROUP) is not None
+    assert said == ["control record ignored"] * 2
