@@ -1094,3 +1094,13 @@ def test_a_switch_that_is_no_text_does_not_take_those_after_it_with_it() -> None
     follower._fold([MemoryMessage(("control", 0, at), *record, None, 0) for at, record in enumerate(records)])
     assert switches.paused(GROUP) is not None
     assert said == ["control record ignored"] * 2
+
+
+def test_switches_that_were_undone_are_not_remembered() -> None:
+    reader: Any = SimpleNamespace(close=lambda: None)
+    follower = ControlFollower(reader, "control", Switches(), lambda work: work(), lambda: None, structlog.get_logger())
+    keys = (*(b"skip/g/t/0/%d" % origin for origin in range(100)), b"release/g/t/0/=k", b"replay/r", b"pause/g")
+    follower._fold([MemoryMessage(("control", 0, at), key, None, None, 0) for at, key in enumerate(keys)])
+    assert follower.resumed == {"pause/g"}
+    assert follower.was_resumed("g")
+    assert not follower.resumed
