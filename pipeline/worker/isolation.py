@@ -199,6 +199,13 @@ class ProcessRunners:
         """One child is up. Raises ConfigurationError when the application can't be loaded in it."""
         await self._isolation.children.warm()
 
+    @property
+    def trouble(self) -> str:
+        """Why nothing that is taken can run; empty while it can."""
+        children = self._isolation.children
+        why = children.unloadable or "they end before they are ready, see the log"
+        return f"child processes can't be started: {why}" if children.hopeless else ""
+
     def pump(self) -> None:
         take, isolation = self._engine.take, self._isolation
         while isolation.room and (delivery := take()) is not None:

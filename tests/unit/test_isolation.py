@@ -25,7 +25,8 @@ from pipeline.worker import children as children_module
 from pipeline.worker import isolation as isolation_module
 from pipeline.worker.children import RESTARTS, Answer, Children, ChildSpec, Death, Job
 from pipeline.worker.execution import PROCESS_DIED
-from pipeline.worker.isolation import Isolation
+from pipeline.worker.health import health_of
+from pipeline.worker.isolation import Isolation, ProcessRunners
 from pipeline.worker.quarantine import Quarantine, _deaths_before
 from tests.unit.test_core_care import third_life
 from tests.unit.test_core_unit import NOW
@@ -49,6 +50,7 @@ class Pool:
     def __init__(self, _spec: object, size: int, *_more: object) -> None:
         self.size = size
         self.hopeless = False
+        self.unloadable: str | None = None
         self.jobs: list[Job] = []
 
     def submit(self, job: Job) -> None:
@@ -254,6 +256,25 @@ def test_a_record_past_its_deadline_leaves_no_count_of_deaths_behind() -> None:
     jobs[-1].ended(replace(CRASH, late=True))
     assert len(engine.ended) == 1
     assert not isolated._deaths, "it went on to a tier, and comes back as another delivery"
+
+
+def test_health_says_that_child_processes_can_not_be_started() -> None:
+    """A deploy that changed the code under a running worker: its records waited for good, and it was said to be fine."""
+    engine: Any = Engine()
+    engine.execution.subscription.handler = print
+    executor = ProcessRunners(engine, "m:app", 2)
+    engine.__dict__.update(
+        broken=None, refused={}, stuck={}, partitions={}, executor=executor, stalls=SimpleNamespace(seen=list)
+    )
+    engine.quarantine = SimpleNamespace(by_partition=dict)
+    engine.stats.processed = 0
+    running: Any = SimpleNamespace(engine=engine, driver=SimpleNamespace(done=False, recent=True))
+    assert health_of(running)["consuming"]
+    pool: Any = executor._isolation.children
+    pool.hopeless, pool.unloadable = True, "importing 'm' failed: no module named 'x'"
+    found = health_of(running)
+    assert not found["consuming"]
+    assert "no module named 'x'" in found["why"]
 
 
 # -- the pool
