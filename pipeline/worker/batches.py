@@ -25,6 +25,7 @@ from pipeline.model.outcome import Failure, FailureKind, Reject, Retry
 from pipeline.worker.context import Context
 from pipeline.worker.engine import Engine
 from pipeline.worker.execution import SKIP, Execution, concluded, failure_of, timed_out
+from pipeline.worker.runners import STOP_TIMEOUT_S
 from pipeline.worker.stalls import stack_of
 
 P = ParamSpec("P")
@@ -324,4 +325,5 @@ class BatchRunners:
 
     async def stop(self) -> None:
         self.abandon()
-        await asyncio.gather(*tuple(self._running), return_exceptions=True)
+        if tasks := tuple(self._running):
+            await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)  # one may swallow its cancellation

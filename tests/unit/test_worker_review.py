@@ -405,6 +405,26 @@ def test_a_handler_that_swallows_its_cancellation_does_not_hang_the_stop() -> No
     play(app, story)
 
 
+def test_neither_does_a_batch_handler_that_does() -> None:
+    began: list[int] = []
+
+    @application(batch=10, flow=FlowPolicy(drain_timeout_ms=1_000))
+    async def app(values: Sequence[bytes], contexts: Sequence[Context]) -> None:
+        began.append(len(values))
+        for _ in range(20):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(500)
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        publish(cluster, b"a")
+        await until(lambda: bool(began))
+        at = loop.time()
+        await asyncio.wait_for(worker.stop(), 600)
+        assert loop.time() - at < 30
+
+    play(app, story)
+
+
 # -- handlers that end in unusual ways
 
 
