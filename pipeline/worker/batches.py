@@ -129,6 +129,8 @@ class BatchRunners:
 
     def pump(self) -> None:
         engine = self._engine
+        if engine.paused:
+            return  # also what was gathered before: who pauses a group wants its handler not to be called
         while len(self._running) < self._at_once:
             engine.take_many(self._gathered, self._size - len(self._gathered), self._whole)
             if len(self._gathered) < self._size:
@@ -141,7 +143,7 @@ class BatchRunners:
 
     def _time_is_up(self) -> None:
         self._timer = None
-        if self._gathered and len(self._running) < self._at_once:
+        if self._gathered and len(self._running) < self._at_once and not self._engine.paused:
             self._start()
         self.pump()
 

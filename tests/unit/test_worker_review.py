@@ -34,7 +34,7 @@ from pipeline.model.errors import ClusterError, ClusterUnavailable, FencedError,
 from pipeline.model.headers import DeliveryHeaders, encode
 from pipeline.model.headers import decode as decode_headers
 from pipeline.model.outcome import Emit, Failure
-from pipeline.model.policies import Backoff, FlowPolicy, Start
+from pipeline.model.policies import Backoff, BatchPolicy, FlowPolicy, Start
 from pipeline.topology import Defaults, execute, plan
 from pipeline.worker import worker as worker_module
 from pipeline.worker.batches import BatchRunners
@@ -421,6 +421,31 @@ def test_neither_does_a_batch_handler_that_does() -> None:
         at = loop.time()
         await asyncio.wait_for(worker.stop(), 600)
         assert loop.time() - at < 30
+
+    play(app, story)
+
+
+def test_a_batch_that_is_filling_while_the_group_is_paused_waits_as_well() -> None:
+    """Its records were admitted before; with a long wait the handler was called long after somebody had stopped it."""
+    ran: list[int] = []
+
+    @application(batch=BatchPolicy(10, wait_ms=60_000))
+    async def app(values: Sequence[bytes], contexts: Sequence[Context]) -> None:
+        ran.append(len(values))
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        engine = worker.running[0].engine
+        publish(cluster, b"a")
+        await until(lambda: bool(engine.gathered))
+        key, value = encode_switch(Pause(GROUP))
+        worker._switches.fold(key, value)
+        engine.follow_switches()
+        publish(cluster, *(b"%d" % number for number in range(20)))
+        await asyncio.sleep(300)
+        assert not ran
+        worker._switches.fold(key, None)
+        engine.follow_switches()
+        await until(lambda: sum(ran) == 21, 200)
 
     play(app, story)
 
