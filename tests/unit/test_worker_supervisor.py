@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import structlog
 
 from pipeline.model.restarts import RestartPolicy, ending
+from pipeline.worker import process
 from pipeline.worker.process import ProcessSpec
 from pipeline.worker.supervisor import RESTARTS, Command, Supervisor
 
@@ -198,3 +202,22 @@ def test_a_process_that_can_not_be_started_is_tried_again(
     assert len(tries) == 2
     assert len(os.listdir("/proc/self/fd")) <= before + 1, "the pipe of the first try is closed"
     assert any("can't be started" in line["event"] for line in said)
+
+
+def test_a_status_port_that_is_taken_is_found_out_before_the_group_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that ends after it has joined counts as an owner that died: three of those, and records run alone that did nothing."""
+    started: list[int] = []
+
+    class Worker:
+        def __init__(self, *_arguments: object) -> None: ...
+
+        async def start(self) -> None:
+            started.append(1)
+
+    monkeypatch.setattr("pipeline.worker.worker.Worker", Worker)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        spec = ProcessSpec("m:app", metrics_port=other.getsockname()[1])
+        app: Any = SimpleNamespace(name="app")
+        with pytest.raises(OSError, match="in use"):
+            asyncio.run(process._serve(app, spec))
+    assert not started
