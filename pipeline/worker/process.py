@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import os
 import re
@@ -119,7 +120,8 @@ async def _serve(app: Pipeline, spec: ProcessSpec) -> int:
         status = StatusServer(worker, spec.metrics_port + spec.index if spec.metrics_port else 0, spec.metrics_host)
     await worker.start()
     if spec.ready_fd is not None:
-        os.write(spec.ready_fd, b"ready\n")
+        with contextlib.suppress(BrokenPipeError):  # the supervisor is gone: that is noticed below
+            os.write(spec.ready_fd, b"ready\n")
         os.close(spec.ready_fd)
     relax()
     if status is not None:

@@ -221,3 +221,26 @@ def test_a_status_port_that_is_taken_is_found_out_before_the_group_is_joined(mon
         with pytest.raises(OSError, match="in use"):
             asyncio.run(process._serve(app, spec))
     assert not started
+
+
+def test_a_worker_whose_supervisor_died_while_it_started_stops_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody hears any more that it is ready: the broken pipe ended it with its partitions in its hands."""
+    stopped: list[int] = []
+
+    class Worker:
+        def __init__(self, *_arguments: object) -> None: ...
+
+        async def start(self) -> None:
+            self.broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+        async def stop(self) -> None:
+            stopped.append(1)
+
+    monkeypatch.setattr("pipeline.worker.worker.Worker", Worker)
+    monkeypatch.setattr(process, "relax", lambda: None)
+    monkeypatch.setattr(process, "PARENT_CHECK_S", 0.01)
+    heard, ready = os.pipe()
+    os.close(heard)
+    app: Any = SimpleNamespace(name="app")
+    assert asyncio.run(process._serve(app, ProcessSpec("m:app", parent_pid=1 << 30, ready_fd=ready))) == 0
+    assert stopped
