@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import replace
 from functools import partial
-from typing import ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, overload
 
 from pipeline.core.batching import gathering_ends, hold_back_behind
 from pipeline.core.delivery import Delivery
@@ -173,8 +173,7 @@ class BatchRunners:
         began_s, began_ms = self._loop.time(), engine.clock.read()
         try:
             if self._is_async:
-                async with asyncio.timeout(self._timeout_s):
-                    returned = await self._handler(events, contexts)  # type: ignore[misc]
+                returned = await self._in_time(deliveries[0], self._handler(events, contexts))
             else:
                 returned = await self._in_thread(deliveries[0], partial(self._handler, events, contexts))
         except TimeoutError:
@@ -198,6 +197,22 @@ class BatchRunners:
         if returned is None and first is not None and not contexts.any_emitted:
             engine.stats.took(first, engine.clock.read())
         self._conclude(deliveries, contexts, returned, began_ms)
+
+    async def _in_time(self, first: Delivery, running: Any) -> object:
+        """A coroutine is cancelled at its deadline; one that goes on is told as stalled a timeout later."""
+        stalls, task = self._engine.stalls, asyncio.current_task()
+
+        def late() -> None:
+            stack = "".join(map(str, task.get_stack())) if task is not None else ""
+            stalls.begin(first, time.monotonic() - self._timeout_s, stack)
+
+        watch = self._loop.call_later(2 * self._timeout_s, late)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await running
+        finally:
+            watch.cancel()
+            stalls.end(first)
 
     async def _in_thread(self, first: Delivery, call: Callable[[], object]) -> object:
         """A thread can't be stopped: past the deadline it is told as stalled, and its keys wait until it returns."""

@@ -450,6 +450,26 @@ def test_a_batch_that_is_filling_while_the_group_is_paused_waits_as_well() -> No
     play(app, story)
 
 
+def test_a_batch_handler_that_goes_on_past_its_deadline_is_told_while_it_does() -> None:
+    """As any other: its slot is gone, its keys stand still, and neither health nor metrics said so."""
+
+    @application(batch=10, timeout="1s", attempts=1, tiers=())
+    async def app(values: Sequence[bytes], contexts: Sequence[Context]) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(50)
+        await asyncio.sleep(50)
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        stalls = worker.running[0].engine.stalls
+        publish(cluster, b"a")
+        await asyncio.sleep(10)
+        assert (stalls.count, len(stalls.current)) == (1, 1)
+        await asyncio.sleep(50)
+        assert (stalls.count, len(stalls.current)) == (1, 0)
+
+    play(app, story)
+
+
 # -- handlers that end in unusual ways
 
 
