@@ -81,6 +81,7 @@ class Quarantine:
         if self._isolation is not None and self._isolation.children.hopeless:
             self._without_children()
         at_once = engine.execution.subscription.flow.concurrency
+        idle = engine.paused or not engine.parts.switches.read
         for unit in tuple(self._units):
             care = unit.care
             if not unit.open or care is None:
@@ -89,7 +90,7 @@ class Quarantine:
             stored = self._committer.marking(unit)
             care.stored(0 if stored is None else stored)
             care.sort(engine.ready, at_once, unit.lanes[SOURCE].tracker.under_way)
-            if care.suspects and not engine.paused and not unit.draining and self._run_suspects(unit, care):
+            if care.suspects and not idle and not unit.draining and self._run_suspects(unit, care):
                 self._units[unit] = self._units.pop(unit)  # the next place is another unit's
             positions = [lane.tracker.position for lane in unit.lanes]
             if not unit.draining and care.over(engine.clock.now_ms, positions, self.suspects(unit) > 0):

@@ -18,6 +18,7 @@ from pipeline.core.effects import HandOff
 from pipeline.core.unit import Unit
 from pipeline.memory.log import MemoryMessage
 from pipeline.memory.loop import VirtualClockLoop, run
+from pipeline.model.control import Switches
 from pipeline.model.history import parse
 from pipeline.model.outcome import Failure, FailureKind
 from pipeline.model.policies import IsolationPolicy
@@ -76,6 +77,7 @@ class Engine:
         )
         self.loop = None
         self.paused = False
+        self.parts = SimpleNamespace(switches=Switches())
         self.ready: deque[Delivery] = deque()
         self.resumed: deque[Delivery] = deque()
         self.ended: list[tuple[int, Any]] = []
@@ -184,6 +186,22 @@ def test_suspects_of_several_partitions_take_turns() -> None:
         ran.append((units.index(one.unit), one.offset))
         one.unit.done(one, NOW)
     assert ran == [(0, 10), (1, 10), (0, 12), (1, 12)]
+
+
+def test_no_suspect_runs_before_it_is_known_whether_the_group_is_paused() -> None:
+    """A crash loop is what groups are paused for; each start ran one before the control topic was read."""
+    engine, unit = Engine(), third_life()
+    quarantine = Quarantine(engine, SimpleNamespace(marking=lambda _unit: 0))  # type: ignore[arg-type]
+    quarantine.target = "m:app"
+    quarantine.take(unit, SimpleNamespace(pump=lambda: None))  # type: ignore[arg-type]
+    assert unit.care is not None
+    unit.receive_source([message(10, b"a")], unit.care.inbox)
+    engine.parts.switches.read = False
+    quarantine.pump()
+    assert not quarantine._running_alone()
+    engine.parts.switches.read = True
+    quarantine.pump()
+    assert len(quarantine._running_alone()) == 1
 
 
 def test_a_drain_after_a_minute_forgets_no_suspects() -> None:
