@@ -238,8 +238,8 @@ class Alerts:
             except RuntimeError:  # the loop has ended meanwhile
                 return
 
-        self._hung += 1
         threading.Thread(target=run, name="pipeline-alert", daemon=True).start()
+        self._hung += 1  # not before: one that can't be started never returns
         await done
 
     def _returned(self, done: asyncio.Future[None], error: BaseException | None) -> None:
