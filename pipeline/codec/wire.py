@@ -18,8 +18,12 @@ from pipeline.model.errors import UndecodableError
 SCHEMA_ID_HEADER = "__value_schema_id"
 PREFIX_BYTES = 5
 ID_MAX = 2**31 - 1
+_FIRST_BYTE_MAX = ID_MAX >> 24
+"""Registries number with signed integers: what is above is no id, and not worth a question."""
 
 _GUID_BYTES = 17
+_GUIDS = 2**128
+"""Added to the number of a GUID: a small one must not be taken for an id, which would be looked up under another key."""
 
 SchemaKey = bytes
 """What names a schema on the wire: 5 bytes (0x00 + id) or 17 bytes (0x01 + GUID)."""
@@ -28,20 +32,20 @@ WireHeaders = Sequence[tuple[str, bytes | None]]
 
 
 def key_of_id(schema_id: int) -> SchemaKey:
-    """The 5 bytes that stand before a value written with this id; a number beyond 4 bytes is a GUID's."""
-    if schema_id > ID_MAX:
-        return b"\x01" + schema_id.to_bytes(16, "big")
+    """The 5 bytes that stand before a value written with this id; a number beyond 16 bytes is a GUID's."""
+    if schema_id >= _GUIDS:
+        return b"\x01" + (schema_id - _GUIDS).to_bytes(16, "big")
     return b"\x00" + schema_id.to_bytes(4, "big")
 
 
 def id_of_key(key: SchemaKey) -> int:
-    """The id a key names; for a GUID its 128-bit number (`guid_of_id` turns it back)."""
-    return int.from_bytes(key[1:], "big")
+    """The id a key names; for a GUID a number beyond all ids (`guid_of_id` turns it back)."""
+    return int.from_bytes(key[1:], "big") + (_GUIDS if len(key) == _GUID_BYTES else 0)
 
 
 def guid_of_id(schema_id: int) -> str | None:
-    """The GUID when the number is one (beyond 4 bytes), else None."""
-    return str(UUID(int=schema_id)) if schema_id > ID_MAX else None
+    """The GUID when the number is one's, else None."""
+    return str(UUID(int=schema_id - _GUIDS)) if schema_id >= _GUIDS else None
 
 
 def split(data: bytes, headers: WireHeaders | None) -> tuple[SchemaKey, int]:
@@ -52,7 +56,7 @@ def split(data: bytes, headers: WireHeaders | None) -> tuple[SchemaKey, int]:
         for name, value in headers:
             if name == SCHEMA_ID_HEADER and value is not None:
                 return header_key(value), 0
-    if len(data) < PREFIX_BYTES or data[0] != 0:
+    if len(data) < PREFIX_BYTES or data[0] != 0 or data[1] > _FIRST_BYTE_MAX:
         raise UndecodableError(
             f"The value is not framed as Avro: it starts with {data[:PREFIX_BYTES].hex() or 'nothing'} "
             "instead of 00 and a 4-byte schema id."
@@ -62,7 +66,9 @@ def split(data: bytes, headers: WireHeaders | None) -> tuple[SchemaKey, int]:
 
 def header_key(value: bytes) -> SchemaKey:
     """The key in a schema id header's value. Raises UndecodableError when it is of neither form."""
-    if (len(value) == _GUID_BYTES and value[0] == 1) or (len(value) == PREFIX_BYTES and value[0] == 0):
+    if len(value) == _GUID_BYTES and value[0] == 1:
+        return value
+    if len(value) == PREFIX_BYTES and value[0] == 0 and value[1] <= _FIRST_BYTE_MAX:
         return value
     raise UndecodableError(
         f"Header {SCHEMA_ID_HEADER} is {value[:20].hex() or 'empty'} instead of 01 and a 16-byte GUID."

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.core.delivery import Delivery
-from pipeline.model.headers import NO_ERROR, DeliveryHeaders, ErrorInfo, clip_error, event_id_of, replay_count_of
+from pipeline.model.headers import (
+    NO_ERROR,
+    DeliveryHeaders,
+    ErrorInfo,
+    clip_error,
+    event_id_of,
+    headers_in,
+    replay_count_of,
+)
 from pipeline.model.history import Attempt, append, parse
 from pipeline.model.outcome import Failure
 
@@ -53,7 +61,7 @@ def copy_headers(
         message = delivery.message
         topic, partition, offset = unit.lanes[delivery.lane].spec.topic, unit.partition, delivery.offset
         timestamp_ms, group = max(0, message.timestamp()[1]), unit.policy.group
-        replay_id, replay_count, schema = "", replay_count_of(message.headers()), ""
+        replay_id, replay_count, schema = "", replay_count_of(headers_in(message)), ""
     else:
         topic, partition, offset = before.origin_topic, before.origin_partition, before.origin_offset
         timestamp_ms, group = before.origin_timestamp_ms, before.group
@@ -73,5 +81,5 @@ def _first_failed_ms(history: bytes, now_ms: int) -> int:
 
 def event_id(delivery: Delivery, source: str) -> str:
     """The producer's event id, or a stable one made of the origin."""
-    given = event_id_of(delivery.message.headers())
+    given = event_id_of(headers_in(delivery.message))
     return given or f"{source}/{delivery.unit.partition}/{delivery.identity.origin}"

@@ -32,7 +32,7 @@ from pipeline.core.store_scan import Floor
 from pipeline.core.unreadable import Missing, let_go_of_missing
 from pipeline.core.waiting import Waiting
 from pipeline.model.cluster import Message
-from pipeline.model.headers import HeaderError, decode
+from pipeline.model.headers import HeaderError, decode, headers_in
 from pipeline.model.outcome import Failure, FailureKind
 
 __all__ = ["DeadLetter", "Effect", "HandOff", "Lane", "LaneSpec", "RunAgain", "Unit", "UnitPolicy"]
@@ -111,7 +111,7 @@ class Unit:
             if not lane.tracker.receive(offset, delivery):
                 continue
             try:
-                headers = decode(message.headers())
+                headers = decode(headers_in(message))
             except HeaderError as error:
                 failure = Failure(
                     FailureKind.UNDECODABLE, "ForeignRecord", "HeaderError", f"{lane.spec.topic}: {error}"

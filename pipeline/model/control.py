@@ -129,6 +129,10 @@ def _text(fields: dict[str, object], name: str, default: str | None = None) -> s
     value = fields.get(name, default)
     if not isinstance(value, str):
         raise ControlRecordError(f"field {name} of a control record must be text, not {value!r:.40}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ControlRecordError(f"field {name} of a control record is not text that can be written as UTF-8") from None
     return value
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
-from pipeline.model.cluster import Headers
+from pipeline.model.cluster import Headers, Message
 
 VERSION = 1
 EVENT_ID = "pl.event_id"
@@ -156,6 +156,16 @@ def clip_error(error: ErrorInfo, others_bytes: int = 0) -> ErrorInfo:
     names = [_clip(error.error_class, 256), _clip(error.error_type, 256), _clip(error.message, 2_048)]
     stack = _clip(error.stack, room - sum(map(len, names)))
     return ErrorInfo(*(part.decode("utf-8", "ignore") for part in (*names, stack)))
+
+
+def headers_in(message: Message) -> Headers | None:
+    """The headers of a record that anybody may have written. Where a name is no UTF-8 it counts as one without headers: confluent-kafka
+    (2.16) raises the first time and then gives a name that is a null pointer, which ends the process of whoever looks at it."""
+    try:
+        return message.headers()
+    except (SystemError, UnicodeDecodeError):
+        message.set_headers([])  # type: ignore[attr-defined]
+        return None
 
 
 def producer_headers(headers: Headers | None) -> Headers:

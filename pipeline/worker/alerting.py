@@ -204,10 +204,19 @@ class Alerts:
                 await asyncio.sleep(pause_s)
 
     async def _call(self, hook: Hook, alert: Alert) -> None:
-        if inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(getattr(hook, "__call__", None)):  # noqa: B004
-            await hook(alert)
-        else:
-            await self._in_thread(hook, alert)
+        """Whatever it raises is a try that failed: a cancellation of its own would end the task that serves all hooks."""
+        try:
+            if inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(getattr(hook, "__call__", None)):  # noqa: B004
+                await hook(alert)
+            else:
+                await self._in_thread(hook, alert)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise  # its time is over, or the worker stops
+            raise RuntimeError("the hook was cancelled from inside: something it awaited was cancelled") from None
+        except SystemExit as error:
+            raise RuntimeError(repr(error)) from error
 
     async def _in_thread(self, call: Callable[..., Any], *arguments: Any) -> None:
         """In a daemon thread of its own: one that hangs must hold up neither the loop nor the end of the process."""
@@ -229,8 +238,8 @@ class Alerts:
             except RuntimeError:  # the loop has ended meanwhile
                 return
 
-        self._hung += 1
         threading.Thread(target=run, name="pipeline-alert", daemon=True).start()
+        self._hung += 1  # not before: one that can't be started never returns
         await done
 
     def _returned(self, done: asyncio.Future[None], error: BaseException | None) -> None:
@@ -240,7 +249,8 @@ class Alerts:
         if error is None:
             done.set_result(None)
         else:
-            done.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+            fits = isinstance(error, Exception) and not isinstance(error, StopIteration)  # which no future takes
+            done.set_exception(error if fits else RuntimeError(repr(error)))
 
     # -- the end
 

@@ -7,13 +7,15 @@ hold several, in their order: when it fails, the first of each key has failed, a
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import replace
 from functools import partial
-from typing import overload
+from typing import Any, ParamSpec, TypeVar, overload
 
 from pipeline.core.batching import gathering_ends, hold_back_behind
 from pipeline.core.delivery import Delivery
@@ -23,8 +25,11 @@ from pipeline.model.outcome import Failure, FailureKind, Reject, Retry
 from pipeline.worker.context import Context
 from pipeline.worker.engine import Engine
 from pipeline.worker.execution import SKIP, Execution, concluded, failure_of, timed_out
+from pipeline.worker.runners import STOP_TIMEOUT_S
 from pipeline.worker.stalls import stack_of
 
+P = ParamSpec("P")
+T = TypeVar("T")
 BatchHandler = Callable[[Sequence[object], Sequence[Context]], Awaitable[object] | object]
 BATCHES_AT_ONCE = 4
 BUSY_WAIT_S = 0.005
@@ -69,6 +74,36 @@ class Contexts(Sequence[Context]):
         return any(context.emitted is not None for context in self._made.values())
 
 
+class _OneThread(Executor):
+    """For plain handlers, one call after the other. A daemon: the end of a process waits for the threads of asyncio's own executor, so one
+    call that never returns would keep it from ending. What it is given must not raise."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="pipeline-batches", daemon=True)
+            self._thread.start()
+        future: Future[T] = Future()
+
+        def work() -> None:
+            if future.set_running_or_notify_cancel():
+                future.set_result(fn(*args, **kwargs))
+
+        self._work.put(work)
+        return future
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+            del work  # it holds the whole batch
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._work.put(None)
+
+
 def _is_waited_for(delivery: Delivery) -> bool:
     return delivery.key in delivery.unit.waiting.by_key or delivery.key in delivery.unit.blocked
 
@@ -90,9 +125,12 @@ class BatchRunners:
         self._gathered = engine.gathered
         self._timer: asyncio.TimerHandle | None = None
         self._running: dict[asyncio.Task[None], list[Delivery]] = {}
+        self._thread = _OneThread()
 
     def pump(self) -> None:
         engine = self._engine
+        if engine.paused:
+            return  # also what was gathered before: who pauses a group wants its handler not to be called
         while len(self._running) < self._at_once:
             engine.take_many(self._gathered, self._size - len(self._gathered), self._whole)
             if len(self._gathered) < self._size:
@@ -105,7 +143,7 @@ class BatchRunners:
 
     def _time_is_up(self) -> None:
         self._timer = None
-        if self._gathered and len(self._running) < self._at_once:
+        if self._gathered and len(self._running) < self._at_once and not self._engine.paused:
             self._start()
         self.pump()
 
@@ -135,8 +173,7 @@ class BatchRunners:
         began_s, began_ms = self._loop.time(), engine.clock.read()
         try:
             if self._is_async:
-                async with asyncio.timeout(self._timeout_s):
-                    returned = await self._handler(events, contexts)  # type: ignore[misc]
+                returned = await self._in_time(deliveries[0], self._handler(events, contexts))
             else:
                 returned = await self._in_thread(deliveries[0], partial(self._handler, events, contexts))
         except TimeoutError:
@@ -149,33 +186,57 @@ class BatchRunners:
             inside = RuntimeError("the handler was cancelled from inside: something it awaited was cancelled")
             self._fail_all(deliveries, failure_of(inside, ()), began_ms)
             return
-        except Exception as error:
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # also SystemExit: it would take the worker with it
             self._fail_all(deliveries, failure_of(error, engine.execution.subscription.retry.terminal), began_ms)
             return
         finally:
             engine.stats.durations.observe(self._loop.time() - began_s)
-        first, processed = deliveries[0], engine.stats.processed
-        self._conclude(deliveries, contexts, returned, began_ms)
-        if returned is None and engine.stats.processed > processed:
+        first = next((delivery for delivery in deliveries if delivery.unit.open), None)
+        if returned is None and first is not None and not contexts.any_emitted:
             engine.stats.took(first, engine.clock.read())
+        self._conclude(deliveries, contexts, returned, began_ms)
+
+    async def _in_time(self, first: Delivery, running: Any) -> object:
+        """A coroutine is cancelled at its deadline; one that goes on is told as stalled a timeout later."""
+        stalls, task = self._engine.stalls, asyncio.current_task()
+
+        def late() -> None:
+            stack = "".join(map(str, task.get_stack())) if task is not None else ""
+            stalls.begin(first, time.monotonic() - self._timeout_s, stack)
+
+        watch = self._loop.call_later(2 * self._timeout_s, late)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await running
+        finally:
+            watch.cancel()
+            stalls.end(first)
 
     async def _in_thread(self, first: Delivery, call: Callable[[], object]) -> object:
         """A thread can't be stopped: past the deadline it is told as stalled, and its keys wait until it returns."""
-        engine, began_s, thread = self._engine, self._loop.time(), [0]
+        engine, began_s, thread, failed = self._engine, self._loop.time(), [0], list[BaseException]()
 
         def run() -> object:
             thread[0] = threading.get_ident()
-            return call()
+            try:
+                return call()
+            except BaseException as error:  # not through the future, which takes no StopIteration and would never end
+                failed.append(error)
+                return None
 
         def late() -> None:
             engine.stalls.begin(first, time.monotonic() - self._timeout_s, stack_of(thread[0]))
 
         watch = self._loop.call_later(self._timeout_s, late)
         try:
-            returned = await self._loop.run_in_executor(None, run)
+            returned = await self._loop.run_in_executor(self._thread, run)
         finally:
             watch.cancel()
             engine.stalls.keep(set())
+        if failed:
+            raise failed.pop()
         if self._loop.time() - began_s > self._timeout_s:
             raise TimeoutError
         return returned
@@ -263,19 +324,23 @@ class BatchRunners:
         return any(delivery.unit is unit for batch in self._running.values() for delivery in batch)
 
     def cancel(self, unit: Unit) -> None:
-        for task, batch in self._running.items():
+        """A thread runs on, and nothing beside it: given up, its records would be in two calls at once when they come again."""
+        for task, batch in self._running.items() if self._is_async else ():
             if all(delivery.unit is unit for delivery in batch):
                 task.cancel()
 
     def running(self) -> int:
-        return sum(len(batch) for batch in self._running.values())
+        """From any thread."""
+        return sum(len(batch) for batch in tuple(self._running.values()))
 
     def abandon(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         for task in self._running:
             task.cancel()
+        self._thread.shutdown()
 
     async def stop(self) -> None:
         self.abandon()
-        await asyncio.gather(*tuple(self._running), return_exceptions=True)
+        if tasks := tuple(self._running):
+            await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)  # one may swallow its cancellation

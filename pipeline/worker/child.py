@@ -35,7 +35,7 @@ from pipeline.worker.child_frames import Blobs, FrameBuffer, Head, pack
 from pipeline.worker.concluding import registry_pause_s
 from pipeline.worker.context import Context
 from pipeline.worker.diagnosing import Diagnosis
-from pipeline.worker.encoding import OutputEncoder, codec_of
+from pipeline.worker.encoding import OutputEncoder, codec_of, headers_of
 from pipeline.worker.execution import SKIP, Execution, concluded, decoder, failure_of, output_failure
 from pipeline.worker.logs import configure, logger
 
@@ -114,13 +114,15 @@ class Work:
         delivery = _delivery(head, blobs)
         context = Context(self._execution, delivery)
         began_s = time.perf_counter()
+        decoded = False
         try:
             event = self._decode(delivery, context)
+            decoded = True
             UNDER_WAY.set(None if self.subscription.kind is HandlerKind.BATCH else context)
             returned = None if event is SKIP else self._call(event, context)
-        except SchemaUnavailable as error:
-            return pack({"kind": "schema", "id": error.schema_id or 0})
         except BaseException as error:  # also SystemExit: nobody would answer for the record
+            if isinstance(error, SchemaUnavailable) and not decoded:
+                return pack({"kind": "schema", "id": error.schema_id or 0})
             return self._failed(delivery, failure_of(error, self.subscription.retry.terminal))
         finally:
             context.ended = True
@@ -132,7 +134,10 @@ class Work:
                 outcome = output_failure(error)
         if isinstance(outcome, Failure):
             return self._failed(delivery, outcome)
-        return _done(outcome, emitted, time.perf_counter() - began_s)
+        try:
+            return _done(outcome, emitted, time.perf_counter() - began_s)
+        except Exception as error:  # a warning that is not text: it must not count as a death
+            return self._failed(delivery, output_failure(error))
 
     def _decode(self, delivery: Delivery, context: Context) -> object:
         try:
@@ -179,7 +184,7 @@ class Work:
     def _encode(self, item: Emit) -> Emit:
         """The topic keeps its declared name: the parent adds the prefix."""
         _, key, value = self._outputs.encode(item)
-        return Emit(item.topic, key, value, item.headers)
+        return Emit(item.topic, key, value, headers_of(item))
 
     def _failed(self, delivery: Delivery, failure: Failure) -> bytes:
         found = dataclasses.asdict(self._diagnosis.complete(delivery, failure))

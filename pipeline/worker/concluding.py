@@ -11,10 +11,11 @@ from typing import Any
 from pipeline.core.delivery import Delivery
 from pipeline.core.flow import FloodGuard
 from pipeline.core.unit import DeadLetter, HandOff, Unit
-from pipeline.model.errors import ClusterError, EncodeError, SchemaUnavailable
+from pipeline.model.errors import ClusterError, SchemaUnavailable
 from pipeline.model.headers import EVENT_ID, HELD_CLASS
 from pipeline.model.outcome import Done, Emit, Failure
 from pipeline.worker.dispatch import Dispatch
+from pipeline.worker.encoding import headers_of
 from pipeline.worker.execution import failure_of, output_failure
 from pipeline.worker.inputs import Delivered
 from pipeline.worker.parts import EngineParts
@@ -58,7 +59,11 @@ class Background:
 
 
 class Conclusions:
-    """Each method returns the key's next record, to be run at once, if there is one. `perform` carries out a unit's effects."""
+    """Each method returns the key's next record, to be run at once, if there is one. `perform` carries out a unit's effects.
+
+    `once_stored` acts when what is acknowledged can't be undone any more: with exactly_once that is its commit.
+    `unprepared`: records that are done but for outputs whose contract is not known yet. Nothing else bounds them.
+    """
 
     def __init__(
         self,
@@ -77,7 +82,8 @@ class Conclusions:
         self._flood = flood
         self._background = background
         self._log = parts.log
-        self.alert: Callable[[DeadLetter, Any], None] = lambda effect, sent: parts.alert(effect, sent.offset)
+        self.unprepared = self._published = 0
+        self.once_stored: Callable[[Callable[[], None]], None] = lambda act: act()
         self.perform: Callable[[Unit], None]
         self.flooded: Callable[[], None]
         self.wake: Callable[[], None]
@@ -151,6 +157,7 @@ class Conclusions:
             records = [self._encoded(delivery, i, item) for i, item in enumerate(emitted)]
         except SchemaUnavailable:
             self._sender.hold(delivery.unit)
+            self.unprepared += 1
             self._background.start(self._prepare_outputs(delivery, outcome, emitted))
         except Exception as error:
             return self._failed(delivery, output_failure(error))
@@ -162,6 +169,8 @@ class Conclusions:
         """Look up the contracts of outputs, for as long as it takes, then conclude: the handler does not run again."""
         ending: Done | Failure = outcome
         for tries in itertools.count():
+            if not delivery.unit.open:
+                break  # it runs at the next owner's
             try:
                 for item in emitted:
                     await self._parts.prepare(item)
@@ -172,6 +181,7 @@ class Conclusions:
             except Exception as error:
                 ending = failure_of(error, ())
                 break
+        self.unprepared -= 1
         self._sender.let_go(delivery.unit)
         following = self.complete(delivery, ending, emitted)
         if following is not None:
@@ -180,9 +190,7 @@ class Conclusions:
 
     def _encoded(self, delivery: Delivery, index: int, item: Emit) -> OutRecord:
         topic, key, value = self._parts.encode(item)
-        if not (key is None or isinstance(key, bytes)):
-            raise EncodeError(f"an output for {topic} has a key of type {type(key).__name__}: use text, bytes or None")
-        headers = list(item.headers or ())
+        headers = headers_of(item)
         if not any(name == EVENT_ID for name, _ in headers):
             place = f"{self._parts.topics.source}/{delivery.unit.partition}/{delivery.identity.origin}"
             headers.append((EVENT_ID, f"{self._parts.group}:{place}#{index}".encode()))
@@ -204,12 +212,13 @@ class Conclusions:
         elif isinstance(complete, DeadLetter):
             following = unit.dead_lettered(complete.delivery, self._clock.now_ms)
             self.count_dead_letter(complete.failure.error_class)
-            self.alert(complete, sent)
+            self.once_stored(lambda: self._parts.alert(complete, sent.offset))
         else:
             if complete.warning:
                 self._warn(complete.delivery, complete.warning)
             self._stats.processed += 1
-            if not self._stats.processed % OUTPUTS_SAMPLED:
+            self._published += 1  # a count of its own: a transaction's begins anew
+            if not self._published % OUTPUTS_SAMPLED:
                 self._stats.took(complete.delivery, self._clock.read())
             following = unit.done(complete.delivery, self._clock.now_ms)
         if following is not None:
@@ -234,7 +243,11 @@ class Conclusions:
         """One was acknowledged; too many of them pause the subscription."""
         self._stats.dead_lettered(error_class)
         # One record that is given up can have any number behind it: they say nothing about the next one.
-        if error_class != HELD_CLASS and self._flood.count(self._clock.now_ms):
+        if error_class != HELD_CLASS:
+            self.once_stored(self._count_for_flood)
+
+    def _count_for_flood(self) -> None:
+        if self._flood.count(self._clock.now_ms):
             self._log.error(
                 "flood of dead letters: the subscription is paused; fix the cause, then `pipeline resume`",
                 group=self._parts.group,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.copies import event_id
 from pipeline.core.delivery import Delivery
 from pipeline.model.cluster import Headers
-from pipeline.model.headers import DeliveryHeaders
+from pipeline.model.headers import DeliveryHeaders, headers_in
 from pipeline.model.outbox import Outbox
 from pipeline.model.outcome import Emit
 from pipeline.worker.log_tail import LogTail, TailLogger
@@ -109,7 +109,7 @@ class Context:
 
     @property
     def headers(self) -> Headers:
-        return self._delivery.message.headers() or []
+        return headers_in(self._delivery.message) or []
 
     @property
     def delivery(self) -> DeliveryHeaders | None:

@@ -13,6 +13,7 @@ from pipeline.model.errors import PipelineError
 
 POLL_S = 0.25
 RETRY_S = 1.0
+PAUSED = b"pause/"
 FIRST_READ_S = 10.0
 """How long a worker that has just started takes no work because it has not read the control topic to its end."""
 
@@ -90,8 +91,11 @@ class ControlFollower:
                 self._switches.fold(message.key(), message.value())
             except ControlRecordError as error:
                 self._log.error("control record ignored", offset=message.offset(), error=str(error))
-            if message.value() is None and message.key() is not None:
-                self.resumed.add((message.key() or b"").decode("utf-8", "replace"))
+            key = message.key() or b""
+            if message.value() is None and key.startswith(
+                PAUSED
+            ):  # of the others nobody asks, and they would be kept for ever
+                self.resumed.add(key.decode("utf-8", "replace"))
         self._changed()
 
     def was_resumed(self, group: str) -> bool:

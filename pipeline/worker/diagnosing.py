@@ -11,7 +11,7 @@ from pipeline.core.delivery import Delivery
 from pipeline.core.effects import DeadLetter
 from pipeline.model.alerts import DeadLetterAlert
 from pipeline.model.errors import CodecError
-from pipeline.model.headers import TRACEPARENT, event_id_of
+from pipeline.model.headers import TRACEPARENT, event_id_of, headers_in
 from pipeline.model.history import parse
 from pipeline.model.outcome import Failure
 from pipeline.model.policies import Subscription
@@ -69,7 +69,7 @@ class Diagnosis:
             return "", None, None
         if self._subscription.value == "json":
             return "", self._codec.decode(self._source, data), None
-        headers = None if data and data[0] == 0 else delivery.message.headers()
+        headers = None if data and data[0] == 0 else headers_in(delivery.message)
         name, value = self._codec.decode_dict(self._source, data, headers)
         return name, value, self._codec.schema_of(self._source, data, headers)
 
@@ -86,7 +86,7 @@ class Diagnosis:
         except (CodecError, RecursionError):
             pass
         history = parse(headers.history)
-        own = delivery.message.headers() or []
+        own = headers_in(delivery.message) or []
         trace = next((value for name, value in own if name == TRACEPARENT and value), b"")
         return DeadLetterAlert(
             group=headers.group,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.delivery import Delivery
-from pipeline.model.errors import SchemaUnavailable
+from pipeline.model.cluster import Headers
+from pipeline.model.errors import ConfigurationError, EncodeError, SchemaUnavailable
 from pipeline.model.events import TypedValue
+from pipeline.model.headers import headers_in
 from pipeline.model.outcome import Emit
 from pipeline.model.policies import Subscription
+from pipeline.model.topics import check_topic
 
 if TYPE_CHECKING:
     from pipeline.app import Pipeline
@@ -24,9 +28,11 @@ class OutputEncoder:
         self._prepared: set[tuple[str, type[TypedValue]]] = set()
 
     def encode(self, item: Emit) -> tuple[str, bytes | None, bytes | None]:
-        """(real topic, key, value). Raises SchemaUnavailable for a contract that was not prepared."""
-        topic = self._app.topic_name(item.topic)
+        """(real topic, key, value). SchemaUnavailable: its contract was not prepared; EncodeError: no producer takes it."""
+        topic = _legal(self._app.topic_name(item.topic))
         key = item.key.encode() if isinstance(item.key, str) else item.key
+        if not (key is None or isinstance(key, bytes)):
+            raise EncodeError(f"an output for {topic} has a key of type {type(key).__name__}: use text, bytes or None")
         return topic, key, self._value(topic, item.value)
 
     def _value(self, topic: str, value: object) -> bytes | None:
@@ -48,6 +54,30 @@ class OutputEncoder:
             self._prepared.add((topic, kind))
 
 
+@lru_cache(1_024)
+def _legal(topic: str) -> str:
+    """A topic that can't exist would be tried for ever, and its partition stand still."""
+    try:
+        return check_topic(topic, "the topic of an output")
+    except ConfigurationError as error:
+        raise EncodeError(str(error)) from None
+
+
+def headers_of(item: Emit) -> Headers:
+    """An output's headers. Raises EncodeError for what no producer takes: told by the producer it would stop the engine."""
+    found: Headers = []
+    for name, value in item.headers or ():
+        data: object = value.encode() if isinstance(value, str) else value
+        if not isinstance(name, str) or not (data is None or isinstance(data, bytes)):
+            raise EncodeError(
+                f"an output for {item.topic} has a header ({type(name).__name__}, {type(value).__name__}): "
+                "use a name that is text, and bytes or None"
+            )
+        name.encode()  # what is no UTF-8 ends the process inside the client
+        found.append((name, data))
+    return found
+
+
 def codec_of(app: Pipeline, subscription: Subscription) -> Any:
     if subscription.value == "avro":
         return app.codec
@@ -60,4 +90,4 @@ def schema_of(subscription: Subscription, source: str, codec: Any) -> Callable[[
     """The writer schema's fingerprint, for dead letters."""
     if subscription.value != "avro":
         return lambda _delivery: ""
-    return lambda delivery: str(codec.fingerprint(source, delivery.message.value(), delivery.message.headers()))
+    return lambda delivery: str(codec.fingerprint(source, delivery.message.value(), headers_in(delivery.message)))

@@ -102,7 +102,7 @@ class Engine:
         self._conclusions = ends = Conclusions(parts, dispatch, self._sender, tally, self.flood, self._background)
         ends.perform, ends.flooded, ends.wake = self.perform, self.follow_switches, self.wake
         if transactions is not None:
-            ends.alert = lambda effect, sent: transactions.after_commit(lambda: parts.alert(effect, sent.offset))
+            ends.once_stored = transactions.after_commit
         # Executors call these once per record: bound once, so that there is no second call in between.
         self.ready, self.resumed, self.gathered = dispatch.ready, dispatch.resumed, dispatch.gathered
         self.take, self.take_many = dispatch.take, dispatch.take_many
@@ -183,7 +183,7 @@ class Engine:
             if unit.effects:
                 self.perform(unit)
         # Known ids keep working while the registry is away, until what waits for it fills the buffer.
-        full_of_waits = len(self._schema_waits) >= self._flow.buffered
+        full_of_waits = len(self._schema_waits) + self._conclusions.unprepared >= self._flow.buffered
         self._regulator.regulate(units, self.fetcher, self.paused, full_of_waits)
         self.executor.pump()
         if self._ownership.is_draining:
@@ -277,7 +277,7 @@ class Engine:
 
     def draining(self, unit: Unit) -> None:
         now_ms = self._clock.read()
-        for delivery in self._dispatch.withdraw(unit):
+        for delivery in (*self._dispatch.withdraw(unit), *self._schema_waits.withdraw(unit)):
             unit.hand_back(delivery, now_ms)
         self.perform(unit)
 

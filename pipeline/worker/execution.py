@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pipeline.core.delivery import Delivery
 from pipeline.model.errors import CodecError, EncodeError, PipelineError, SchemaUnavailable, UndecodableError
 from pipeline.model.events import UnknownEvent
+from pipeline.model.headers import headers_in
 from pipeline.model.outcome import Done, Emit, Failure, FailureKind, Reject, Retry, outcome_of
 from pipeline.model.policies import Subscription
 from pipeline.worker.context import Context
@@ -63,7 +64,7 @@ def decoder(subscription: Subscription, source: str, codec: Any) -> Decode:
 
     def fields(delivery: Delivery, context: Context) -> object:
         data = delivery.message.value()
-        headers = None if data and data[0] == 0 else delivery.message.headers()
+        headers = None if data and data[0] == 0 else headers_in(delivery.message)
         context.record_name, value = decode_dict(source, data, headers)
         return value
 
@@ -99,7 +100,7 @@ def _typed(subscription: Subscription, source: str, codec: Any) -> Decode:
     def typed(delivery: Delivery, _context: Context) -> object:
         data = delivery.message.value()
         # Only header framing needs the headers; asking for them costs more than looking at the first byte.
-        event = decode(source, data, None if data and data[0] == 0 else delivery.message.headers())
+        event = decode(source, data, None if data and data[0] == 0 else headers_in(delivery.message))
         kind = type(event)
         if kind is UnknownEvent:
             if dead_letter:

@@ -20,6 +20,8 @@ def health_of(running: Running) -> dict[str, Any]:
     elif engine.refused or engine.stuck:
         partition, error = next(iter((engine.refused or engine.stuck).items()))
         why = f"partition {partition}: {error}" if partition >= 0 else str(error)
+    elif trouble := getattr(engine.executor, "trouble", ""):
+        why = trouble
     elif not running.driver.recent:
         why = "the poll thread does not answer"
     return {

@@ -15,6 +15,7 @@ from functools import partial
 from pipeline.core.copies import note_failure
 from pipeline.core.delivery import Delivery
 from pipeline.core.unit import Unit
+from pipeline.model.headers import headers_in
 from pipeline.model.outcome import Done, Failure, FailureKind
 from pipeline.model.policies import Subscription
 from pipeline.worker.child import emits_of, failure_in
@@ -37,7 +38,7 @@ def child_spec(subscription: Subscription, target: str) -> ChildSpec:
 
 def _frame(delivery: Delivery) -> bytes:
     message = delivery.message
-    headers = message.headers() or []
+    headers = headers_in(message) or []
     head = {
         "topic": message.topic(),
         "partition": delivery.unit.partition,
@@ -110,7 +111,13 @@ class Isolation:
     def _answered(self, delivery: Delivery, began_ms: int, answer: Answer) -> Delivery | None:
         engine, head = self._engine, answer.head
         if head["kind"] == "schema":
-            engine.await_schema(delivery, head["id"])
+            unit = delivery.unit
+            if unit.policy.isolated:
+                engine.await_schema(delivery, head["id"])
+            elif unit.open and not unit.draining:
+                self.run(
+                    delivery
+                )  # a suspect: what waits for a schema goes on in this process; the child asks, and pauses, too
             return None
         self._deaths.pop(delivery, None)
         engine.stats.durations.observe((engine.clock.read() - began_ms) / 1000)
@@ -126,6 +133,7 @@ class Isolation:
         engine = self._engine
         self._forget_closed()
         if death.late:
+            self._deaths.pop(delivery, None)
             failure = replace(timed_out(engine.execution.subscription.timeout_ms), stack=death.stack, scrubbed=True)
             return engine.complete(delivery, replace(failure, started_ms=began_ms))
         here = self._deaths[delivery] = self._deaths.get(delivery, 0) + 1
@@ -148,7 +156,11 @@ class Isolation:
             return engine.complete(delivery, failure)
         delivery.attempt += 1
         note_failure(delivery, failure, engine.clock.read())
-        if delivery.unit.open and not delivery.unit.draining:
+        unit = delivery.unit
+        if unit.open and unit.draining and unit.policy.isolated:
+            unit.hand_back(delivery, engine.clock.now_ms)  # not a suspect: in a tier nothing would tell it from others
+            engine.perform(unit)
+        elif unit.open and not unit.draining:
             self.run(delivery)
         return None
 
@@ -186,6 +198,13 @@ class ProcessRunners:
     async def ready(self) -> None:
         """One child is up. Raises ConfigurationError when the application can't be loaded in it."""
         await self._isolation.children.warm()
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing that is taken can run; empty while it can."""
+        children = self._isolation.children
+        why = children.unloadable or "they end before they are ready, see the log"
+        return f"child processes can't be started: {why}" if children.hopeless else ""
 
     def pump(self) -> None:
         take, isolation = self._engine.take, self._isolation

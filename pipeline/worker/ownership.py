@@ -21,6 +21,7 @@ from pipeline.core.unit import LaneSpec, Unit, UnitPolicy
 from pipeline.core.unreadable import point_at
 from pipeline.model.cluster import Message, Position, TopicPartition
 from pipeline.model.errors import PipelineError
+from pipeline.model.headers import headers_in
 from pipeline.model.policies import Subscription
 from pipeline.worker.committing import Committer
 from pipeline.worker.fetcher import Fetcher
@@ -56,9 +57,9 @@ class _Opening:
 
     def observe(self, lane: int, message: Message) -> None:
         if lane != IN_STORE:
-            self.rebuild.observe(lane, message.offset(), message.key(), message.headers())
+            self.rebuild.observe(lane, message.offset(), message.key(), headers_in(message))
         elif self.store is not None:
-            self.store.observe(message.offset(), message.key(), message.value(), message.headers())
+            self.store.observe(message.offset(), message.key(), message.value(), headers_in(message))
 
     def reached(self, lane: int, offset: int) -> None:
         if lane != IN_STORE:

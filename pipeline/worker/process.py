@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import os
 import re
@@ -113,14 +114,17 @@ async def _serve(app: Pipeline, spec: ProcessSpec) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     worker = Worker(app, spec.groups, spec.index, spec.target)
-    await worker.start()
-    if spec.ready_fd is not None:
-        os.write(spec.ready_fd, b"ready\n")
-        os.close(spec.ready_fd)
-    relax()
     status = None
     if spec.metrics_port is not None:
+        # Before it joins: one that ends because the port is taken must not count as an owner that died.
         status = StatusServer(worker, spec.metrics_port + spec.index if spec.metrics_port else 0, spec.metrics_host)
+    await worker.start()
+    if spec.ready_fd is not None:
+        with contextlib.suppress(BrokenPipeError):  # the supervisor is gone: that is noticed below
+            os.write(spec.ready_fd, b"ready\n")
+        os.close(spec.ready_fd)
+    relax()
+    if status is not None:
         status.start()
         log.info("status", metrics=f"http://{spec.metrics_host}:{status.port}/metrics")
     watch = asyncio.ensure_future(_watch_parent(spec.parent_pid, stopping))

@@ -59,18 +59,20 @@ class Quarantine:
         return (min(COMMIT_MS, flow.commit_interval_ms) if moves else flow.commit_interval_ms) / 1000
 
     def suspects(self, unit: Unit) -> int:
-        """How many are still to be run alone."""
-        waiting = len(unit.care.suspects) if unit.care is not None else 0
+        """How many are still to be run alone. From any thread, as what it asks."""
+        care = unit.care
+        waiting = len(care.suspects) if care is not None else 0
         return waiting + sum(delivery.unit is unit for delivery in self._running_alone())
 
     def by_partition(self) -> dict[int, int]:
-        """Partition -> suspects that are still to be run alone. From any thread."""
+        """Partition -> suspects that are still to be run alone."""
         counts = {unit.partition: self.suspects(unit) for unit in tuple(self._units)}
         return {partition: count for partition, count in counts.items() if count}
 
     def _running_alone(self) -> list[Delivery]:
-        alone = [self._alone[0]] if self._alone is not None else []
-        return alone if self._isolation is None else [*alone, *self._isolation.deliveries]
+        alone, isolation = self._alone, self._isolation
+        found = [alone[0]] if alone is not None else []
+        return found if isolation is None else [*found, *isolation.deliveries]
 
     # -- work
 
@@ -79,6 +81,7 @@ class Quarantine:
         if self._isolation is not None and self._isolation.children.hopeless:
             self._without_children()
         at_once = engine.execution.subscription.flow.concurrency
+        idle = engine.paused or not engine.parts.switches.read
         for unit in tuple(self._units):
             care = unit.care
             if not unit.open or care is None:
@@ -87,10 +90,10 @@ class Quarantine:
             stored = self._committer.marking(unit)
             care.stored(0 if stored is None else stored)
             care.sort(engine.ready, at_once, unit.lanes[SOURCE].tracker.under_way)
-            if care.suspects and not engine.paused and not unit.draining and self._run_suspects(unit, care):
+            if care.suspects and not idle and not unit.draining and self._run_suspects(unit, care):
                 self._units[unit] = self._units.pop(unit)  # the next place is another unit's
             positions = [lane.tracker.position for lane in unit.lanes]
-            if care.over(engine.clock.now_ms, positions, self.suspects(unit) > 0):
+            if not unit.draining and care.over(engine.clock.now_ms, positions, self.suspects(unit) > 0):
                 self._let_go(unit, care)
         self._inner.pump()
         if not self._units:

@@ -102,7 +102,7 @@ class AsyncRunners:
                             UNDER_WAY.set(context)
                             returned = await (self._handler if turn else self._timed)(event, context)
                     except BaseException as error:
-                        delivery = self._raised(runner, delivery, error, began_ms)
+                        delivery = self._raised(runner, context, error, began_ms)
                     else:
                         if returned is None and context.emitted is None:
                             delivery = engine.done(delivery)
@@ -147,10 +147,10 @@ class AsyncRunners:
             stats.took(context._delivery, self._clock.read())
         return returned
 
-    def _raised(self, runner: _Runner, delivery: Delivery, error: BaseException, began_ms: int) -> Delivery | None:
+    def _raised(self, runner: _Runner, context: Context, error: BaseException, began_ms: int) -> Delivery | None:
         """Decoding or the handler ended in an exception. Gives the key's next record."""
-        engine, failure = self._engine, None
-        if isinstance(error, SchemaUnavailable):
+        engine, failure, delivery = self._engine, None, context._delivery
+        if isinstance(error, SchemaUnavailable) and UNDER_WAY.get() is not context:  # else it is the handler's own
             engine.await_schema(delivery, error.schema_id or 0)
             return None
         if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
@@ -215,7 +215,8 @@ class AsyncRunners:
                 runner.task.cancel()
 
     def running(self) -> int:
-        return sum(runner.delivery is not None for runner in self._runners)
+        """From any thread."""
+        return sum(runner.delivery is not None for runner in tuple(self._runners))
 
     def abandon(self) -> None:
         self._sweeper.cancel()

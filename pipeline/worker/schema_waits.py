@@ -48,6 +48,12 @@ class SchemaWaits:
                 await asyncio.sleep(registry_pause_s(tries))
         self._ready(self._waits.pop(schema_id))
 
+    def withdraw(self, unit: Unit) -> list[Delivery]:
+        """What of this unit waits, and waits no more: attempts that failed in memory are to be handed back."""
+        waiting = [delivery for waiting in self._waits.values() for delivery in waiting if delivery.unit is unit]
+        self.forget(unit)
+        return waiting
+
     def forget(self, unit: Unit) -> None:
         """The unit is let go: its records would count as waiting, and be kept, until the registry answers."""
         for schema_id, waiting in self._waits.items():

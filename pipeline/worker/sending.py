@@ -18,7 +18,7 @@ from pipeline.core.parking import Identity
 from pipeline.core.unit import DeadLetter, HandOff, Unit
 from pipeline.model.cluster import DeliveryCallback, Headers
 from pipeline.model.errors import BufferFull, ClusterError, RecordTooLarge
-from pipeline.model.headers import SCHEMA, Pointer, dead_letter_headers, encode, producer_headers
+from pipeline.model.headers import SCHEMA, Pointer, dead_letter_headers, encode, headers_in, producer_headers
 from pipeline.worker.inputs import Delivered, Input
 
 RESEND_MS = (100, 300, 1_000, 3_000, 10_000)
@@ -106,13 +106,13 @@ class Sender:
 
     def hand_off(self, effect: HandOff, now_ms: int) -> None:
         delivery = effect.delivery
-        headers = encode(producer_headers(delivery.message.headers()), effect.headers)
+        headers = encode(producer_headers(headers_in(delivery.message)), effect.headers)
         topic = delivery.unit.lanes[effect.lane].spec.topic
         self._start(effect, self._copy(topic, delivery, headers), delivery.unit.partition, now_ms)
 
     def dead_letter(self, effect: DeadLetter, now_ms: int) -> None:
         delivery = effect.delivery
-        headers = dead_letter_headers(producer_headers(delivery.message.headers()), effect.headers)
+        headers = dead_letter_headers(producer_headers(headers_in(delivery.message)), effect.headers)
         schema = self._schema_of(delivery)
         if schema:
             headers.append((SCHEMA, schema.encode()))
@@ -132,7 +132,7 @@ class Sender:
         delivery = effect.delivery
         lane = delivery.unit.lanes[effect.lane]
         headers = replace(effect.headers, due_ms=max(effect.headers.due_ms, lane.last_due_ms))
-        return replace(record, headers=encode(producer_headers(delivery.message.headers()), headers))
+        return replace(record, headers=encode(producer_headers(headers_in(delivery.message)), headers))
 
     @staticmethod
     def _place(effect: DeadLetter) -> tuple[int, Identity]:
@@ -141,7 +141,7 @@ class Sender:
     @staticmethod
     def _pointer(effect: DeadLetter, record: OutRecord) -> OutRecord:
         pointer = Pointer("too_large", effect.headers.origin_offset)
-        own = producer_headers(effect.delivery.message.headers())
+        own = producer_headers(headers_in(effect.delivery.message))
         return replace(record, value=None, headers=dead_letter_headers(own, replace(effect.headers, pointer=pointer)))
 
     @staticmethod

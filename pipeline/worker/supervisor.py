@@ -84,7 +84,7 @@ class Supervisor:
         """One round; an exit code when it makes no sense to go on."""
         if child.process is None:
             if now_s >= child.due_s and not self._stopping:
-                self._start(child, now_s)
+                return self._start(child, now_s)
             return 0
         code = child.process.poll()
         if code is not None:
@@ -111,15 +111,24 @@ class Supervisor:
             return code
         steady = child.ready and now_s - child.started_s > self._restarts.steady_s
         child.crashes = 1 if steady else child.crashes + 1
+        return self._again(child, now_s, "worker process ended: starting it again", ending(code))
+
+    def _can_not_start(self, child: _Child, now_s: float, error: OSError) -> int:
+        """No memory, no more processes or descriptors: the others go on. Counts as a crash."""
+        child.crashes += 1
+        return self._again(child, now_s, "a worker process can't be started: trying again", str(error))
+
+    def _again(self, child: _Child, now_s: float, event: str, how: str) -> int:
+        """After a crash: it is started later, or that was the last one."""
         if 0 < self._restarts.limit < child.crashes:
             child.process = None
             self._log.error("worker process crashed too often: giving up", index=child.index, crashes=child.crashes)
             return GAVE_UP
         wait_s = self._restarts.wait_s(child.crashes, random.random())
         self._log.error(
-            "worker process ended: starting it again",
+            event,
             index=child.index,
-            how=ending(code),
+            how=how,
             crashes=child.crashes,
             was_ready=child.ready,
             in_s=round(wait_s, 2),
@@ -133,17 +142,25 @@ class Supervisor:
         own = [str(os.getpid()), spec.target, str(index), port, spec.metrics_host, *spec.groups, f"--ready={ready}"]
         return [sys.executable, "-m", "pipeline.worker.process", *own]
 
-    def _start(self, child: _Child, now_s: float) -> None:
-        child.pipe, theirs = os.pipe()
+    def _start(self, child: _Child, now_s: float) -> int:
+        """An exit code when it makes no sense to go on."""
+        child.started_s, child.ready = now_s, False
+        try:
+            child.pipe, theirs = os.pipe()
+        except OSError as error:
+            return self._can_not_start(child, now_s, error)
         os.set_blocking(child.pipe, False)
         try:
             # A session of their own: Ctrl-C in the terminal reaches the supervisor alone, which stops them in order.
             child.process = subprocess.Popen(
                 self._command(child.index, theirs), start_new_session=True, pass_fds=(theirs,)
             )
+        except OSError as error:
+            os.close(child.pipe)
+            return self._can_not_start(child, now_s, error)
         finally:
             os.close(theirs)
-        child.started_s, child.ready = now_s, False
+        return 0
 
     def stop_all(self) -> None:
         """SIGTERM to all, SIGKILL to those that do not end in time."""

@@ -233,11 +233,10 @@ class ThreadRunners:
             event = execution.decode(delivery, context)
             UNDER_WAY.set(context)
             returned = None if event is SKIP else handler(event, context)
-        except SchemaUnavailable as error:
-            return _Result(delivery, None, schema_id=error.schema_id or 0)
-        except (
-            BaseException
-        ) as error:  # also SystemExit: it would end the thread, and nobody would answer for the record
+        except BaseException as error:
+            # Also SystemExit: it would end the thread, and nobody would answer for the record.
+            if isinstance(error, SchemaUnavailable) and UNDER_WAY.get() is not context:  # else it is the handler's own
+                return _Result(delivery, None, schema_id=error.schema_id or 0)
             return _Result(delivery, failure_of(error, execution.subscription.retry.terminal))
         finally:
             context.ended = True

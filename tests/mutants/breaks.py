@@ -150,7 +150,7 @@ BREAKS = (
     Break("handed-over-without-the-count", "core.care", "self.unclean, self._asked, self._handed_over = self.unclean - 1,", "self.unclean, self._asked, self._handed_over = 0,", CARE),
     Break("horizon-before-it-is-stored", "core.care", "horizon, keys = self._horizon[index],", "horizon, keys = self._asked[index],", CARE),
     Break("suspects-side-by-side", "worker.quarantine", "                return False\n            self._alone = None", "                pass\n            self._alone = None", ISOLATED),
-    Break("suspects-never-run", "worker.quarantine", "if care.suspects and not engine.paused and not unit.draining and self._run_suspects(unit, care):", "if False:", found_by=29),
+    Break("suspects-never-run", "worker.quarantine", "if care.suspects and not idle and not unit.draining and self._run_suspects(unit, care):", "if False:", found_by=29),
     Break("more-let-through-than-can-run", "core.care", "while room > 0 and held and", "while held and", CARE),
     Break("suspects-of-one-partition-first", "worker.quarantine", "self._units[unit] = self._units.pop(unit)", "pass", ISOLATED),
     Break("deaths-of-owners-not-added", "worker.quarantine", "return delivery.unit.unclean - 1", "return 0", ISOLATED),

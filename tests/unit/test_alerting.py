@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -269,3 +270,49 @@ def test_an_input_that_is_too_long_is_cut() -> None:
     assert isinstance(said["input"], str)
     assert len(said["input"]) < INPUT_CHARS + 100
     assert "100012 characters" in said["input"]
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, StopIteration])
+@pytest.mark.parametrize("kind", ["async", "def"])
+def test_a_hook_ends_neither_the_alerts_nor_the_worker(kind: str, error: type[BaseException]) -> None:
+    """Cancelled from inside (what it awaited was), it ended the task that serves all hooks: nobody was told of anything any more."""
+    told: list[str] = []
+
+    def hook(got: Any) -> None:
+        told.append(got.alert_id)
+        if len(told) == 1:
+            raise error
+
+    async def coroutine(got: Any) -> None:
+        hook(got)
+
+    async def story() -> None:
+        with alerts(None, hooks=[coroutine if kind == "async" else hook]) as made:
+            for number in range(2):
+                made.dead_letter("g", "t.g.dlq", "E", lambda number=number: alert(number))  # type: ignore[misc]
+            await until(lambda: made.results["g", "delivered"] == 2, 5)
+        assert told == ["t.g.dlq/0/0", "t.g.dlq/0/0", "t.g.dlq/0/1"], "the first one was tried again"
+
+    asyncio.run(story())
+
+
+def test_threads_that_can_not_be_started_do_not_count_as_hung(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the process's limit of threads for a moment: four tries, and no plain hook or webhook was called until the next start."""
+    told: list[str] = []
+    tries: list[int] = []
+    start = threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if thread.name == "pipeline-alert":
+            tries.append(1)
+            if len(tries) <= THREADS_MAX:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    async def story() -> None:
+        with alerts(None, replace(QUICK, hook_tries=THREADS_MAX + 1), [lambda got: told.append(got.alert_id)]) as made:
+            made.dead_letter("g", "t.g.dlq", "E", alert)
+            await until(lambda: bool(told), 5)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    asyncio.run(story())

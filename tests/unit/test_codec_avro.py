@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from io import BytesIO
 from typing import Any
@@ -20,7 +21,7 @@ from pipeline.codec import (
 from pipeline.codec.avro import UNREADABLE_MAX
 from pipeline.codec.registry_local import LocalRegistry, MemorySchemaLog
 from pipeline.codec.schema import AvroSchema, parse
-from pipeline.codec.wire import key_of_id
+from pipeline.codec.wire import SCHEMA_ID_HEADER, key_of_id
 from pipeline.model.errors import EncodeError, SchemaUnavailable, UndecodableError
 from pipeline.model.events import EVENT_TYPES, Message, RunEvent, ToolResult, UnknownEvent
 from pipeline.model.views import Ledger
@@ -144,6 +145,29 @@ def test_ids_found_foreign_do_not_fill_the_memory(codec: AvroCodec) -> None:
     assert len(codec._topics["flood"].readers) == UNREADABLE_MAX
     with pytest.raises(SchemaUnavailable):
         codec.decode("flood", key_of_id(1) + b"x")
+
+
+@pytest.mark.parametrize(
+    ("data", "headers"),
+    [
+        (b"\x00\xff\xff\xff\xffwhatever", None),
+        (b"\x00\x80\x00\x00\x00whatever", None),
+        (b"whatever", [(SCHEMA_ID_HEADER, b"\x00\xff\xff\xff\xff")]),
+        (b"whatever", [(SCHEMA_ID_HEADER, b"\x01" + bytes(16))]),
+        (b"whatever", [(SCHEMA_ID_HEADER, b"\x01" + bytes(15) + b"\x07")]),
+    ],
+)
+def test_whatever_stands_for_an_id_is_found_out_once(
+    codec: AvroCodec, data: bytes, headers: list[tuple[str, bytes | None]] | None
+) -> None:
+    """An id that was taken for a GUID, or the other way round, was looked up under another name: fetched, and not known, without end."""
+    with contextlib.suppress(UndecodableError):
+        try:
+            codec.decode(TOPIC, data, headers)
+        except SchemaUnavailable as error:
+            codec.fetch(TOPIC, error.schema_id or 0)
+    with pytest.raises(UndecodableError):
+        codec.decode(TOPIC, data, headers)
 
 
 @pytest.mark.parametrize("data", [None, b"", b"\x00\x00", b"{}", b"\x02\x00\x00\x00\x01body"])

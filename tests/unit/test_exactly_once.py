@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from pipeline.model.policies import Start
 from pipeline.model.transactions import Membership
 from pipeline.topology import Defaults, apply
 from pipeline.worker import transacting
+from pipeline.worker.concluding import OUTPUTS_SAMPLED
 from pipeline.worker.fetcher import Fetcher
 from pipeline.worker.inputs import Lost
 from pipeline.worker.opening import FetchPolicy
@@ -295,6 +296,24 @@ def test_nobody_is_told_of_a_dead_letter_that_may_still_not_be() -> None:
     play(story, on_dead_letter=told.append)
 
 
+def test_a_dead_letter_of_transactions_that_were_given_up_is_no_flood() -> None:
+    """Done again, it counted again: while nothing could be committed one record paused the group, for good."""
+
+    async def story(fleet: Fleet) -> None:
+        worker = await fleet.start()
+        engine = worker.running[0].engine
+        fleet.cluster.faults.transaction_refused = 1.0
+        fleet.publish({"reject": True})
+        await fleet.until(lambda: transactions(worker).counts.aborted > 4, 120)
+        fleet.cluster.faults.transaction_refused = 0.0
+        await fleet.until(lambda: sum(engine.stats.dead.values()) == 1, 120)
+        assert not engine.flood.tripped
+        fleet.publish(*({"n": number, "reject": True} for number in range(3)))
+        await fleet.until(lambda: engine.paused)
+
+    play(story, flow=FlowPolicy(commit_interval_ms=100, dead_letter_flood=2))
+
+
 def test_a_lost_partition_takes_its_records_out_of_the_transaction() -> None:
     """Its next owner does them, while the first still lives."""
 
@@ -523,3 +542,23 @@ def test_a_position_that_would_be_cut_is_not_committed() -> None:
         assert fleet.numbers() == list(range(101))
 
     play(story, flow=FlowPolicy(commit_interval_ms=50, transaction_timeout_ms=20_000))
+
+
+async def silently(values: Sequence[dict[str, Any]], contexts: Sequence[Context]) -> None:
+    """A batch without outputs."""
+
+
+@pytest.mark.parametrize("batch", [None, 10])
+def test_latencies_are_sampled_as_without_transactions(batch: int | None) -> None:
+    """What is done is counted apart until its commit: samples that looked at that count saw it stand still, or begin anew."""
+
+    async def story(fleet: Fleet) -> None:
+        fleet.handler = silently if batch else copy
+        worker = await fleet.start()
+        stats = worker.running[0].engine.stats
+        for number in range(2 * OUTPUTS_SAMPLED):
+            fleet.publish({"n": number})
+            await fleet.until(lambda number=number: stats.processed > number)  # type: ignore[misc]
+        assert sum(stats.latencies.counts) >= 2
+
+    play(story, batch=batch)

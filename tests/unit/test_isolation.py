@@ -6,22 +6,28 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pipeline.core.care import STEADY_MS, let_go, marks_of, unclean_in_a_row
 from pipeline.core.delivery import SOURCE, Delivery
+from pipeline.core.effects import HandOff
 from pipeline.core.unit import Unit
 from pipeline.memory.log import MemoryMessage
 from pipeline.memory.loop import VirtualClockLoop, run
+from pipeline.model.control import Switches
+from pipeline.model.history import parse
 from pipeline.model.outcome import Failure, FailureKind
 from pipeline.model.policies import IsolationPolicy
 from pipeline.worker import children as children_module
 from pipeline.worker import isolation as isolation_module
 from pipeline.worker.children import RESTARTS, Answer, Children, ChildSpec, Death, Job
 from pipeline.worker.execution import PROCESS_DIED
-from pipeline.worker.isolation import Isolation
+from pipeline.worker.health import health_of
+from pipeline.worker.isolation import Isolation, ProcessRunners
 from pipeline.worker.quarantine import Quarantine, _deaths_before
 from tests.unit.test_core_care import third_life
 from tests.unit.test_core_unit import NOW
@@ -45,6 +51,7 @@ class Pool:
     def __init__(self, _spec: object, size: int, *_more: object) -> None:
         self.size = size
         self.hopeless = False
+        self.unloadable: str | None = None
         self.jobs: list[Job] = []
 
     def submit(self, job: Job) -> None:
@@ -70,6 +77,7 @@ class Engine:
         )
         self.loop = None
         self.paused = False
+        self.parts = SimpleNamespace(switches=Switches())
         self.ready: deque[Delivery] = deque()
         self.resumed: deque[Delivery] = deque()
         self.ended: list[tuple[int, Any]] = []
@@ -178,6 +186,113 @@ def test_suspects_of_several_partitions_take_turns() -> None:
         ran.append((units.index(one.unit), one.offset))
         one.unit.done(one, NOW)
     assert ran == [(0, 10), (1, 10), (0, 12), (1, 12)]
+
+
+def test_no_suspect_runs_before_it_is_known_whether_the_group_is_paused() -> None:
+    """A crash loop is what groups are paused for; each start ran one before the control topic was read."""
+    engine, unit = Engine(), third_life()
+    quarantine = Quarantine(engine, SimpleNamespace(marking=lambda _unit: 0))  # type: ignore[arg-type]
+    quarantine.target = "m:app"
+    quarantine.take(unit, SimpleNamespace(pump=lambda: None))  # type: ignore[arg-type]
+    assert unit.care is not None
+    unit.receive_source([message(10, b"a")], unit.care.inbox)
+    engine.parts.switches.read = False
+    quarantine.pump()
+    assert not quarantine._running_alone()
+    engine.parts.switches.read = True
+    quarantine.pump()
+    assert len(quarantine._running_alone()) == 1
+
+
+def test_a_drain_after_a_minute_forgets_no_suspects() -> None:
+    """They wait while the group is paused: what the drain has put away is not over, and the next owner suspects the same."""
+    engine, unit = Engine(), third_life()
+    quarantine = Quarantine(engine, SimpleNamespace(marking=lambda _unit: 0))  # type: ignore[arg-type]
+    quarantine.target = "m:app"
+    quarantine.take(unit, SimpleNamespace(pump=lambda: None))  # type: ignore[arg-type]
+    assert unit.care is not None
+    unit.receive_source([message(10, b"a"), message(12, b"b")], unit.care.inbox)
+    engine.paused = True
+    engine.clock.now_ms = NOW + STEADY_MS
+    quarantine.pump()
+    assert quarantine.suspects(unit) == 2
+    unit.drain()
+    quarantine.pump()
+    let_go(unit)
+    assert unclean_in_a_row(marks_of(unit)) == 2, "as it was found"
+
+
+def test_a_suspect_whose_schema_is_not_known_stays_in_its_child() -> None:
+    """It went on in the worker's own process when the registry answered, and killed it."""
+    engine, unit = Engine(), a_unit()
+    isolated, jobs = isolation(engine)
+    isolated.run(delivery(unit, 0, b"a"))
+    jobs[0].ended(Answer({"kind": "schema", "id": 7}, []))
+    assert len(jobs) == 2
+    assert isolated.holds(unit)
+    unit.draining = True
+    jobs[1].ended(Answer({"kind": "schema", "id": 7}, []))
+    assert len(jobs) == 2
+    assert not isolated.holds(unit)
+
+
+def draining(isolated_always: bool) -> tuple[Unit, Isolation, list[Job]]:
+    """A subscription with a tier, whose unit drains while a record runs in a child."""
+    engine, unit = Engine(), a_unit()
+    unit.policy = replace(unit.policy, isolated=isolated_always)
+    isolated, jobs = isolation(engine)
+    ready: deque[Delivery] = deque()
+    unit.receive_source([message(0, b"a")], ready)
+    isolated.run(ready[0])
+    unit.drain()
+    return unit, isolated, jobs
+
+
+def test_a_death_while_its_partition_drains_is_an_attempt_that_is_not_forgotten() -> None:
+    unit, isolated, jobs = draining(isolated_always=True)
+    jobs[0].ended(CRASH)
+    assert not isolated.deliveries
+    (effect,) = unit.effects
+    assert isinstance(effect, HandOff)
+    assert effect.headers.attempt == 1
+    assert parse(effect.headers.history).attempts[0].error_class == PROCESS_DIED
+
+
+def test_a_suspect_that_dies_while_its_partition_drains_stays_one_at_its_next_owner() -> None:
+    """In a tier it would not be told from others."""
+    unit, isolated, jobs = draining(isolated_always=False)
+    jobs[0].ended(CRASH)
+    assert not isolated.deliveries
+    assert not unit.effects
+
+
+def test_a_record_past_its_deadline_leaves_no_count_of_deaths_behind() -> None:
+    engine, unit = Engine(), a_unit()
+    isolated, jobs = isolation(engine)
+    isolated.run(delivery(unit, 0, b"a"))
+    jobs[0].ended(CRASH)
+    jobs[-1].ended(replace(CRASH, late=True))
+    assert len(engine.ended) == 1
+    assert not isolated._deaths, "it went on to a tier, and comes back as another delivery"
+
+
+def test_health_says_that_child_processes_can_not_be_started() -> None:
+    """A deploy that changed the code under a running worker: its records waited for good, and it was said to be fine."""
+    engine: Any = Engine()
+    engine.execution.subscription.handler = print
+    executor = ProcessRunners(engine, "m:app", 2)
+    engine.__dict__.update(
+        broken=None, refused={}, stuck={}, partitions={}, executor=executor, stalls=SimpleNamespace(seen=list)
+    )
+    engine.quarantine = SimpleNamespace(by_partition=dict)
+    engine.stats.processed = 0
+    running: Any = SimpleNamespace(engine=engine, driver=SimpleNamespace(done=False, recent=True))
+    assert health_of(running)["consuming"]
+    pool: Any = executor._isolation.children
+    pool.hopeless, pool.unloadable = True, "importing 'm' failed: no module named 'x'"
+    found = health_of(running)
+    assert not found["consuming"]
+    assert "no module named 'x'" in found["why"]
 
 
 # -- the pool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import sys
 import time
 from collections import deque
@@ -24,22 +25,29 @@ from pipeline.core.progress import Progress
 from pipeline.core.unit import SKIPPED
 from pipeline.memory import cluster as memory
 from pipeline.memory.cluster import MemoryCluster
+from pipeline.memory.log import MemoryMessage
 from pipeline.memory.loop import VirtualClockLoop, run
 from pipeline.model.cluster import CommitCallback, Message, Position, TopicPartition
-from pipeline.model.control import Switches
+from pipeline.model.control import Pause, Switches
+from pipeline.model.control import encode as encode_switch
 from pipeline.model.errors import ClusterError, ClusterUnavailable, FencedError, SchemaUnavailable
 from pipeline.model.headers import DeliveryHeaders, encode
-from pipeline.model.outcome import Failure
-from pipeline.model.policies import Backoff, FlowPolicy, Start
+from pipeline.model.headers import decode as decode_headers
+from pipeline.model.outcome import Emit, Failure
+from pipeline.model.policies import Backoff, BatchPolicy, FlowPolicy, Start
 from pipeline.topology import Defaults, execute, plan
+from pipeline.worker import worker as worker_module
+from pipeline.worker.batches import BatchRunners
 from pipeline.worker.committing import ANSWER_TIMEOUT_MS, Committer
 from pipeline.worker.concluding import Background
 from pipeline.worker.control import ControlFollower
 from pipeline.worker.declaring import Retries
+from pipeline.worker.encoding import OutputEncoder
 from pipeline.worker.execution import failure_of
 from pipeline.worker.fetcher import Fetcher
 from pipeline.worker.inputs import Claimed, Committed, Input, Opened, Refused, Revoking
 from pipeline.worker.opening import FetchPolicy
+from pipeline.worker.runners import AsyncRunners
 from pipeline.worker.schema_waits import SchemaWaits
 from pipeline.worker.sending import Sender
 from pipeline.worker.threads import ThreadRunners, _Chunk
@@ -397,6 +405,71 @@ def test_a_handler_that_swallows_its_cancellation_does_not_hang_the_stop() -> No
     play(app, story)
 
 
+def test_neither_does_a_batch_handler_that_does() -> None:
+    began: list[int] = []
+
+    @application(batch=10, flow=FlowPolicy(drain_timeout_ms=1_000))
+    async def app(values: Sequence[bytes], contexts: Sequence[Context]) -> None:
+        began.append(len(values))
+        for _ in range(20):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(500)
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        publish(cluster, b"a")
+        await until(lambda: bool(began))
+        at = loop.time()
+        await asyncio.wait_for(worker.stop(), 600)
+        assert loop.time() - at < 30
+
+    play(app, story)
+
+
+def test_a_batch_that_is_filling_while_the_group_is_paused_waits_as_well() -> None:
+    """Its records were admitted before; with a long wait the handler was called long after somebody had stopped it."""
+    ran: list[int] = []
+
+    @application(batch=BatchPolicy(10, wait_ms=60_000))
+    async def app(values: Sequence[bytes], contexts: Sequence[Context]) -> None:
+        ran.append(len(values))
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        engine = worker.running[0].engine
+        publish(cluster, b"a")
+        await until(lambda: bool(engine.gathered))
+        key, value = encode_switch(Pause(GROUP))
+        worker._switches.fold(key, value)
+        engine.follow_switches()
+        publish(cluster, *(b"%d" % number for number in range(20)))
+        await asyncio.sleep(300)
+        assert not ran
+        worker._switches.fold(key, None)
+        engine.follow_switches()
+        await until(lambda: sum(ran) == 21, 200)
+
+    play(app, story)
+
+
+def test_a_batch_handler_that_goes_on_past_its_deadline_is_told_while_it_does() -> None:
+    """As any other: its slot is gone, its keys stand still, and neither health nor metrics said so."""
+
+    @application(batch=10, timeout="1s", attempts=1, tiers=())
+    async def app(values: Sequence[bytes], contexts: Sequence[Context]) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(50)
+        await asyncio.sleep(50)
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        stalls = worker.running[0].engine.stalls
+        publish(cluster, b"a")
+        await asyncio.sleep(10)
+        assert (stalls.count, len(stalls.current)) == (1, 1)
+        await asyncio.sleep(50)
+        assert (stalls.count, len(stalls.current)) == (1, 0)
+
+    play(app, story)
+
+
 # -- handlers that end in unusual ways
 
 
@@ -461,6 +534,78 @@ def test_an_output_that_can_not_be_written_down_fails_its_record_and_not_the_wor
         assert engine.broken is None
 
     play(app, story)
+
+
+@pytest.mark.parametrize("headers", [[("a", 5)], [(5, b"a")], [("\ud800", b"a")], [("a", "\ud800")], {"trace": b"x"}])
+def test_headers_that_no_producer_takes_fail_their_record_and_not_the_worker(headers: Any) -> None:
+    @application(attempts=1)
+    async def app(_value: bytes, ctx: Context) -> None:
+        ctx.emit("out", b"k", b"v", headers)
+
+    await_one_dead_letter(app)
+
+
+@pytest.mark.parametrize("topic", ["a\0b", "\ud800", "no blanks", "", 5])
+def test_a_topic_that_can_not_be_fails_its_record_and_does_not_stop_the_partition(topic: Any) -> None:
+    @application(attempts=1)
+    async def app(_value: bytes, ctx: Context) -> None:
+        ctx.emit(topic, b"k", b"v")
+
+    await_one_dead_letter(app)
+
+
+def await_one_dead_letter(app: Pipeline) -> None:
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        cluster.create("out", 1)
+        producer = worker._producer
+        assert producer is not None
+        send = producer.send
+
+        def strict(topic: str, key: Any, value: Any, headers: Any = None, *more: Any, **named: Any) -> None:
+            """As librdkafka's, which the one in memory is not: wrong types are told at once."""
+            for name, text in headers or ():
+                if not isinstance(text, bytes | str | None):
+                    raise TypeError(f"expected header value to be None, binary, or unicode string, not {text!r}")
+                name.encode()
+            topic.encode()
+            send(topic, key, value, headers, *more, **named)
+
+        producer.send = strict  # type: ignore[method-assign]
+        publish(cluster, b"a")
+        engine = worker.running[0].engine
+        await until(lambda: engine.broken is not None or sum(engine.stats.dead.values()) == 1)
+        assert engine.broken is None
+
+    play(app, story)
+
+
+@pytest.mark.parametrize("known", [None, 7])
+def test_a_schema_that_the_handler_itself_misses_is_a_failure_like_any_other(known: int | None) -> None:
+    """Asking for a job, or decoding something else: it was taken for the record's own schema, fetched, and run again without end."""
+    tries: list[int] = []
+
+    @application(attempts=2, tiers=(), retries=Retries(Backoff(100)))
+    async def app(_value: bytes, ctx: Context) -> None:
+        tries.append(ctx.attempt)
+        raise SchemaUnavailable("the registry is away", known)
+
+    await_one_dead_letter(app)
+    assert tries == [1, 2]
+
+
+def test_so_it_is_in_a_thread() -> None:
+    def handler(_event: object, _context: object) -> None:
+        raise SchemaUnavailable("the registry is away")
+
+    runners = ThreadRunners(engine_of(), handler, 1, "t")
+    chunk = _Chunk([delivery_of()])
+    runners._work.put(chunk)
+    runners._work.put(_Chunk([]))
+    runners._run()
+    (result,) = chunk.results
+    assert isinstance(result, Result)
+    assert isinstance(result.outcome, Failure)
+    assert result.schema_id is None
 
 
 def test_retries_that_come_due_together_run_together() -> None:
@@ -590,6 +735,53 @@ class Place:
 
 def delivery_of(draining: bool = False, key: bytes | None = None) -> Any:
     return SimpleNamespace(unit=Place(draining), key=key)
+
+
+@pytest.mark.parametrize("kind", [AsyncRunners, BatchRunners])
+def test_what_runs_can_be_counted_while_it_changes(kind: Any) -> None:
+    """Health and metrics are asked in threads of their own; a probe without an answer has workers killed."""
+
+    class Changing(list[object]):
+        """Whoever looks at one finds another one there afterwards, as with another thread at work."""
+
+        __hash__ = object.__hash__  # type: ignore[assignment]
+
+        @property
+        def delivery(self) -> object:
+            return running.setdefault(Changing(), Changing())
+
+        def __len__(self) -> int:
+            running.setdefault(Changing(), Changing())
+            return 1
+
+    running: dict[Changing, Changing] = {}
+    running[Changing()] = Changing()
+    runners = object.__new__(kind)
+    runners._runners = runners._running = running
+    assert runners.running() == 1
+
+
+def test_headers_that_the_client_can_not_read_do_not_stop_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is no UTF-8, from any producer: confluent-kafka raises the first time, and later gives a name that ends the process."""
+
+    def headers(message: MemoryMessage) -> Any:
+        if message.topic() != TOPIC or message in read:
+            return None if message.topic() == TOPIC else real(message)
+        if message in asked:
+            pytest.fail("the second answer ends the process")
+        asked.append(message)
+        raise SystemError("returned a result with an exception set")
+
+    real, asked, read = MemoryMessage.headers, list[MemoryMessage](), list[MemoryMessage]()
+    monkeypatch.setattr(MemoryMessage, "headers", headers)
+    monkeypatch.setattr(MemoryMessage, "set_headers", lambda message, _none: read.append(message), raising=False)
+
+    @application(attempts=2, tiers=("1s",))
+    async def app(value: bytes, ctx: Context) -> None:
+        raise ValueError(ctx.event_id)
+
+    await_one_dead_letter(app)
+    assert len(asked) == 1
 
 
 # -- hand-offs and commits
@@ -829,6 +1021,36 @@ def test_a_registry_may_be_away_for_longer_than_a_number_can_double(monkeypatch:
     run(main)
 
 
+def test_outputs_that_wait_for_their_contract_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that has ended makes room for the next one: with the registry away the whole topic went into memory."""
+    ran: list[bytes] = []
+    away = [True]
+
+    def unknown(self: OutputEncoder, item: Emit) -> tuple[str, bytes, bytes]:
+        if away[0]:
+            raise SchemaUnavailable("the registry is away")
+        return "out", b"k", b"v"
+
+    monkeypatch.setattr(OutputEncoder, "encode", unknown)
+    monkeypatch.setattr(OutputEncoder, "prepare", unknown)
+
+    @application(flow=FlowPolicy(buffered=10))
+    async def app(value: bytes, ctx: Context) -> None:
+        ran.append(value)
+        ctx.emit("out", "k", b"v")
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        cluster.create("out", 1)
+        publish(cluster, *(b"%d" % number for number in range(500)))
+        await asyncio.sleep(20)
+        assert 10 <= len(ran) < 100
+        away[0] = False
+        await until(lambda: worker.running[0].engine.stats.processed == 500)
+        assert len(ran) == 500
+
+    play(app, story)
+
+
 def test_what_waits_for_a_schema_is_forgotten_with_its_unit() -> None:
     """After each rebalance in an outage it counted again, until every partition was held for records long gone."""
 
@@ -846,6 +1068,36 @@ def test_what_waits_for_a_schema_is_forgotten_with_its_unit() -> None:
         background.cancel()
 
     run(main)
+
+
+def test_a_drain_forgets_no_attempt_of_what_waits_for_a_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child process that is new may not know it at the second attempt; the next owner began with the first one again."""
+
+    @application(tiers=("10s",), retries=Retries(Backoff(100)))
+    async def app(value: bytes, ctx: Context) -> None:
+        raise ValueError
+
+    def known_once(*_arguments: object) -> Callable[[Delivery, Context], object]:
+        def decode(delivery: Delivery, _context: Context) -> object:
+            if delivery.attempt:
+                raise SchemaUnavailable("the registry is away", 7)
+            return delivery.message.value()
+
+        return decode
+
+    monkeypatch.setattr(worker_module, "decoder", known_once)
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        engine = worker.running[0].engine
+        engine._schema_waits._fetch = fails
+        publish(cluster, b"a")
+        await until(lambda: len(engine._schema_waits) == 1)
+        tier = next(lane.spec.topic for lane in engine.partitions[0].lanes if lane.spec.name == "10s")
+        await asyncio.wait_for(worker.stop(), 60)
+        (copy,) = cluster.logs[tier][0].records()
+        assert decode_headers(copy.headers()).attempt == 1
+
+    play(app, story)
 
 
 def test_both_sides_of_a_drain_give_up_before_the_poll_interval_is_over() -> None:
@@ -890,3 +1142,30 @@ def test_the_control_topic_is_followed_again_after_an_error() -> None:
         follower._thread.join(0.01)
     follower.stop()
     assert stepped
+
+
+def test_a_switch_that_is_no_text_does_not_take_those_after_it_with_it() -> None:
+    """JSON may spell what UTF-8 can't: the error was none of a control record's, and the rest of its poll was not looked at."""
+    switches, said = Switches(), list[str]()
+    log = SimpleNamespace(error=lambda event, **_more: said.append(event))
+    reader: Any = SimpleNamespace(close=lambda: None)
+    follower = ControlFollower(reader, "control", switches, lambda work: work(), lambda: None, log)
+    bad = json.dumps(
+        {"kind": "skip", "group": GROUP, "topic": TOPIC, "partition": 0, "origin_offset": 1, "key": "\ud800"}
+    )
+    worse = json.dumps({"kind": "pause", "group": "\ud800"})
+    key, value = encode_switch(Pause(GROUP))
+    records = [(b"skip/g/t/0/1", bad.encode()), (b"pause/x", worse.encode()), (key, value)]
+    follower._fold([MemoryMessage(("control", 0, at), *record, None, 0) for at, record in enumerate(records)])
+    assert switches.paused(GROUP) is not None
+    assert said == ["control record ignored"] * 2
+
+
+def test_switches_that_were_undone_are_not_remembered() -> None:
+    reader: Any = SimpleNamespace(close=lambda: None)
+    follower = ControlFollower(reader, "control", Switches(), lambda work: work(), lambda: None, structlog.get_logger())
+    keys = (*(b"skip/g/t/0/%d" % origin for origin in range(100)), b"release/g/t/0/=k", b"replay/r", b"pause/g")
+    follower._fold([MemoryMessage(("control", 0, at), key, None, None, 0) for at, key in enumerate(keys)])
+    assert follower.resumed == {"pause/g"}
+    assert follower.was_resumed("g")
+    assert not follower.resumed

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import structlog
 
 from pipeline.model.restarts import RestartPolicy, ending
+from pipeline.worker import process
 from pipeline.worker.process import ProcessSpec
 from pipeline.worker.supervisor import RESTARTS, Command, Supervisor
 
@@ -174,3 +178,69 @@ def test_the_command_of_a_worker_names_what_it_runs() -> None:
         "--ready=17",
     ]
     assert subprocess.list2cmdline(words)
+
+
+def test_a_process_that_can_not_be_started_is_tried_again(
+    said: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No memory just after a worker died of it: the supervisor ended, and with it all the others."""
+    tries: list[int] = []
+    start = subprocess.Popen
+
+    def short_of_memory(*arguments: Any, **named: Any) -> Any:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError(12, "Cannot allocate memory")
+        return start(*arguments, **named)
+
+    monkeypatch.setattr(subprocess, "Popen", short_of_memory)
+    boss = supervisor(python("import os, time\nos.write(ready, b'ready\\n')\ntime.sleep(60)"))
+    before = len(os.listdir("/proc/self/fd"))
+    thread = stopped_when(lambda: boss.pids and boss._children[0].ready)
+    assert boss.run() == 0
+    thread.join()
+    assert len(tries) == 2
+    assert len(os.listdir("/proc/self/fd")) <= before + 1, "the pipe of the first try is closed"
+    assert any("can't be started" in line["event"] for line in said)
+
+
+def test_a_status_port_that_is_taken_is_found_out_before_the_group_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that ends after it has joined counts as an owner that died: three of those, and records run alone that did nothing."""
+    started: list[int] = []
+
+    class Worker:
+        def __init__(self, *_arguments: object) -> None: ...
+
+        async def start(self) -> None:
+            started.append(1)
+
+    monkeypatch.setattr("pipeline.worker.worker.Worker", Worker)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        spec = ProcessSpec("m:app", metrics_port=other.getsockname()[1])
+        app: Any = SimpleNamespace(name="app")
+        with pytest.raises(OSError, match="in use"):
+            asyncio.run(process._serve(app, spec))
+    assert not started
+
+
+def test_a_worker_whose_supervisor_died_while_it_started_stops_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody hears any more that it is ready: the broken pipe ended it with its partitions in its hands."""
+    stopped: list[int] = []
+
+    class Worker:
+        def __init__(self, *_arguments: object) -> None: ...
+
+        async def start(self) -> None:
+            self.broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+        async def stop(self) -> None:
+            stopped.append(1)
+
+    monkeypatch.setattr("pipeline.worker.worker.Worker", Worker)
+    monkeypatch.setattr(process, "relax", lambda: None)
+    monkeypatch.setattr(process, "PARENT_CHECK_S", 0.01)
+    heard, ready = os.pipe()
+    os.close(heard)
+    app: Any = SimpleNamespace(name="app")
+    assert asyncio.run(process._serve(app, ProcessSpec("m:app", parent_pid=1 << 30, ready_fd=ready))) == 0
+    assert stopped

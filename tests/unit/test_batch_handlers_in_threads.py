@@ -1,0 +1,148 @@
+"""Batch handlers that are plain `def`: run in a thread, which nothing can stop, and which may raise what no future takes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+import structlog
+
+from pipeline import FlowPolicy, Pipeline, Settings
+from pipeline.model.errors import ClusterError
+from pipeline.model.policies import Backoff
+from pipeline.topology import Defaults, apply
+from pipeline.worker.declaring import Retries
+from pipeline.worker.worker import Worker
+
+NUMBERS = itertools.count()
+QUICK = Retries(Backoff(10))
+Handler = Callable[[Sequence[Any], Sequence[Any]], Any]
+
+
+@pytest.fixture(autouse=True)
+def silent() -> None:
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
+
+
+def play(handler: Handler, story: Callable[[Worker, Pipeline], Awaitable[None]], **arguments: Any) -> None:
+    """One worker, one partition, real threads, a record per key."""
+
+    async def main() -> None:
+        app = Pipeline("batches", settings=Settings(broker=f"memory://batches-{next(NUMBERS)}"))
+        app.subscribe("events", group="g", value="bytes", batch=10, **arguments)(handler)
+        apply(app.cluster.admin(), app.subscriptions, Defaults(partitions=1))
+        await app.start()
+        assert app.worker is not None
+        await story(app.worker, app)
+        await asyncio.wait_for(app.stop(), 10)
+
+    asyncio.run(main())
+
+
+def publish(app: Pipeline, *keys: bytes) -> None:
+    producer = app.cluster.producer("agents")
+    for key in keys:
+        producer.send("events", key, b"x", partition=0)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("error", [StopIteration, SystemExit, asyncio.CancelledError])
+def test_whatever_it_raises_is_its_batch_s_failure(error: type[BaseException]) -> None:
+    """No asyncio future takes a StopIteration (a `next` too many): the batch never ended. SystemExit ended the worker."""
+    tries: list[int] = []
+
+    def handler(values: Sequence[Any], contexts: Sequence[Any]) -> None:
+        tries.append(len(values))
+        if len(tries) == 1:
+            raise error
+
+    async def story(worker: Worker, app: Pipeline) -> None:
+        publish(app, b"a", b"b")
+        await until(lambda: worker.running[0].engine.stats.processed == 2)
+
+    play(handler, story, tiers=(), attempts=2, retries=QUICK)
+
+
+@pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError])
+def test_so_it_is_for_a_coroutine(error: type[BaseException]) -> None:
+    tries: list[int] = []
+
+    async def handler(values: Sequence[Any], contexts: Sequence[Any]) -> None:
+        tries.append(len(values))
+        if len(tries) == 1:
+            raise error
+
+    async def story(worker: Worker, app: Pipeline) -> None:
+        publish(app, b"a", b"b")
+        await until(lambda: worker.running[0].engine.stats.processed == 2)
+
+    play(handler, story, tiers=(), attempts=2, retries=QUICK)
+
+
+def test_it_is_not_called_again_beside_a_call_that_has_not_returned() -> None:
+    """A transaction is given up while it runs: its records are done again, and their keys were in two calls at once."""
+    gate, lock = threading.Event(), threading.Lock()
+    inside, most = [0], [0]
+
+    def handler(values: Sequence[Any], contexts: Sequence[Any]) -> None:
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        gate.wait(5)
+        with lock:
+            inside[0] -= 1
+
+    async def story(worker: Worker, app: Pipeline) -> None:
+        engine = worker.running[0].engine
+        publish(app, b"a")
+        await until(lambda: inside[0] == 1)
+        assert engine.transactions is not None
+        engine.transactions.doubt(ClusterError("a test"))
+        await asyncio.sleep(0.5)
+        gate.set()
+        await until(lambda: engine.stats.processed == 1)
+        assert most == [1]
+
+    play(handler, story, delivery="exactly_once", flow=FlowPolicy(commit_interval_ms=20))
+
+
+HANGS = """
+import asyncio, sys, threading
+from pipeline import FlowPolicy, Pipeline, Settings
+from pipeline.topology import Defaults, apply
+
+app, began = Pipeline("hangs", settings=Settings(broker="memory://hangs")), threading.Event()
+
+@app.subscribe("events", group="g", value="bytes", batch=10, flow=FlowPolicy(drain_timeout_ms=200))
+def handler(values, contexts):
+    began.set()
+    threading.Event().wait()
+
+async def main():
+    apply(app.cluster.admin(), app.subscriptions, Defaults(partitions=1))
+    await app.start()
+    app.cluster.producer("p").send("events", b"k", b"x", partition=0)
+    while not began.is_set():
+        await asyncio.sleep(0.01)
+    await app.stop()
+
+asyncio.run(main())
+sys.exit(7)
+"""
+
+
+def test_one_that_never_returns_does_not_keep_the_process_from_ending() -> None:
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(HANGS)], timeout=15, check=False, capture_output=True)
+    assert ended.returncode == 7
