@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from typing import Any
 
 import pytest
 
-from pipeline.dead_letters import converting, editing, marking
+from bench.synthetic_letters import GROUP, SOURCE
+from pipeline.dead_letters import RedrivePolicy, converting, editing, marking, redrive
 from pipeline.dead_letters.acting import record
+from pipeline.dead_letters.canary import Outcomes
+from pipeline.dead_letters.holds import find_holds
+from pipeline.dead_letters.query import Wanted
+from pipeline.dead_letters.releasing import LEFT_BEHIND
+from pipeline.inspect.appending import Entry, append
+from pipeline.model.cluster import TopicSpec
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.headers import HELD, HELD_CLASS, DeliveryHeaders, ErrorInfo, dead_letter_headers, encode
 from pipeline.model.topics import TASKS_TOPIC
 from tests.unit.dead_letters.test_actions import ANA, Place, now
 
@@ -37,3 +47,49 @@ def test_what_was_redriven_meanwhile_is_no_task_for_somebody_and_not_told_as_can
     record(place.desk, ANA, "rp-2", "redrive", {1: ("written", 0, 0)}, now())
     done = marking.cancel(late, [1], ANA, now())
     assert (done.counts, done.left_out) == ({"cancelled": 0}, {"redriven already": 1})
+
+
+def test_what_others_did_during_a_canary_is_not_undone_by_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(60)
+    place.cluster.admin().create_topics([TopicSpec(SOURCE, 1), TopicSpec(f"{SOURCE}.{GROUP}.replay", 1)])
+    prepared = redrive.prepare(place.desk, place.desk.matching(Wanted()), "ana", now(), RedrivePolicy(), canary=2)
+    prepared = redrive.replace(prepared, workers=1)
+    others = [letter.number for letter in prepared.letters if letter not in prepared.canary]
+
+    def meanwhile(desk: Any, plan: Any, sent: Any, *_: Any) -> Outcomes:
+        marking.cancel(place.another(), others[:1], ANA, now())
+        marking.purge(place.another(), others[1:2], ANA, now())
+        return Outcomes(len(sent), (), ())
+
+    monkeypatch.setattr(redrive, "wait_for_outcome", meanwhile)
+    done = redrive.run(place.desk, prepared, ANA, now(), RedrivePolicy())
+    states = dict(enumerate(place.states()))
+    assert (states[others[0]], states[others[1]]) == ("cancelled", "purged")
+    assert (done.end, done.counts, done.left) == ("finished", {"written": 58}, 0)
+    assert done.left_out == {"cancelled already": 1, "purged already": 1}
+
+
+@pytest.mark.parametrize("given_up", [True, False])
+def test_what_follows_a_held_record_does_not_go_without_it(given_up: bool) -> None:
+    """Its dead letter was cancelled while somebody was asked: then the key is held, as if that had been before."""
+    place = Place()
+    lane = f"{SOURCE}.{GROUP}.replay"
+    place.cluster.admin().create_topics([TopicSpec(SOURCE, 1), TopicSpec(lane, 1)])
+    error = ErrorInfo("terminal", "ValueError", "no")
+    head = DeliveryHeaders(1, 1, 1, SOURCE, 0, 0, 1, GROUP, error=error)
+    place.die(b"{}", dead_letter_headers([], head))
+    behind = dataclasses.replace(head, origin_offset=1, error=ErrorInfo(HELD_CLASS, "Held", "behind 0"))
+    place.die(b"{}", dead_letter_headers([], behind))
+    append(place.cluster, lane, [Entry(b"k", b"{}", encode([], dataclasses.replace(head, hold=HELD)), 0)])
+    place.desk.refresh()
+    prepared = redrive.prepare(place.desk, [0], "ana", now(), RedrivePolicy())
+    assert [letter.number for letter in prepared.letters] == [0, 1]
+    if given_up:
+        marking.cancel(place.another(), [0], ANA, now())
+    done = redrive.run(place.desk, prepared, ANA, now(), RedrivePolicy())
+    if given_up:
+        assert (done.end, place.states()) == ("nothing to do", ["cancelled", "open"])
+        assert done.left_out == {"cancelled already": 1, LEFT_BEHIND: 1}
+        assert [hold.release for hold in find_holds(place.desk, GROUP)] == [""], "it is held still"
+    else:
+        assert (done.end, place.states()) == ("finished", ["redriven", "redriven"])
