@@ -53,7 +53,7 @@ def test_what_others_did_during_a_canary_is_not_undone_by_the_rest(monkeypatch: 
     place = Place(60)
     place.cluster.admin().create_topics([TopicSpec(SOURCE, 1), TopicSpec(f"{SOURCE}.{GROUP}.replay", 1)])
     prepared = redrive.prepare(place.desk, place.desk.matching(Wanted()), "ana", now(), RedrivePolicy(), canary=2)
-    prepared = redrive.replace(prepared, workers=1)
+    prepared = dataclasses.replace(prepared, workers=1)
     others = [letter.number for letter in prepared.letters if letter not in prepared.canary]
 
     def meanwhile(desk: Any, plan: Any, sent: Any, *_: Any) -> Outcomes:
