@@ -49,8 +49,8 @@ class SendRoute:
         return bool(self._buffer.waiting or self.failed or self.reports.refused or self._link.away)
 
     def send(self, now_ms: int) -> bool:
-        """The next batch of what waits; nothing while something older has failed."""
-        if self.failed or not self._link.may_send(now_ms):
+        """The next batch of what waits; nothing while something older has failed, also when nobody has looked at that answer yet."""
+        if self.failed or self.reports.refused or not self._link.may_send(now_ms):
             return False
         with self._turn:
             with self._lock:
@@ -125,9 +125,9 @@ class SendRoute:
         self._producer.close(timeout_s)
 
     def _hand_over_all(self, batch: Sequence[Outgoing]) -> int:
-        """How many the client took; the rest waits again."""
+        """How many the client took; the rest waits again, also when the answer to an older one turns out to be a refusal meanwhile."""
         for index, record in enumerate(batch):
-            if not self.hand_over(record):
+            if self.reports.refused or not self.hand_over(record):
                 with self._lock:
                     self._buffer.put_back(batch[index:])
                 return index

@@ -109,6 +109,38 @@ def test_nothing_newer_is_sent_while_an_older_failure_is_unresolved() -> None:
     assert [int(value or b"") for _, _, value, *_ in bench.broker.held] == [1]
 
 
+@pytest.mark.parametrize("through", [0, 255, 256, 299])
+def test_nothing_newer_passes_a_failure_whose_report_waits_behind_many_others(through: int) -> None:
+    """More reports than are looked at in one go: the failure is not known yet when the next batch could be sent."""
+    bench = Bench(BufferPolicy(max_records=2_000), ScriptedBroker())
+    bench.broker.mode = "hold"
+    for number in range(300):
+        bench.publish("k", number)
+    bench.run(3)
+    assert len(bench.broker.held) == 300
+    bench.publish("k", 300)
+    bench.broker.break_off(through)
+    bench.broker.mode = "up"
+    bench.run()
+    assert bench.numbers() == list(range(301))
+
+
+def test_a_failure_that_is_reported_while_a_batch_goes_out_ends_the_batch() -> None:
+    class Breaking(ScriptedBroker):
+        def take(self, record: Sent) -> None:
+            if record.value == b"5":
+                self.break_off(2)
+                self.mode = "up"
+            super().take(record)
+
+    bench = Bench(BufferPolicy(), Breaking())
+    bench.broker.mode = "hold"
+    for number in range(10):
+        bench.publish("k", number)
+    bench.run()
+    assert [n for n in bench.numbers() if n != 5] == [0, 1, 2, 3, 4, 6, 7, 8, 9], "5 was in the client's hands by then"
+
+
 def test_a_full_client_keeps_the_order() -> None:
     bench = Bench(BufferPolicy(), ScriptedBroker(capacity=3))
     bench.broker.mode = "hold"
