@@ -30,6 +30,11 @@ class LagRow:
     parked_keys: int | None = None
     oldest_ms: int | None = None
 
+    @property
+    def past_end(self) -> bool:
+        """The topic was made anew under the commit: workers refuse such a source."""
+        return self.committed is not None and self.committed > self.end
+
 
 @dataclass(frozen=True, slots=True)
 class GroupFacts:
@@ -56,8 +61,9 @@ def lane_name(entry: Layout, topic: str) -> str:
 
 
 def unsettled_count(progress: Progress | None, beginning: int, end: int) -> int:
-    """Offsets in [beginning, end) that the commit does not call settled."""
-    if progress is None:
+    """Offsets in [beginning, end) that the commit does not call settled. One that lies past the end is about a topic that was there
+    before this one."""
+    if progress is None or progress.offset > end:
         return max(0, end - beginning)
     inside = sum(1 for offset in progress.open if beginning <= offset < end)
     return inside + max(0, end - max(progress.end, beginning))
@@ -102,6 +108,11 @@ def warnings(facts: GroupFacts, lag: Sequence[LagRow], oldest_dead_ms: int | Non
             found.append(
                 f"{row.topic} partition {row.partition}: offsets {row.committed} to {row.beginning - 1} were deleted by retention "
                 "before the group read them; raise retention.ms and reset the group"
+            )
+        if row.past_end:
+            found.append(
+                f"{row.topic} partition {row.partition}: the group stands at offset {row.committed}, and the topic ends at {row.end}: it "
+                f"was made anew; no worker takes it until `pipeline groups reset {group} --topic {row.topic}` says where it goes on"
             )
     lanes = {row.topic for row in lag if row.committed is None and row.lag and row.lane != "source"}
     if lanes and any(row.committed is not None for row in lag if row.lane == "source"):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from pipeline.core.progress import decode
 from pipeline.inspect.lag import GroupFacts
-from pipeline.inspect.positions import committed
+from pipeline.inspect.positions import committed, of_these_topics
 from pipeline.inspect.records import is_settled, lane_record
 from pipeline.inspect.scan import read_to_end
 from pipeline.model.cluster import Cluster, Message, TopicPartition
@@ -29,7 +29,9 @@ def measure(cluster: Cluster, entry: Layout, read_lanes: bool = True) -> GroupFa
     finally:
         admin.close()
     progress = {place: decode(position.offset, position.metadata) for place, position in positions.items()}
-    starts = {place: max(beginnings[place], progress[place].offset if place in progress else 0) for place in places}
+    known = of_these_topics(progress, ends)
+    progress = {place: found for place, found in progress.items() if place in known or place.topic == topics.source}
+    starts = {place: max(beginnings[place], known[place].offset if place in known else 0) for place in places}
     waiting = sum(ends[p] - starts[p] for p in places if p.topic in topics.lanes)
     parked: Mapping[TopicPartition, int] = {}
     oldest: dict[TopicPartition, int] = {}

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+from pipeline.core.progress import Progress
 from pipeline.model.cluster import Cluster, ConsumerPolicy, Position, TopicPartition
 from pipeline.model.errors import ClusterUnavailable
 from pipeline.model.policies import Subscription
@@ -50,6 +51,14 @@ def committed(
                 return {place: position for place, position in found.items() if position is not None}
     finally:
         consumer.close()
+
+
+def of_these_topics(
+    progress: Mapping[TopicPartition, Progress], ends: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, Progress]:
+    """Without what is about a topic that was there before one of the same name (it lies past the end): a lane is then read from its
+    beginning. `ends` were read after the commits."""
+    return {place: known for place, known in progress.items() if known.offset <= ends[place]}
 
 
 def _refuse_without_right(cluster: Cluster, group: str) -> None:
