@@ -78,7 +78,7 @@ def page(db: sqlite3.Connection, wanted: WantedJobs, limit: int = 50, after: str
     parts, values = wanted.conditions()
     if after:
         created, _, job_id = after.partition(_MARK)
-        if not created.isdigit() or not job_id:
+        if not (created.isascii() and created.isdigit() and len(created) < 19 and job_id):
             raise ConfigurationError(f"after={after!r:.80} is no cursor: give the one that the last page ended with")
         parts.append("(created_ms, id) < (?, ?)")
         values += [int(created), job_id]

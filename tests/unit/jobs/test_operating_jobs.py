@@ -411,7 +411,8 @@ def test_jobs_are_found_by_what_is_known_of_them_a_page_at_a_time() -> None:
         assert record.outcome.error is not None
         with pytest.raises(ConfigurationError, match="state='done' must be one of scheduled"):
             await ids(states=("done",))
-        with pytest.raises(ConfigurationError, match="is no cursor"):
-            await desk.jobs(after="x")
+        for cursor in ("x", "².j", "9" * 30 + ".j"):
+            with pytest.raises(ConfigurationError, match="is no cursor"):
+                await desk.jobs(after=cursor)
 
     play(app, story, partitions=3)
