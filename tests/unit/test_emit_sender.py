@@ -229,6 +229,18 @@ def test_bytes_bound_the_buffer_too() -> None:
     assert not buffer.admit(Outgoing("t", b"k", b"x" * 1_500, []))
 
 
+def test_a_record_for_which_no_dropping_makes_room_is_the_only_one_that_is_dropped() -> None:
+    """What is with the client can't be taken back, and fills the buffer all but for a few small ones that wait."""
+    bench = Bench(BufferPolicy(mode="drop_oldest", max_bytes=20_000), ScriptedBroker())
+    bench.broker.mode = "hold"
+    assert bench.buffer.admit(Outgoing("t", b"k", b"x" * 16_000, []))
+    bench.run(1)
+    for number in range(3):
+        assert bench.publish("k", number)
+    assert bench.buffer.admit(Outgoing("t", b"k", b"x" * 8_000, []))
+    assert (bench.buffer.dropped, len(bench.buffer.waiting)) == (1, 3)
+
+
 def test_one_record_larger_than_the_whole_buffer_is_still_taken() -> None:
     assert Buffer(BufferPolicy(max_bytes=1_024)).admit(Outgoing("t", b"k", b"x" * 5_000, []))
 
