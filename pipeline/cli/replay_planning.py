@@ -153,11 +153,13 @@ def _make(request: Request, now: int, out: Path | None, broker: str | None, as_j
 
 def _check_out(out: Path | None) -> None:
     """Before anything is read, which may take long. Raises `ConfigurationError`."""
+    from pipeline.replay.files import is_there
+
     folder = Path() if out is None else out.parent
     name = "the current directory" if out is None else f"--out {out}: the directory {folder}"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ConfigurationError(f"{name} does not exist; make it first, or name another file")
-    if out is not None and out.exists():
+    if out is not None and is_there(out, "--out"):
         raise ConfigurationError(
             f"--out {out} is there already, and no plan is written over: delete it first, or name another file"
         )

@@ -7,6 +7,7 @@ A plan from the index needs no scan of the topic: the index knows positions, ori
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,13 @@ class RedrivePolicy:
     replays_max: int = REPLAYS_MAX
     again: bool = False
     """Also those that were redriven already."""
+
+    def __post_init__(self) -> None:
+        """Raises `ConfigurationError`."""
+        if not 0 <= self.rate < math.inf:
+            raise ConfigurationError(
+                f"rate={self.rate:g} must be a number of records per second; 0: as fast as it goes"
+            )
 
 
 @dataclass(frozen=True, slots=True)

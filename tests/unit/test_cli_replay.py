@@ -13,9 +13,11 @@ from typer.testing import CliRunner, Result
 
 from pipeline import Pipeline, Settings
 from pipeline.cli.main import app as command
+from pipeline.dead_letters import RedrivePolicy
 from pipeline.inspect.appending import Entry, append
 from pipeline.memory.cluster import forget
 from pipeline.model.cluster import Position, TopicPartition
+from pipeline.model.errors import ConfigurationError
 from pipeline.replay import claiming, planning
 from pipeline.replay.audit import read_audit
 from pipeline.topology import Defaults, apply
@@ -82,11 +84,35 @@ def test_a_plan_that_can_not_be_written_is_told_before_anything_is_read(
             ((*PLAN, "-o", str(tmp_path / "no" / "p.json")), "does not exist; make it first"),
             ((*to_file, str(tmp_path / "no" / "f.avro")), "there is no directory"),
             ((*to_file, str(kept)), "is there already: move or delete it first"),
+            ((*PLAN, "-o", "x" * 300), "can't be used: File name too long"),
+            ((*to_file, "x" * 300), "can't be used: File name too long"),
         ):
             assert said in cli(*arguments, code=2).stderr
     assert kept.read_text() == "precious"
     cli(*PLAN, "-o", "p.json")
     assert json.loads((tmp_path / "p.json").read_text())["preview"]["selected"] == 10
+
+
+def test_a_plan_that_can_not_be_read_is_one_sentence(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("x" * 300, "a\0b"):
+        assert "there is no plan file" in cli("status", name, code=2).stderr
+    (tmp_path / "p.json").write_text("{}")
+
+    def denied(_path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    assert "p.json can't be read: Permission denied" in cli("status", "p.json", code=2).stderr
+    assert "is not a file to write" in cli("export", "x" * 300 + "/", "--group", "g", code=2, of="dlq").stderr
+    assert "can't be written: File name too long" in cli("export", "x" * 300, "--group", "g", code=2, of="dlq").stderr
+
+
+@pytest.mark.parametrize("rate", ["inf", "1e999"])
+def test_a_rate_is_a_number(cli: Cli, rate: str) -> None:
+    """No plan is made that no run could keep to."""
+    assert "--rate" in cli(*PLAN, "--rate", rate, code=2).stderr
+    with pytest.raises(ConfigurationError, match="rate"):
+        RedrivePolicy(rate=float(rate))
 
 
 def test_a_plan_whose_place_is_taken_while_it_is_made_writes_over_nothing(
