@@ -141,6 +141,21 @@ def test_a_failure_that_is_reported_while_a_batch_goes_out_ends_the_batch() -> N
     assert [n for n in bench.numbers() if n != 5] == [0, 1, 2, 3, 4, 6, 7, 8, 9], "5 was in the client's hands by then"
 
 
+def test_a_record_that_goes_past_the_thread_does_not_pass_what_failed_since_it_was_numbered() -> None:
+    bench = Bench(BufferPolicy(), ScriptedBroker())
+    bench.broker.mode = "hold"
+    bench.publish("k", 0)
+    bench.run(1)
+    (record,) = outgoing(range(1, 2))
+    assert bench.sender.launch(record)
+    bench.broker.break_off(0)
+    bench.sender.step(bench.now_ms)  # the failure is known by now, and no report of it left
+    bench.broker.mode = "up"
+    assert not bench.sender.send_route.hand_over_launched(record)
+    bench.run()
+    assert bench.numbers() == [0, 1]
+
+
 def test_a_full_client_keeps_the_order() -> None:
     bench = Bench(BufferPolicy(), ScriptedBroker(capacity=3))
     bench.broker.mode = "hold"
