@@ -68,7 +68,7 @@ def origins(desk: Desk, numbers: Sequence[int]) -> list[Origin]:
             "SELECT id, key, origin_topic, origin_offset, error, ifnull(replay_count, 0), grp, state FROM letters "
             f"WHERE id IN ({marks}) ORDER BY id"
         )
-        found += [Origin(*row[:7], STATES[row[7]]) for row in rows]
+        found += [Origin(*(*row[:7], STATES[row[7]])) for row in rows]
     return found
 
 
