@@ -13,8 +13,10 @@ from typer.testing import CliRunner, Result
 
 from pipeline import Pipeline, Settings
 from pipeline.cli.main import app as command
+from pipeline.core.progress import decode
 from pipeline.dead_letters import RedrivePolicy
 from pipeline.inspect.appending import Entry, append
+from pipeline.inspect.records import is_settled
 from pipeline.memory.cluster import forget
 from pipeline.model.cluster import Position, TopicPartition
 from pipeline.model.errors import ConfigurationError
@@ -190,6 +192,19 @@ def test_two_ctrl_c_of_a_reset_while_it_stores_say_where_to_look(cli: Cli, monke
 
     monkeypatch.setattr(claiming, "commit", twice)
     assert "`pipeline groups lag g` shows where it stands" in cli(*RESET, code=130, of="groups").stderr
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_group_whose_lanes_end_in_markers_of_transactions_can_be_moved(app: Pipeline, cli: Cli, empty: bool) -> None:
+    """As every lane of a group does that processes exactly once: no record ever comes at its last offsets."""
+    lane = TopicPartition("events.g.replay", 0) if empty else LANE
+    log = app.cluster.log(lane)  # type: ignore[attr-defined]
+    log.skip(2)
+    cli(*RESET, of="groups")
+    positions = app.cluster.admin().group_positions("g")
+    assert positions[PLACE].offset == 0
+    found = decode(positions[lane].offset, positions[lane].metadata)
+    assert [offset for offset in range(log.end) if not is_settled(found, offset)] == ([] if empty else [0, 1, 2])
 
 
 def test_a_reset_tells_how_far_it_has_read_the_lanes(app: Pipeline) -> None:
