@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.core.progress import Progress
 from pipeline.model.cluster import TopicPartition, TopicSpec
@@ -38,7 +38,8 @@ class LagRow:
 
 @dataclass(frozen=True, slots=True)
 class GroupFacts:
-    """What was read of a group: by partition its progress, log start and end, parked keys and oldest timestamps."""
+    """What was read of a group: by partition its progress, log start and end, parked keys and oldest timestamps; `readable`: where its
+    last record ends, as far as that was looked at."""
 
     entry: Layout
     state: str
@@ -48,6 +49,7 @@ class GroupFacts:
     ends: Mapping[TopicPartition, int]
     parked: Mapping[TopicPartition, int]
     oldest_ms: Mapping[TopicPartition, int]
+    readable: Mapping[TopicPartition, int] = field(default_factory=dict)
 
 
 def lane_name(entry: Layout, topic: str) -> str:
@@ -86,7 +88,7 @@ def rows(facts: GroupFacts) -> list[LagRow]:
                     progress.offset if progress else None,
                     beginning,
                     end,
-                    unsettled_count(progress, beginning, end),
+                    unsettled_count(progress, beginning, facts.readable.get(place, end)),
                     facts.parked.get(place, 0) if topic != facts.entry.topics.source else None,
                     facts.oldest_ms.get(place),
                 )

@@ -8,7 +8,7 @@ from pipeline.core.progress import decode
 from pipeline.inspect.lag import GroupFacts
 from pipeline.inspect.positions import committed, of_these_topics
 from pipeline.inspect.records import is_settled, lane_record
-from pipeline.inspect.scan import read_to_end
+from pipeline.inspect.scan import ends_of_records, read_to_end
 from pipeline.model.cluster import Cluster, Message, TopicPartition
 from pipeline.topology.naming import Layout
 
@@ -47,7 +47,9 @@ def measure(cluster: Cluster, entry: Layout, read_lanes: bool = True) -> GroupFa
     if read_lanes:
         heads = {place: starts[place] for place in places if place.topic not in topics.lanes}
         oldest |= _first_timestamps(cluster, heads, ends)
-    return GroupFacts(entry, state, specs, progress, beginnings, ends, parked, oldest)
+    reach = {place: start for place, start in starts.items() if place.topic != topics.dead_letters}
+    readable = ends_of_records(cluster, reach, ends) if read_lanes else {}
+    return GroupFacts(entry, state, specs, progress, beginnings, ends, parked, oldest, readable)
 
 
 def _age_of(message: Message) -> int:
