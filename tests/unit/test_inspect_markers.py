@@ -13,8 +13,9 @@ from pipeline import Pipeline, Settings
 from pipeline.cli.main import app as command
 from pipeline.core.progress import Progress, encode
 from pipeline.inspect.appending import Entry, append
+from pipeline.inspect.positions import unsettled_in_retired_tiers
 from pipeline.memory.cluster import forget
-from pipeline.model.cluster import Position, TopicPartition
+from pipeline.model.cluster import Position, TopicPartition, TopicSpec
 from pipeline.replay.attach import Watch
 from pipeline.topology import Defaults, apply
 
@@ -63,3 +64,13 @@ def test_who_waits_for_a_group_to_be_live_does_not_wait_for_markers(app: Pipelin
 
 def test_offsets_alone_do_not_tell(app: Pipeline) -> None:
     assert lag("--fast")[1]["lag"] == 2
+
+
+def test_a_retired_tier_that_holds_markers_only_is_empty(app: Pipeline) -> None:
+    tier = TopicPartition("events.g.retry.5s", 0)
+    app.cluster.admin().create_topics([TopicSpec(tier.topic, 1)])
+    append(app.cluster, tier.topic, [Entry(b"k", b"{}", partition=0)])
+    app.cluster.log(tier).skip(2)  # type: ignore[attr-defined]
+    assert unsettled_in_retired_tiers(app.cluster, app.subscriptions) == {tier.topic: 1}
+    app.cluster.admin().set_group_positions("g", {tier: Position(1, encode(Progress(1, 1)))})
+    assert unsettled_in_retired_tiers(app.cluster, app.subscriptions) == {tier.topic: 0}
