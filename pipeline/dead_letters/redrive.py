@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pipeline.dead_letters.acting import Actor, only, refuse_another_topic
-from pipeline.dead_letters.canary import Outcomes, members, wait_for_outcome
+from pipeline.dead_letters.canary import Outcomes, members, wait_for_outcome, written
 from pipeline.dead_letters.desk import Desk
 from pipeline.dead_letters.holds import Hold, close_holds
 from pipeline.dead_letters.redrive_plan import (
@@ -24,6 +24,7 @@ from pipeline.dead_letters.redrive_plan import (
 )
 from pipeline.dead_letters.releasing import (
     LEFT_BEHIND,
+    Following,
     drop_heads,
     followers,
     holds_of,
@@ -185,11 +186,26 @@ class _Sending:
         together = opened(desk, prepared.group, letters, prepared.holds, actor, now_ms, policy, told.alive)
         plan = plan_for(desk, together.letters, actor.who, now_ms, policy)
         tally, file = _send(desk, plan, actor, told)
-        if tally.state == "finished":
-            close_holds(desk, together.holds)
-        else:
-            self.held = tuple(sorted({str(hold.place[1]) for hold in together.holds}))
+        through = _through(desk, plan, together) if tally.state == "finished" else []
+        close_holds(desk, through)
+        self.held = _keys_of([hold for hold in together.holds if hold not in through])
         return plan, tally, file, together.letters
+
+
+def _through(desk: Desk, plan: ReplayPlan, together: Following) -> list[Hold]:
+    """Those whose letters were all written: a key is not let go past one that its lane refused."""
+    if not together.holds:
+        return []
+    desk.refresh()
+    places = {hold.place for hold in together.holds}
+    letters = [letter for letter in together.letters if place_of(letter) in places]
+    sent, _ = written(desk, plan.plan_id, letters)
+    left = {place_of(letter) for letter in letters if letter.number not in sent}
+    return [hold for hold in together.holds if hold.place not in left]
+
+
+def _keys_of(holds: Sequence[Hold]) -> tuple[str, ...]:
+    return tuple(sorted({str(hold.place[1]) for hold in holds}))
 
 
 def release(
@@ -217,14 +233,17 @@ def release(
             tally, file = _send(desk, plan, actor, told)
             plans, counts = (plan.plan_id,), dict(tally.counts)
             if tally.state != "finished":
-                names = tuple(sorted({str(hold.place[1]) for hold in together.holds}))
                 left = len(together.letters) - sum(counts.values())
-                return Redriven("stopped", counts, plans, left, plan_file=file, held=names)
-        close_holds(desk, together.holds)
-        counts["cancelled"] = drop_heads(desk, group, together.holds, actor, now_ms)
+                return Redriven("stopped", counts, plans, left, plan_file=file, held=_keys_of(together.holds))
+            through = _through(desk, plan, together)
+        else:
+            through = together.holds
+        close_holds(desk, through)
+        counts["cancelled"] = drop_heads(desk, group, through, actor, now_ms)
         desk.refresh()
         forget_done(desk)
-        return Redriven("finished", counts, plans, len(together.letters) - counts.get("written", 0))
+        held = _keys_of([hold for hold in together.holds if hold not in through])
+        return Redriven("finished", counts, plans, len(together.letters) - counts.get("written", 0), held=held)
 
 
 def _still(desk: Desk, prepared: Prepared) -> Prepared:

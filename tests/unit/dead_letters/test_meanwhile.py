@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.synthetic_letters import GROUP, SOURCE
+from bench.synthetic_letters import DLQ, GROUP, SOURCE
 from pipeline.dead_letters import RedrivePolicy, converting, editing, marking, redrive
 from pipeline.dead_letters.acting import record
 from pipeline.dead_letters.canary import Outcomes
@@ -16,9 +16,19 @@ from pipeline.dead_letters.holds import find_holds
 from pipeline.dead_letters.query import Wanted
 from pipeline.dead_letters.releasing import LEFT_BEHIND
 from pipeline.inspect.appending import Entry, append
-from pipeline.model.cluster import TopicSpec
+from pipeline.inspect.scan import read_to_end
+from pipeline.model.cluster import TopicPartition, TopicSpec
 from pipeline.model.errors import ConfigurationError
-from pipeline.model.headers import HELD, HELD_CLASS, DeliveryHeaders, ErrorInfo, dead_letter_headers, encode
+from pipeline.model.headers import (
+    CLOSES,
+    HELD,
+    HELD_CLASS,
+    DeliveryHeaders,
+    ErrorInfo,
+    dead_letter_headers,
+    decode,
+    encode,
+)
 from pipeline.model.topics import TASKS_TOPIC
 from tests.unit.dead_letters.test_actions import ANA, Place, now
 
@@ -93,3 +103,40 @@ def test_what_follows_a_held_record_does_not_go_without_it(given_up: bool) -> No
         assert [hold.release for hold in find_holds(place.desk, GROUP)] == [""], "it is held still"
     else:
         assert (done.end, place.states()) == ("finished", ["redriven", "redriven"])
+
+
+@pytest.mark.parametrize("command", ["redrive", "release"])
+def test_a_held_key_is_not_let_go_past_a_letter_that_its_lane_refuses(command: str) -> None:
+    place = Place()
+    lane = f"{SOURCE}.{GROUP}.replay"
+    admin = place.cluster.admin()
+    admin.create_topics([TopicSpec(SOURCE, 1), TopicSpec(lane, 1, configs={"max.message.bytes": "1000000"})])
+    admin.set_configs(DLQ, {"max.message.bytes": "4000000"})
+    for number, key in enumerate((b"k", b"other")):
+        head = DeliveryHeaders(
+            1, 1, 1, SOURCE, 0, 2 * number, 1, GROUP, error=ErrorInfo("terminal", "ValueError", "no")
+        )
+        behind = dataclasses.replace(
+            head, origin_offset=2 * number + 1, error=ErrorInfo(HELD_CLASS, "Held", f"behind {2 * number}")
+        )
+        large = b"x" * 1_500_000 if key == b"k" else b"{}"
+        letters = [
+            Entry(key, b"{}", dead_letter_headers([], head), 0),
+            Entry(key, large, dead_letter_headers([], behind), 0),
+        ]
+        append(place.cluster, DLQ, letters)
+        append(place.cluster, lane, [Entry(key, b"{}", encode([], dataclasses.replace(head, hold=HELD)), 0)])
+    place.desk.refresh()
+    if command == "redrive":
+        prepared = redrive.prepare(place.desk, place.desk.matching(Wanted()), "ana", now(), RedrivePolicy())
+        done = redrive.run(place.desk, prepared, ANA, now(), RedrivePolicy())
+    else:
+        done = redrive.release(place.desk, GROUP, (), ANA, now(), RedrivePolicy())
+    assert done.counts["failed"] == 1
+    assert done.held == ("k",)
+    ends = admin.end_offsets([TopicPartition(lane, 0)])
+    found = read_to_end(place.cluster, {TopicPartition(lane, 0): 0}, ends)
+    assert [m.key() for m in found if decode(m.headers()).hold.startswith(CLOSES)] == [b"other"]
+    assert place.states()[1] == "open"
+    if command == "release":
+        assert place.states()[0] == "open", "what holds the key still is not given up"
