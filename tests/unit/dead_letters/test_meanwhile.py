@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.synthetic_letters import DLQ, GROUP, SOURCE
-from pipeline.dead_letters import RedrivePolicy, converting, editing, marking, redrive
+from pipeline.dead_letters import RedrivePolicy, converting, editing, marking, redrive, releasing
 from pipeline.dead_letters.acting import record
 from pipeline.dead_letters.canary import Outcomes
 from pipeline.dead_letters.holds import find_holds
@@ -140,3 +140,48 @@ def test_a_held_key_is_not_let_go_past_a_letter_that_its_lane_refuses(command: s
     assert place.states()[1] == "open"
     if command == "release":
         assert place.states()[0] == "open", "what holds the key still is not given up"
+
+
+def test_what_was_given_up_while_the_owner_takes_up_a_release_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may take a minute until the worker does."""
+    place = Place()
+    lane = f"{SOURCE}.{GROUP}.replay"
+    place.cluster.admin().create_topics([TopicSpec(SOURCE, 1), TopicSpec(lane, 1)])
+    head = DeliveryHeaders(1, 1, 1, SOURCE, 0, 0, 1, GROUP, error=ErrorInfo("terminal", "ValueError", "no"))
+    place.die(b"{}", dead_letter_headers([], head))
+    for offset in (1, 2):
+        behind = dataclasses.replace(head, origin_offset=offset, error=ErrorInfo(HELD_CLASS, "Held", "behind 0"))
+        place.die(b"{}", dead_letter_headers([], behind))
+    append(place.cluster, lane, [Entry(b"k", b"{}", encode([], dataclasses.replace(head, hold=HELD)), 0)])
+    place.desk.refresh()
+    opening = releasing.open_holds
+
+    def slow(*arguments: Any) -> Any:
+        marking.cancel(place.another(), [1], ANA, now())
+        return opening(*arguments)
+
+    monkeypatch.setattr(releasing, "open_holds", slow)
+    done = redrive.release(place.desk, GROUP, (), ANA, now(), RedrivePolicy())
+    assert (done.end, done.counts, done.left) == ("finished", {"written": 1, "cancelled": 1}, 0)
+    assert place.states() == ["cancelled", "cancelled", "redriven"]
+
+
+def test_a_redrive_of_which_nothing_is_left_by_then_says_how_the_key_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place()
+    lane = f"{SOURCE}.{GROUP}.replay"
+    place.cluster.admin().create_topics([TopicSpec(SOURCE, 1), TopicSpec(lane, 1)])
+    head = DeliveryHeaders(1, 1, 1, SOURCE, 0, 0, 1, GROUP, error=ErrorInfo("terminal", "ValueError", "no"))
+    place.die(b"{}", dead_letter_headers([], head))
+    append(place.cluster, lane, [Entry(b"k", b"{}", encode([], dataclasses.replace(head, hold=HELD)), 0)])
+    place.desk.refresh()
+    opening = releasing.open_holds
+
+    def slow(*arguments: Any) -> Any:
+        marking.cancel(place.another(), [0], ANA, now())
+        return opening(*arguments)
+
+    monkeypatch.setattr(releasing, "open_holds", slow)
+    prepared = redrive.prepare(place.desk, [0], "ana", now(), RedrivePolicy())
+    with pytest.raises(ConfigurationError, match="nothing was sent: `pipeline dlq release`"):
+        redrive.run(place.desk, prepared, ANA, now(), RedrivePolicy())
+    assert redrive.release(place.desk, GROUP, (), ANA, now(), RedrivePolicy()).end == "finished"
