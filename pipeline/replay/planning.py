@@ -178,7 +178,7 @@ class _Scan:
         for messages in self.read(source):
             for message in selector.choose(messages):
                 found = heads[message.partition()]
-                if len(found) < limit:
+                if len(found) <= limit:  # one more than is needed tells that there is more
                     found.append((message.timestamp()[1], message.offset()))
         if sum(map(len, heads.values())) <= limit:
             return self._frozen(source)
