@@ -24,6 +24,7 @@ from pipeline.cli.bars import bar
 from pipeline.cli.output import clean, emit_json, line
 from pipeline.cli.stopping import telling_when_interrupted
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.keys import typed_key
 
 if TYPE_CHECKING:
     from pipeline.replay.asking import Request
@@ -199,7 +200,7 @@ def _selection(
 ) -> Selection:
     from pipeline.replay.plan import Selection
 
-    raw = tuple(bytes.fromhex(k[2:]) if k.startswith("0x") and _is_hex(k[2:]) else k.encode() for k in keys or ())
+    raw = tuple(bytes.fromhex(k[2:]) if k.startswith("0x") and _is_hex(k[2:]) else typed_key(k) for k in keys or ())
     return Selection(raw, tuple(types or ()), tuple(tenants or ()), times[0], times[1], where)
 
 

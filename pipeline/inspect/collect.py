@@ -15,6 +15,7 @@ from pipeline.inspect.records import LaneRecord, SourceRecord, lane_record, sour
 from pipeline.inspect.scan import read_to_end
 from pipeline.model.cluster import Cluster, ClusterAdmin, GroupMember, TopicPartition
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.keys import typed_key
 from pipeline.model.partitioner import partition_of
 from pipeline.topology.naming import Layout, discover
 
@@ -153,7 +154,7 @@ def look_up(collector: Collector, what: str, reach: Reach, now_ms: int | None = 
 
     Where the text is a key the partition is known; only when nothing is there all partitions are searched.
     """
-    raw = what.encode()
+    raw = typed_key(what)
 
     def wanted(key: bytes | None, event_id: str | None) -> bool:
         return key == raw or event_id == what

@@ -207,6 +207,16 @@ def test_a_group_whose_lanes_end_in_markers_of_transactions_can_be_moved(app: Pi
     assert [offset for offset in range(log.end) if not is_settled(found, offset)] == ([] if empty else [0, 1, 2])
 
 
+def test_a_key_that_is_no_text_is_looked_for_as_it_was_typed(app: Pipeline, cli: Cli) -> None:
+    """A shell's bytes come as lone surrogates where they are no UTF-8."""
+    append(app.cluster, "events", [Entry(b"\xffk", b"{}", partition=0)])
+    assert "0xff6b" in cli("\udcffk", "--json", of="why").stdout
+    assert json.loads(cli("\udcfe", "--json", of="why", code=1).stdout)["found"] == []
+    cli("skip", "g", "\udcffk", of="keys", code=1)
+    plan = json.loads(cli("plan", "--topic", "events", "--to-file", "f.avro", "--key", "\udcffk", "--json").stdout)
+    assert plan["preview"]["selected"] == 1
+
+
 def test_a_reset_tells_how_far_it_has_read_the_lanes(app: Pipeline) -> None:
     admin, told = app.cluster.admin(), list[tuple[int, int]]()
     at = claiming.look(app.cluster, admin, "g", "events")
