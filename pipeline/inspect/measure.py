@@ -8,7 +8,7 @@ from pipeline.core.progress import decode
 from pipeline.inspect.lag import GroupFacts
 from pipeline.inspect.positions import committed, of_these_topics
 from pipeline.inspect.records import is_settled, lane_record
-from pipeline.inspect.scan import ends_of_records, read_to_end
+from pipeline.inspect.scan import TAIL, ends_of_records, read_to_end
 from pipeline.model.cluster import Cluster, Message, TopicPartition
 from pipeline.topology.naming import Layout
 
@@ -61,6 +61,10 @@ def _age_of(message: Message) -> int:
 def _first_timestamps(
     cluster: Cluster, starts: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]
 ) -> Iterable[tuple[TopicPartition, int]]:
-    one = {place: min(ends[place], start + 1) for place, start in starts.items()}
-    for message in read_to_end(cluster, starts, one, deadline_s=20.0, stop_at_open=True):
-        yield TopicPartition(message.topic(), message.partition()), message.timestamp()[1]
+    few = {
+        place: min(ends[place], start + TAIL) for place, start in starts.items()
+    }  # the first offsets may hold no record
+    first: dict[TopicPartition, int] = {}
+    for message in read_to_end(cluster, starts, few, deadline_s=20.0, stop_at_open=True):
+        first.setdefault(TopicPartition(message.topic(), message.partition()), message.timestamp()[1])
+    return first.items()

@@ -57,6 +57,14 @@ def test_nothing_is_behind_that_is_no_record(app: Pipeline) -> None:
         assert watch.look().lag == 3
 
 
+def test_the_age_of_what_waits_behind_a_marker_is_told(app: Pipeline) -> None:
+    """The group stands at the marker, and its first record comes behind it."""
+    assert all(row["oldest_ms"] is None for row in lag("--all")[1]["rows"] if row["lane"] == "source")
+    append(app.cluster, "events", [Entry(b"k", b"{}", partition=0)] * 3)
+    (row,) = [row for row in lag()[1]["rows"] if row["lane"] == "source"]
+    assert row["oldest_ms"] > 0
+
+
 def test_who_waits_for_a_group_to_be_live_does_not_wait_for_markers(app: Pipeline) -> None:
     with Watch(app.cluster, "g", "events") as watch:
         assert watch.look().lag == 0
