@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -225,7 +226,7 @@ def export(
     from pipeline.dead_letters.acting import begin
 
     wanted = asked.wanted(now_ms())
-    if to != "-" and (not Path(to).name or Path(to).is_dir()):
+    if to != "-" and (not os.path.basename(to) or os.path.isdir(to)):
         raise ConfigurationError(f"{to!r:.200} is not a file to write: name one, such as letters.jsonl")
     if to.endswith(".avro") and not reveal:
         raise ConfigurationError(

@@ -134,6 +134,7 @@ def _report(done: Redriven) -> None:
                 "`pipeline dlq list` shows what is left.",
                 "yellow",
             )
+        tell_held(done)
         return
     if done.end == "nothing to do":
         line("There is nothing to redrive.", "yellow")
@@ -162,6 +163,16 @@ def _report(done: Redriven) -> None:
         line(f"To go on where it ended: pipeline replay run {clean(done.plan_file)}")
     elif done.end == "stopped":
         line("To go on, run the same command again: it takes what is still open.")
+
+
+def tell_held(done: Redriven) -> None:
+    """Of a command that came to its end: keys that wait behind a letter that could not be sent."""
+    if done.held:
+        line(
+            f"{_many(len(done.held), 'key')} ({', '.join(map(clean, done.held[:5]))}) are held still, since a letter of theirs was not "
+            "sent: edit it, cancel it or purge it, then `pipeline dlq release` them.",
+            "yellow",
+        )
 
 
 def as_object(done: Redriven) -> dict[str, Any]:

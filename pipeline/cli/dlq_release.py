@@ -9,7 +9,7 @@ import typer
 from pipeline.cli.access import BrokerOption, JsonOption, ReasonOption, WhoOption, now_ms, real, required_reason
 from pipeline.cli.bars import bar
 from pipeline.cli.dlq_confirming import AllOption, YesOption, actor, interruptible
-from pipeline.cli.dlq_redrive import as_object
+from pipeline.cli.dlq_redrive import as_object, tell_held
 from pipeline.cli.dlq_selection import Asked
 from pipeline.cli.output import clean, emit_json, line
 from pipeline.cli.stopping import INTERRUPTED, stoppable
@@ -96,5 +96,7 @@ def _report(done: Redriven, holds: int, as_json: bool) -> None:
             f"{sent:,} sent back, {cancelled:,} cancelled.",
             "green" if done.end == "finished" and not done.left else "yellow",
         )
-        if done.end != "finished":
+        if done.end == "finished":
+            tell_held(done)
+        else:
             line("Their keys are being released still: run the same command again, it goes on.", "yellow")

@@ -105,7 +105,8 @@ def lag_command(
 ) -> None:
     """Show what a group has not settled: per lane and partition the committed offset, end, lag, parked keys and the oldest age.
 
-    Warns when offsets or dead letters are about to expire. Exit code 1: the lag is larger than --max, or records were lost to retention.
+    Warns when offsets or dead letters are about to expire. Exit code 1: the lag is larger than --max, records were lost to retention,
+    or the topic was made anew.
 
     Example: pipeline groups lag billing
     """
@@ -124,7 +125,8 @@ def lag_command(
     now = now_ms()
     found = [(fact, rows(fact)) for fact in facts]
     alarms = [text for fact, lag in found for text in warnings(fact, lag, _oldest_dead(fact), now)]
-    lost = any(row.committed is not None and row.committed < row.beginning for _, lag in found for row in lag)
+    every = [row for _, lag in found for row in lag]
+    lost = any(row.past_end or (row.committed is not None and row.committed < row.beginning) for row in every)
     behind = sum(row.lag for _, lag in found for row in lag if row.lane == "source")
     if as_json:
         emit_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,12 +45,14 @@ def load_plan(surroundings: Surroundings, text: str) -> ReplayPlan:
     from pipeline.replay.plan import PlanError, from_text
     from pipeline.replay.running import plan_by_id
 
-    path = Path(text)
-    if path.is_file():
-        return from_text(path.read_bytes(), text)
+    if os.path.isfile(text):  # also of a name that no file can have
+        try:
+            return from_text(Path(text).read_bytes(), text)
+        except OSError as error:
+            raise PlanError(f"the plan file {text} can't be read: {error.strerror}") from None
     if text.startswith("rp-") and "/" not in text and not text.endswith(".json"):
         return plan_by_id(surroundings, text)
-    raise PlanError(f"there is no plan file {text!r}: make a plan with `pipeline replay plan`")
+    raise PlanError(f"there is no plan file {text!r:.200}: make a plan with `pipeline replay plan`")
 
 
 def surroundings_of(cluster: Cluster) -> Surroundings:

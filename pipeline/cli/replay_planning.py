@@ -24,6 +24,7 @@ from pipeline.cli.bars import bar
 from pipeline.cli.output import clean, emit_json, line
 from pipeline.cli.stopping import telling_when_interrupted
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.keys import typed_key
 
 if TYPE_CHECKING:
     from pipeline.replay.asking import Request
@@ -153,11 +154,13 @@ def _make(request: Request, now: int, out: Path | None, broker: str | None, as_j
 
 def _check_out(out: Path | None) -> None:
     """Before anything is read, which may take long. Raises `ConfigurationError`."""
+    from pipeline.replay.files import is_there
+
     folder = Path() if out is None else out.parent
     name = "the current directory" if out is None else f"--out {out}: the directory {folder}"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ConfigurationError(f"{name} does not exist; make it first, or name another file")
-    if out is not None and out.exists():
+    if out is not None and is_there(out, "--out"):
         raise ConfigurationError(
             f"--out {out} is there already, and no plan is written over: delete it first, or name another file"
         )
@@ -197,7 +200,7 @@ def _selection(
 ) -> Selection:
     from pipeline.replay.plan import Selection
 
-    raw = tuple(bytes.fromhex(k[2:]) if k.startswith("0x") and _is_hex(k[2:]) else k.encode() for k in keys or ())
+    raw = tuple(bytes.fromhex(k[2:]) if k.startswith("0x") and _is_hex(k[2:]) else typed_key(k) for k in keys or ())
     return Selection(raw, tuple(types or ()), tuple(tenants or ()), times[0], times[1], where)
 
 

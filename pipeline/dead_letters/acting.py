@@ -95,6 +95,12 @@ def record(
     append(desk.cluster, desk.topics.results, made, timeout_s=60.0)
 
 
+def still(desk: Desk, numbers: Sequence[int], states: Sequence[str]) -> tuple[list[int], dict[str, int]]:
+    """The same as `only`, as of now: who chose them may have thought about it for long, and others act meanwhile."""
+    refuse_another_topic(desk)
+    return only(desk, numbers, states)
+
+
 def only(desk: Desk, numbers: Sequence[int], states: Sequence[str]) -> tuple[list[int], dict[str, int]]:
     """(those in one of these states, how many were left out and why)."""
     kept: list[int] = []

@@ -55,13 +55,13 @@ def outcomes(desk: Desk, plan: ReplayPlan, sent: Sequence[Origin]) -> Outcomes:
     finally:
         admin.close()
     desk.refresh()
-    written, refused = _written(desk, plan.plan_id, sent)
-    partitions = {place[0] for place in written.values()}
+    places, refused = written(desk, plan.plan_id, sent)
+    partitions = {place[0] for place in places.values()}
     views = {source: _views(desk, layouts[source], partitions) for source in plan.target.topics}
     desk.refresh()  # after the lanes: a copy that left them for the dead letters is there by now
     failed, waiting, done = [], [], 0
     for letter in sent:
-        place = written.get(letter.number)
+        place = places.get(letter.number)
         if place is None:
             continue
         again = _dead_again(desk, plan.plan_id, place[0], letter)
@@ -77,7 +77,7 @@ def outcomes(desk: Desk, plan: ReplayPlan, sent: Sequence[Origin]) -> Outcomes:
     return Outcomes(done, tuple(failed), tuple(waiting), tuple(refused))
 
 
-def _written(desk: Desk, plan_id: str, sent: Sequence[Origin]) -> tuple[dict[int, tuple[int, int]], list[str]]:
+def written(desk: Desk, plan_id: str, sent: Sequence[Origin]) -> tuple[dict[int, tuple[int, int]], list[str]]:
     """(letter -> place of its copy in the replay lane, outcomes of those that were not sent)."""
     found: dict[int, tuple[int, int]] = {}
     refused: list[str] = []

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.dead_letters.acting import Actor, Done, begin, only, record
+from pipeline.dead_letters.acting import Actor, Done, begin, record, still
 from pipeline.dead_letters.desk import Desk
 from pipeline.dead_letters.details import details
 from pipeline.dead_letters.exporting import plain_of
@@ -33,7 +33,7 @@ def task_id_of(message: Message) -> str:
 
 def convert(desk: Desk, numbers: Sequence[int], actor: Actor, assignee: str, instruction: str, now_ms: int) -> Done:
     """File a task for each (values scrubbed). `details["tasks"]`: their ids. Raises `TopologyError` when the tasks topic is missing."""
-    chosen, left = only(desk, numbers, ("open", "cancelled"))
+    chosen, left = still(desk, numbers, ("open", "cancelled"))
     if len(chosen) > CONVERT_MAX:
         left["beyond the first 1000"] = len(chosen) - CONVERT_MAX
         chosen = chosen[:CONVERT_MAX]

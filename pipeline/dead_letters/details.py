@@ -32,7 +32,8 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """See the module. `revealed`: nothing was masked. `problem`: why the value is shown raw. `edited_to`: what took its place.
+    """See the module. `revealed`: nothing was masked. `problem`: why the value is not decoded; only revealed it is shown, raw.
+    `edited_to`: what took its place.
 
     `complete`: the history holds every attempt. `value`: the input of a job stands as the JSON that it is.
     """
@@ -68,6 +69,8 @@ def details(desk: Desk, message: Message, reveal: bool = False) -> Details:
     value, hidden = shown.value, Sensitive()
     if not reveal:
         value = scrub(shown.value, shown.schema)
+        if shown.problem:  # the tags are in the schema that is not known
+            value = f"[{len(message.value() or b''):,} bytes, not decoded: what is personal in them is not known; --reveal shows them]"
         if shown.schema is not None:
             hidden = Sensitive(tagged_texts(shown.value, shown.schema))
 

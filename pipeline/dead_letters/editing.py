@@ -11,7 +11,7 @@ from pipeline.codec import wire
 from pipeline.codec.jobs import REQUEST
 from pipeline.codec.misfit import misfit
 from pipeline.codec.writer import WRITE_ERRORS, compile_writer
-from pipeline.dead_letters.acting import Actor, Done, begin, only, record
+from pipeline.dead_letters.acting import Actor, Done, begin, only, record, still
 from pipeline.dead_letters.desk import Desk
 from pipeline.dead_letters.forms import BYTES_FORM, from_json, to_json
 from pipeline.dead_letters.job_inputs import check_request, encoded_input, readable
@@ -21,6 +21,8 @@ from pipeline.inspect.appending import Entry, append
 from pipeline.model.cluster import Headers, Message
 from pipeline.model.errors import ConfigurationError, EncodeError
 from pipeline.model.headers import EDITED_FROM
+
+EDITABLE = ("open", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,7 @@ def text_of(value: object, avro: bool = True) -> str:
 def open_for_edit(desk: Desk, number: int) -> Editable:
     """Fetch and decode it. Raises `ConfigurationError` when it is not there or not open, `UndecodableError` when it has no JSON form."""
     place = "{}:{}".format(*position_of(number))
-    chosen, left = only(desk, [number], ("open", "cancelled"))
-    if not chosen:
-        raise ConfigurationError(f"dead letter {place} can't be edited: it is {next(iter(left))}")
+    _refuse_closed(number, *only(desk, [number], EDITABLE))
     message = next(iter(desk.fetch([number])), None)
     if message is None:
         raise ConfigurationError(f"dead letter {place} is not in {desk.topics.dead_letters} any more")
@@ -64,6 +64,13 @@ def open_for_edit(desk: Desk, number: int) -> Editable:
         shown = Shown(shown.type, own[0], "", own[1])
     value = readable(shown.type, shown.value)
     return Editable(number, text_of(value, shown.schema is not None), shown, message, value)
+
+
+def _refuse_closed(number: int, chosen: list[int], left: dict[str, int]) -> None:
+    if not chosen:
+        raise ConfigurationError(
+            "dead letter {}:{} can't be edited: it is {}".format(*position_of(number), next(iter(left)))
+        )
 
 
 def check_edit(editable: Editable, text: str) -> Edited:
@@ -144,8 +151,12 @@ def _avro(editable: Editable, value: Any, headers: Headers) -> bytes:
 
 
 def apply_edit(desk: Desk, editable: Editable, edited: Edited, actor: Actor, now_ms: int) -> Done:
-    """Append the new version to the same partition; the old one becomes `edited`. `details["position"]`: the new one's."""
+    """Append the new version to the same partition; the old one becomes `edited`. `details["position"]`: the new one's.
+
+    Raises `ConfigurationError` when something else was done about it since it was opened: it would be sent as it was, and as edited.
+    """
     number, topic = editable.number, desk.topics.dead_letters
+    _refuse_closed(number, *still(desk, [number], EDITABLE))
     action_id = begin(desk, actor, "edit", [number], now_ms, lines_changed=len(edited.difference))
     partition, offset = position_of(number)
     entry = Entry(editable.message.key(), edited.value, edited.headers, partition)

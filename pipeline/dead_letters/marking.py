@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.dead_letters.acting import Actor, Done, begin, only, record
+from pipeline.dead_letters.acting import Actor, Done, begin, record, still
 from pipeline.dead_letters.desk import Desk
 from pipeline.dead_letters.states import id_of, number_of, position_of
 from pipeline.model.cluster import TopicPartition
@@ -18,7 +18,7 @@ PURGEABLE = ("open", "redriven", "edited", "cancelled", "converted")
 
 def purge(desk: Desk, numbers: Sequence[int], actor: Actor, now_ms: int) -> Done:
     """Mark as purged, then delete what stands at the beginning of its partition. `details["deleted"]`: offsets deleted."""
-    chosen, left = only(desk, numbers, PURGEABLE)
+    chosen, left = still(desk, numbers, PURGEABLE)
     if not chosen:
         return Done("", "purge", {"purged": 0}, left)
     action_id = begin(desk, actor, "purge", chosen, now_ms)
@@ -74,7 +74,7 @@ def _purged_heads(desk: Desk) -> dict[TopicPartition, int]:
 
 def cancel(desk: Desk, numbers: Sequence[int], actor: Actor, now_ms: int) -> Done:
     """Mark as given up: no redrive of "everything open" takes them any more."""
-    chosen, left = only(desk, numbers, ("open",))
+    chosen, left = still(desk, numbers, ("open",))
     if not chosen:
         return Done("", "cancel", {"cancelled": 0}, left)
     action_id = begin(desk, actor, "cancel", chosen, now_ms)

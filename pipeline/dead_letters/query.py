@@ -197,7 +197,7 @@ def parse_cursor(cursor: str) -> tuple[int, int]:
     parts = cursor.removeprefix("x-").replace(":", "-").split("-")
     if cursor.startswith("x-"):
         parts.insert(0, "0")
-    if len(parts) != 3 or not all(part.isdigit() and len(part) < 19 for part in parts):
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts):
         raise ConfigurationError(f"--after {cursor[:60]!r} is no cursor: take it from the end of the page before")
     time_ms, partition, offset = map(int, parts)
     return (-1 if cursor.startswith("x-") else time_ms), id_of(partition, offset) & (2**63 - 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pipeline.dead_letters.acting import Actor, only, refuse_another_topic
-from pipeline.dead_letters.canary import Outcomes, members, wait_for_outcome
+from pipeline.dead_letters.canary import Outcomes, members, wait_for_outcome, written
 from pipeline.dead_letters.desk import Desk
 from pipeline.dead_letters.holds import Hold, close_holds
 from pipeline.dead_letters.redrive_plan import (
@@ -24,6 +24,7 @@ from pipeline.dead_letters.redrive_plan import (
 )
 from pipeline.dead_letters.releasing import (
     LEFT_BEHIND,
+    Following,
     drop_heads,
     followers,
     holds_of,
@@ -106,12 +107,17 @@ def prepare(
     if not letters:
         return Prepared((), (), left, "", 0, None)
     first = choose_canary(letters, canary) if canary else []
-    whole = {place_of(letter) for letter in first} & {hold.place for hold in holds}
-    first = [letter for letter in letters if letter in first or place_of(letter) in whole]  # a held key goes as a whole
+    first = _whole(letters, first, holds)
     if len(first) == len(letters):
         first = []  # they are so few that all go at once
     plan = plan_for(desk, letters, who, now_ms, policy)
     return Prepared(tuple(letters), tuple(first), left, group, members(desk, group), plan, holds, unfinished(desk))
+
+
+def _whole(letters: Sequence[Origin], first: Sequence[Origin], holds: Sequence[Hold]) -> list[Origin]:
+    """A canary in which each held key goes as a whole."""
+    whole, numbers = {place_of(letter) for letter in first} & {hold.place for hold in holds}, {x.number for x in first}
+    return [letter for letter in letters if letter.number in numbers or place_of(letter) in whole]
 
 
 def run(
@@ -128,7 +134,7 @@ def run(
 def _run(
     desk: Desk, prepared: Prepared, actor: Actor, now_ms: int, policy: RedrivePolicy, deadline_s: float, told: Progress
 ) -> Redriven:
-    prepared = _still(desk, prepared, policy)
+    prepared = _still(desk, prepared)
     if not prepared.letters:
         return Redriven("nothing to do", {}, left_out=prepared.left_out)
     if prepared.canary and not prepared.workers:
@@ -152,6 +158,10 @@ def _run(
         if end is not None:
             left = len(rest) + len(first) - sum(tally.counts.values())
             return Redriven(end, dict(counts), tuple(plans), left, prepared.left_out, found, file, sending.held)
+        prepared = _still(desk, replace(prepared, letters=tuple(rest), canary=()))
+        rest = list(prepared.letters)
+        if not rest:  # others did something about all of them while the canary was waited for
+            return Redriven("finished", dict(counts), tuple(plans), 0, prepared.left_out, found)
     sending = _Sending(desk, prepared, actor, now_ms, policy, told)
     plan, tally, file, sent_now = sending.send(rest)
     desk.refresh()
@@ -176,11 +186,26 @@ class _Sending:
         together = opened(desk, prepared.group, letters, prepared.holds, actor, now_ms, policy, told.alive)
         plan = plan_for(desk, together.letters, actor.who, now_ms, policy)
         tally, file = _send(desk, plan, actor, told)
-        if tally.state == "finished":
-            close_holds(desk, together.holds)
-        else:
-            self.held = tuple(sorted({str(hold.place[1]) for hold in together.holds}))
+        through = _through(desk, plan, together) if tally.state == "finished" else []
+        close_holds(desk, through)
+        self.held = _keys_of([hold for hold in together.holds if hold not in through])
         return plan, tally, file, together.letters
+
+
+def _through(desk: Desk, plan: ReplayPlan, together: Following) -> list[Hold]:
+    """Those whose letters were all written: a key is not let go past one that its lane refused."""
+    if not together.holds:
+        return []
+    desk.refresh()
+    places = {hold.place for hold in together.holds}
+    letters = [letter for letter in together.letters if place_of(letter) in places]
+    sent, _ = written(desk, plan.plan_id, letters)
+    left = {place_of(letter) for letter in letters if letter.number not in sent}
+    return [hold for hold in together.holds if hold.place not in left]
+
+
+def _keys_of(holds: Sequence[Hold]) -> tuple[str, ...]:
+    return tuple(sorted({str(hold.place[1]) for hold in holds}))
 
 
 def release(
@@ -208,30 +233,43 @@ def release(
             tally, file = _send(desk, plan, actor, told)
             plans, counts = (plan.plan_id,), dict(tally.counts)
             if tally.state != "finished":
-                names = tuple(sorted({str(hold.place[1]) for hold in together.holds}))
                 left = len(together.letters) - sum(counts.values())
-                return Redriven("stopped", counts, plans, left, plan_file=file, held=names)
-        close_holds(desk, together.holds)
-        counts["cancelled"] = drop_heads(desk, group, together.holds, actor, now_ms)
+                return Redriven("stopped", counts, plans, left, plan_file=file, held=_keys_of(together.holds))
+            through = _through(desk, plan, together)
+        else:
+            through = together.holds
+        close_holds(desk, through)
+        counts["cancelled"] = drop_heads(desk, group, through, actor, now_ms)
         desk.refresh()
         forget_done(desk)
-        return Redriven("finished", counts, plans, len(together.letters) - counts.get("written", 0))
+        held = _keys_of([hold for hold in together.holds if hold not in through])
+        return Redriven("finished", counts, plans, len(together.letters) - counts.get("written", 0), held=held)
 
 
-def _still(desk: Desk, prepared: Prepared, policy: RedrivePolicy) -> Prepared:
-    """Without those that somebody else did something about since it was prepared."""
+def _still(desk: Desk, prepared: Prepared) -> Prepared:
+    """Without those that somebody did something about since it was prepared: one that was given up is not sent all the same."""
     refuse_another_topic(desk)
-    allowed = (*REDRIVABLE, "redriven") if policy.again else REDRIVABLE
-    kept, left = only(desk, [letter.number for letter in prepared.letters], allowed)
+    kept: list[int] = []
+    left: Counter[str] = Counter()
+    for state in {letter.state for letter in prepared.letters}:
+        as_it_was, others = only(desk, [each.number for each in prepared.letters if each.state == state], (state,))
+        kept += as_it_was
+        left.update(others)
     if not left:
         return prepared
     numbers = set(kept)
-    return replace(
-        prepared,
-        letters=tuple(letter for letter in prepared.letters if letter.number in numbers),
-        canary=tuple(letter for letter in prepared.canary if letter.number in numbers),
-        left_out={**prepared.left_out, **left},
-    )
+    letters = [letter for letter in prepared.letters if letter.number in numbers]
+    canary = [letter for letter in prepared.canary if letter.number in numbers]
+    holds = prepared.holds
+    if holds and letters:
+        together = with_followers(
+            desk, prepared.group, letters
+        )  # what followed a record that was given up stays behind it
+        letters, holds = together.letters, tuple(together.holds)
+        left[LEFT_BEHIND] += together.left_out
+        canary = _whole(letters, canary, holds)
+    left_out = dict(Counter(prepared.left_out) + left)
+    return replace(prepared, letters=tuple(letters), canary=tuple(canary), left_out=left_out, holds=holds)
 
 
 def _verdict(tally: Tally, found: Outcomes | None) -> End | None:

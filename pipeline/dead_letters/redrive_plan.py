@@ -7,6 +7,7 @@ A plan from the index needs no scan of the topic: the index knows positions, ori
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import Any
 
 from pipeline.dead_letters.desk import Desk
 from pipeline.dead_letters.letter import POINTER
-from pipeline.dead_letters.states import id_of, position_of
+from pipeline.dead_letters.states import STATES, State, id_of, position_of
 from pipeline.inspect.collect import find_layouts
 from pipeline.model.cluster import ClusterAdmin
 from pipeline.model.errors import ConfigurationError
@@ -36,10 +37,17 @@ class RedrivePolicy:
     again: bool = False
     """Also those that were redriven already."""
 
+    def __post_init__(self) -> None:
+        """Raises `ConfigurationError`."""
+        if not 0 <= self.rate < math.inf:
+            raise ConfigurationError(
+                f"rate={self.rate:g} must be a number of records per second; 0: as fast as it goes"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What the index knows of a letter that matters for order."""
+    """What the index knows of a letter that matters for order; `state`: what it was in then."""
 
     number: int
     key: str | None
@@ -48,6 +56,7 @@ class Origin:
     error: int
     replay_count: int
     group: str | None
+    state: State = "open"
 
 
 def origins(desk: Desk, numbers: Sequence[int]) -> list[Origin]:
@@ -56,10 +65,10 @@ def origins(desk: Desk, numbers: Sequence[int]) -> list[Origin]:
     for at in range(0, len(numbers), 500):
         marks = ", ".join(map(str, numbers[at : at + 500]))
         rows = desk.store.db.execute(
-            "SELECT id, key, origin_topic, origin_offset, error, ifnull(replay_count, 0), grp FROM letters "
+            "SELECT id, key, origin_topic, origin_offset, error, ifnull(replay_count, 0), grp, state FROM letters "
             f"WHERE id IN ({marks}) ORDER BY id"
         )
-        found += [Origin(*row) for row in rows]
+        found += [Origin(*(*row[:7], STATES[row[7]])) for row in rows]
     return found
 
 

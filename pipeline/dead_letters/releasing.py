@@ -81,7 +81,13 @@ def opened(
     current = open_holds(desk, group, mine, action_id, alive)
     desk.refresh()
     found = {letter.number: letter for letter in (*letters, *followers(desk, group, {hold.place for hold in mine}))}
-    return Following([found[number] for number in sorted(found)], current)
+    states = desk.states(list(found))  # that took a while: what somebody gave up meanwhile is not sent
+    kept = [found[number] for number in sorted(found) if states.get(number) == found[number].state]
+    if not kept and not every:
+        raise ConfigurationError(
+            "something was done meanwhile about all of these dead letters, so nothing was sent: `pipeline dlq release` lets their keys go"
+        )
+    return Following(kept, current)
 
 
 def _refuse_capped(letters: Sequence[Origin], policy: RedrivePolicy) -> None:

@@ -111,11 +111,13 @@ class Buffer:
         """How many are in memory."""
         return len(self.waiting) + len(self.in_flight)
 
-    def has_room(self, size_bytes: int) -> bool:
-        """Whether one more of that size fits; an empty buffer takes any size."""
-        held = len(self.waiting) + len(self.in_flight)
+    def has_room(self, size_bytes: int, dropped: int = 0, freed_bytes: int = 0) -> bool:
+        """Whether one more of that size fits (once so many are dropped); an empty buffer takes any size."""
+        held = len(self.waiting) + len(self.in_flight) - dropped
         policy = self.policy
-        return not held or (held < policy.max_records and self.held_bytes + size_bytes <= policy.max_bytes)
+        return not held or (
+            held < policy.max_records and self.held_bytes - freed_bytes + size_bytes <= policy.max_bytes
+        )
 
     def admit(self, record: Outgoing) -> bool:
         """Let it in if it fits; with "drop_oldest" make room first. False: the caller has to wait."""
@@ -135,10 +137,18 @@ class Buffer:
     def _make_room(self, size_bytes: int) -> bool:
         if self.policy.mode != "drop_oldest":
             return False
-        while self.waiting and not self.has_room(size_bytes):
-            self.held_bytes -= self.waiting.popleft().size_bytes
-            self.dropped += 1
-        return self.has_room(size_bytes)
+        count = freed_bytes = 0
+        for record in self.waiting:
+            if self.has_room(size_bytes, count, freed_bytes):
+                break
+            count, freed_bytes = count + 1, freed_bytes + record.size_bytes
+        if not self.has_room(size_bytes, count, freed_bytes):
+            return False  # what is in flight alone leaves none: to drop the others too would be for nothing
+        for _ in range(count):
+            self.waiting.popleft()
+        self.held_bytes -= freed_bytes
+        self.dropped += count
+        return True
 
     def take(self, limit: int) -> list[Outgoing]:
         """The next records to send, now in flight; never more than the window leaves."""

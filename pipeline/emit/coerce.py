@@ -27,11 +27,19 @@ def clean(text: str) -> str:
 
 
 def as_json(value: Any) -> str:
-    """The value as a JSON document; its Python text where it is too deep."""
+    """The value as a JSON document; its Python text where JSON can't hold it."""
     try:
         return clean(json.dumps(value, ensure_ascii=False, default=str))
-    except (ValueError, RecursionError):
-        return json.dumps(f"<{type(value).__name__} that is too deep>")
+    except Exception:  # too deep, a circle, keys that are no text, somebody's own __str__
+        return json.dumps(python_text(value))
+
+
+def python_text(value: Any) -> str:
+    """As Python shows it, where it can."""
+    try:
+        return clean(repr(value))
+    except Exception:  # as above
+        return f"<{type(value).__name__} that can't be shown>"
 
 
 def as_text(value: Any) -> str | None:

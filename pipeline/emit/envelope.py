@@ -3,6 +3,7 @@ but for `current_traceparent`."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from datetime import UTC, datetime
@@ -25,16 +26,17 @@ def event_headers(event: RunEvent, traceparent: str | None = None, ce_source: st
     if traceparent:
         headers.append((TRACEPARENT, traceparent.encode()))
     if ce_source:
-        time = datetime.fromtimestamp(event.occurred_at / 1_000, UTC).isoformat(timespec="milliseconds")
         headers += (
             ("ce_specversion", b"1.0"),
             ("ce_id", event.event_id.encode()),
             ("ce_source", ce_source.encode()),
             ("ce_type", event.record_name.encode()),
-            ("ce_time", time.replace("+00:00", "Z").encode()),
             ("ce_subject", event.run_id.encode()),
             ("ce_partitionkey", event.run_id.encode()),
         )
+        with contextlib.suppress(ValueError, OverflowError, OSError):  # beyond the calendar: the attribute is optional
+            time = datetime.fromtimestamp(event.occurred_at / 1_000, UTC).isoformat(timespec="milliseconds")
+            headers.append(("ce_time", time.replace("+00:00", "Z").encode()))
     return headers
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from pipeline.emit.coerce import python_text
 from pipeline.model.errors import PublishError
 from pipeline.model.events import (
     Approval,
@@ -220,9 +221,17 @@ def json_text(value: Any) -> str:
         except (ValueError, RecursionError):
             return json.dumps(value)
         return value
-    return json.dumps({} if value is None else value, default=str)
+    return _dumped({} if value is None else value)
 
 
 def text_of(value: Any) -> str | None:
     """Text as it is, None as None, anything else as JSON."""
-    return value if value is None or isinstance(value, str) else json.dumps(value, default=str)
+    return value if value is None or isinstance(value, str) else _dumped(value)
+
+
+def _dumped(value: Any) -> str:
+    """What an agent hands to a tool may be anything: to record it must not end the call."""
+    try:
+        return json.dumps(value, default=str)
+    except Exception:
+        return json.dumps(python_text(value))

@@ -45,8 +45,8 @@ class SendRoute:
 
     @property
     def _must_wait(self) -> bool:
-        """A new record, behind older ones that wait or have failed (also when nobody has looked at that answer yet)."""
-        return bool(self._buffer.waiting or self.failed or self.reports.refused or self._link.away)
+        """A new record, behind older ones that wait or have failed."""
+        return bool(self._buffer.waiting or self.failed or self._link.away)
 
     def send(self, now_ms: int) -> bool:
         """The next batch of what waits; nothing while something older has failed."""
@@ -125,9 +125,10 @@ class SendRoute:
         self._producer.close(timeout_s)
 
     def _hand_over_all(self, batch: Sequence[Outgoing]) -> int:
-        """How many the client took; the rest waits again."""
+        """How many the client took; the rest waits again: nothing passes an older one that has failed, also when nobody has looked at that
+        answer yet."""
         for index, record in enumerate(batch):
-            if not self.hand_over(record):
+            if self.failed or self.reports.refused or not self.hand_over(record):
                 with self._lock:
                     self._buffer.put_back(batch[index:])
                 return index

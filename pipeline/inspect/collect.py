@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pipeline.core.progress import Progress, decode
 from pipeline.inspect.control import read_switches
 from pipeline.inspect.explain import Explanation, PartitionView, explain, unresolved
-from pipeline.inspect.positions import committed
+from pipeline.inspect.positions import committed, of_these_topics
 from pipeline.inspect.records import LaneRecord, SourceRecord, lane_record, source_record
 from pipeline.inspect.scan import read_to_end
 from pipeline.model.cluster import Cluster, ClusterAdmin, GroupMember, TopicPartition
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.keys import typed_key
 from pipeline.model.partitioner import partition_of
 from pipeline.topology.naming import Layout, discover
 
@@ -92,8 +93,10 @@ class Collector:
         topics = self.entry.topics
         specs = self.admin.topics([topics.source, *topics.lanes, topics.dead_letters])
         places = [TopicPartition(name, p) for name, spec in specs.items() for p in partitions if p < spec.partitions]
-        progress = self.progress(places)
-        starts, ends = self._starts(places, progress, reach), self.admin.end_offsets(places)
+        found = self.progress(places)
+        ends = self.admin.end_offsets(places)
+        progress = of_these_topics(found, ends)
+        starts = self._starts(places, progress, reach)
         far = max(1, reach.records // max(1, len(partitions)))
         for place in places:
             if place.topic not in topics.lanes:
@@ -151,7 +154,7 @@ def look_up(collector: Collector, what: str, reach: Reach, now_ms: int | None = 
 
     Where the text is a key the partition is known; only when nothing is there all partitions are searched.
     """
-    raw = what.encode()
+    raw = typed_key(what)
 
     def wanted(key: bytes | None, event_id: str | None) -> bool:
         return key == raw or event_id == what

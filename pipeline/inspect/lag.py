@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.core.progress import Progress
 from pipeline.model.cluster import TopicPartition, TopicSpec
@@ -30,10 +30,16 @@ class LagRow:
     parked_keys: int | None = None
     oldest_ms: int | None = None
 
+    @property
+    def past_end(self) -> bool:
+        """The topic was made anew under the commit: workers refuse such a source."""
+        return self.committed is not None and self.committed > self.end
+
 
 @dataclass(frozen=True, slots=True)
 class GroupFacts:
-    """What was read of a group: by partition its progress, log start and end, parked keys and oldest timestamps."""
+    """What was read of a group: by partition its progress, log start and end, parked keys and oldest timestamps; `readable`: where its
+    last record ends, as far as that was looked at."""
 
     entry: Layout
     state: str
@@ -43,6 +49,7 @@ class GroupFacts:
     ends: Mapping[TopicPartition, int]
     parked: Mapping[TopicPartition, int]
     oldest_ms: Mapping[TopicPartition, int]
+    readable: Mapping[TopicPartition, int] = field(default_factory=dict)
 
 
 def lane_name(entry: Layout, topic: str) -> str:
@@ -56,8 +63,9 @@ def lane_name(entry: Layout, topic: str) -> str:
 
 
 def unsettled_count(progress: Progress | None, beginning: int, end: int) -> int:
-    """Offsets in [beginning, end) that the commit does not call settled."""
-    if progress is None:
+    """Offsets in [beginning, end) that the commit does not call settled. One that lies past the end is about a topic that was there
+    before this one."""
+    if progress is None or progress.offset > end:
         return max(0, end - beginning)
     inside = sum(1 for offset in progress.open if beginning <= offset < end)
     return inside + max(0, end - max(progress.end, beginning))
@@ -80,7 +88,7 @@ def rows(facts: GroupFacts) -> list[LagRow]:
                     progress.offset if progress else None,
                     beginning,
                     end,
-                    unsettled_count(progress, beginning, end),
+                    unsettled_count(progress, beginning, facts.readable.get(place, end)),
                     facts.parked.get(place, 0) if topic != facts.entry.topics.source else None,
                     facts.oldest_ms.get(place),
                 )
@@ -102,6 +110,11 @@ def warnings(facts: GroupFacts, lag: Sequence[LagRow], oldest_dead_ms: int | Non
             found.append(
                 f"{row.topic} partition {row.partition}: offsets {row.committed} to {row.beginning - 1} were deleted by retention "
                 "before the group read them; raise retention.ms and reset the group"
+            )
+        if row.past_end:
+            found.append(
+                f"{row.topic} partition {row.partition}: the group stands at offset {row.committed}, and the topic ends at {row.end}: it "
+                f"was made anew; no worker takes it until `pipeline groups reset {group} --topic {row.topic}` says where it goes on"
             )
     lanes = {row.topic for row in lag if row.committed is None and row.lag and row.lane != "source"}
     if lanes and any(row.committed is not None for row in lag if row.lane == "source"):

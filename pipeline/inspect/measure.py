@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from pipeline.core.progress import decode
 from pipeline.inspect.lag import GroupFacts
-from pipeline.inspect.positions import committed
+from pipeline.inspect.positions import committed, of_these_topics
 from pipeline.inspect.records import is_settled, lane_record
-from pipeline.inspect.scan import read_to_end
+from pipeline.inspect.scan import TAIL, ends_of_records, read_to_end
 from pipeline.model.cluster import Cluster, Message, TopicPartition
 from pipeline.topology.naming import Layout
 
@@ -29,7 +29,9 @@ def measure(cluster: Cluster, entry: Layout, read_lanes: bool = True) -> GroupFa
     finally:
         admin.close()
     progress = {place: decode(position.offset, position.metadata) for place, position in positions.items()}
-    starts = {place: max(beginnings[place], progress[place].offset if place in progress else 0) for place in places}
+    known = of_these_topics(progress, ends)
+    progress = {place: found for place, found in progress.items() if place in known or place.topic == topics.source}
+    starts = {place: max(beginnings[place], known[place].offset if place in known else 0) for place in places}
     waiting = sum(ends[p] - starts[p] for p in places if p.topic in topics.lanes)
     parked: Mapping[TopicPartition, int] = {}
     oldest: dict[TopicPartition, int] = {}
@@ -45,7 +47,9 @@ def measure(cluster: Cluster, entry: Layout, read_lanes: bool = True) -> GroupFa
     if read_lanes:
         heads = {place: starts[place] for place in places if place.topic not in topics.lanes}
         oldest |= _first_timestamps(cluster, heads, ends)
-    return GroupFacts(entry, state, specs, progress, beginnings, ends, parked, oldest)
+    reach = {place: start for place, start in starts.items() if place.topic != topics.dead_letters}
+    readable = ends_of_records(cluster, reach, ends) if read_lanes else {}
+    return GroupFacts(entry, state, specs, progress, beginnings, ends, parked, oldest, readable)
 
 
 def _age_of(message: Message) -> int:
@@ -57,6 +61,10 @@ def _age_of(message: Message) -> int:
 def _first_timestamps(
     cluster: Cluster, starts: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]
 ) -> Iterable[tuple[TopicPartition, int]]:
-    one = {place: min(ends[place], start + 1) for place, start in starts.items()}
-    for message in read_to_end(cluster, starts, one, deadline_s=20.0, stop_at_open=True):
-        yield TopicPartition(message.topic(), message.partition()), message.timestamp()[1]
+    few = {
+        place: min(ends[place], start + TAIL) for place, start in starts.items()
+    }  # the first offsets may hold no record
+    first: dict[TopicPartition, int] = {}
+    for message in read_to_end(cluster, starts, few, deadline_s=20.0, stop_at_open=True):
+        first.setdefault(TopicPartition(message.topic(), message.partition()), message.timestamp()[1])
+    return first.items()

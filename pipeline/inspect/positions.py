@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+from pipeline.core.progress import Progress
+from pipeline.inspect.scan import ends_of_records
 from pipeline.model.cluster import Cluster, ConsumerPolicy, Position, TopicPartition
 from pipeline.model.errors import ClusterUnavailable
 from pipeline.model.policies import Subscription
@@ -52,6 +54,14 @@ def committed(
         consumer.close()
 
 
+def of_these_topics(
+    progress: Mapping[TopicPartition, Progress], ends: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, Progress]:
+    """Without what is about a topic that was there before one of the same name (it lies past the end): a lane is then read from its
+    beginning. `ends` were read after the commits."""
+    return {place: known for place, known in progress.items() if known.offset <= ends[place]}
+
+
 def _refuse_without_right(cluster: Cluster, group: str) -> None:
     """A consumer asks for the coordinator of a group it has no right to until its time is over, and says only that; the admin says why.
     Raises `NotAuthorized`."""
@@ -66,7 +76,7 @@ def _refuse_without_right(cluster: Cluster, group: str) -> None:
 def unsettled_in_retired_tiers(
     cluster: Cluster, subscriptions: Sequence[Subscription], prefix: str = ""
 ) -> dict[str, int]:
-    """Tier that is declared no longer -> records between the group's committed offsets and the end: 0 means drained."""
+    """Tier that is declared no longer -> records between the group's committed offsets and the last record: 0 means drained."""
     counts: dict[str, int] = {}
     admin = cluster.admin()
     try:
@@ -76,10 +86,10 @@ def unsettled_in_retired_tiers(
             places = [TopicPartition(name, p) for name in tiers for p in range(existing[name].partitions)]
             ends, starts = admin.end_offsets(places), admin.beginning_offsets(places)
             positions = committed(cluster, entry.group, places)
+            read = {place: max(starts[place], at.offset if (at := positions.get(place)) else 0) for place in places}
+            ends |= ends_of_records(cluster, read, ends)
             for place in places:
-                position = positions.get(place)
-                read = max(starts[place], position.offset if position else 0)
-                counts[place.topic] = counts.get(place.topic, 0) + max(0, ends[place] - read)
+                counts[place.topic] = counts.get(place.topic, 0) + max(0, ends[place] - read[place])
     finally:
         admin.close()
     return counts

@@ -14,6 +14,7 @@ POLL_RECORDS = 2_000
 POLL_S = 0.25
 STALL_S = 30.0
 """Without a record or an end for so long, the brokers are taken to be away."""
+TAIL, TAIL_S = 16, 20.0
 
 _topic, _partition, _offset = methodcaller("topic"), methodcaller("partition"), methodcaller("offset")
 
@@ -77,6 +78,18 @@ def read_batches(
                 raise _too_slow(reader, left, deadline_s if now - heard <= stall_s else None, stall_s)
     finally:
         reader.close()
+
+
+def ends_of_records(
+    cluster: Cluster, starts: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, int]:
+    """Where the last record of each partition ends, as far as its last `TAIL` offsets tell: markers of transactions lie behind it, and
+    nobody can be behind on those. Only partitions whose start is below their end are looked at."""
+    tails = {place: max(start, ends[place] - TAIL) for place, start in starts.items() if start < ends[place]}
+    found = {place: tail if tail == starts[place] else ends[place] for place, tail in tails.items()}
+    for message in read_to_end(cluster, tails, ends, TAIL_S, stop_at_open=True):
+        found[TopicPartition(message.topic(), message.partition())] = message.offset() + 1
+    return found
 
 
 def _last_offsets(messages: list[Message]) -> dict[tuple[str, int], int]:

@@ -11,3 +11,11 @@ def key_text(raw: bytes | None) -> str | None:
         return raw.decode()
     except UnicodeDecodeError:
         return "0x" + raw.hex()
+
+
+def typed_key(text: str) -> bytes:
+    """The bytes of a key as somebody typed it: a shell's bytes that are no UTF-8 come as lone surrogates."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # other surrogates are nothing that a shell gives
+        return text.encode("utf-8", "replace")

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pipeline.core.progress import Progress, decode
 from pipeline.inspect.lag import unsettled_count
+from pipeline.inspect.scan import TAIL, ends_of_records
 from pipeline.model.cluster import Cluster, ClusterAdmin, ConsumerPolicy, TopicPartition
 from pipeline.model.errors import ClusterUnavailable, ConfigurationError
 from pipeline.replay.catching_up import CatchUp, Sight, Way
@@ -64,7 +65,7 @@ class Watch:
     """Looks at a group again and again until it is live. Close it when done."""
 
     def __init__(self, cluster: Cluster, group: str, topic: str) -> None:
-        self._group, self._topic = group, topic
+        self._cluster, self._group, self._topic = cluster, group, topic
         self._admin: ClusterAdmin = cluster.admin()
         self._consumer = cluster.consumer(ConsumerPolicy(group=group, client_id="pipeline-watch"))
 
@@ -85,11 +86,12 @@ class Watch:
         places = [TopicPartition(self._topic, number) for number in range(spec.partitions)]
         positions = self._consumer.committed(places, REQUEST_S)
         beginnings, ends = self._admin.beginning_offsets(places), self._admin.end_offsets(places)
-        lag = 0
-        for place in places:
-            position = positions[place]
-            progress = None if position is None else decode(position.offset, position.metadata)
-            lag += unsettled_count(progress, beginnings[place], ends[place])
+        known = {tp: None if at is None else decode(at.offset, at.metadata) for tp, at in positions.items()}
+        lag = sum(unsettled_count(known[place], beginnings[place], ends[place]) for place in places)
+        if 0 < lag <= TAIL * len(places):  # it may be there: what is left may be no records
+            starts = {tp: max(beginnings[tp], 0 if at is None else at.offset) for tp, at in positions.items()}
+            readable = ends | ends_of_records(self._cluster, starts, ends)
+            lag = sum(unsettled_count(known[place], beginnings[place], readable[place]) for place in places)
         members = len(self._admin.describe_group(self._group).members)
         return Sight(round(time.time() * 1000), lag, sum(ends.values()), members)
 

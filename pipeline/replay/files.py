@@ -66,14 +66,22 @@ def batches(records: Iterator[Message], size: int = FETCH) -> Iterator[list[Mess
         yield found
 
 
+def is_there(path: Path, option: str) -> bool:
+    """Raises `ConfigurationError` for a name that no file can have."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise ConfigurationError(f"{option} {str(path)!r:.200} can't be used: {error.strerror}") from None
+
+
 def check_target_file(path: Path) -> None:
     """Can a replay put its file there? Raises `ConfigurationError`: nothing that is there is written over."""
     folder = path.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ConfigurationError(
             f"--to-file {path}: there is no directory {folder}; make it first, or name another file"
         )
-    if path.exists():
+    if is_there(path, "--to-file"):
         raise ConfigurationError(f"--to-file {path} is there already: move or delete it first, or name another file")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigurationError(f"--to-file {path}: {folder} can't be written to; name a file elsewhere")

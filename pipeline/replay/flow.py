@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.model.cluster import Message
-from pipeline.model.errors import ClusterError
+from pipeline.model.errors import ClusterError, RecordTooLarge
 from pipeline.replay.copying import Copies, Outgoing
 from pipeline.replay.plan import Span
 from pipeline.replay.progress import Done
@@ -72,10 +72,7 @@ def _results_of(out: Outgoing, errors: dict[int, str], in_order: bool) -> list[R
 
 def about_one_record(error: ClusterError) -> bool:
     """Refused for what it is, not for where it goes: the others may go on."""
-    text = str(error)
-    return type(error) is ClusterError and any(
-        mark in text for mark in ("TOO_LARGE", "max.message.bytes", "INVALID_RECORD")
-    )
+    return isinstance(error, RecordTooLarge) or (type(error) is ClusterError and "INVALID_RECORD" in str(error))
 
 
 @dataclass(slots=True)

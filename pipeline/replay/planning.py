@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -177,7 +178,7 @@ class _Scan:
         for messages in self.read(source):
             for message in selector.choose(messages):
                 found = heads[message.partition()]
-                if len(found) < limit:
+                if len(found) <= limit:  # one more than is needed tells that there is more
                     found.append((message.timestamp()[1], message.offset()))
         if sum(map(len, heads.values())) <= limit:
             return self._frozen(source)
@@ -268,6 +269,10 @@ def check_request(request: Request) -> None:
     """What does not need a cluster to be seen. Raises `ConfigurationError`."""
     if request.decode not in ("some", "none"):
         raise ConfigurationError(f"--decode {request.decode!r:.40} must be some or none")
+    if not 0 <= request.rate < math.inf:
+        raise ConfigurationError(
+            f"--rate {request.rate:g} must be a number of records per second; 0: as fast as it goes"
+        )
     if request.from_offsets and request.kind == "file":
         raise ConfigurationError(
             "--from-offset needs --topic: a file is taken from its beginning, choose with --key and --where"

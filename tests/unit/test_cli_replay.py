@@ -13,9 +13,13 @@ from typer.testing import CliRunner, Result
 
 from pipeline import Pipeline, Settings
 from pipeline.cli.main import app as command
+from pipeline.core.progress import decode
+from pipeline.dead_letters import RedrivePolicy
 from pipeline.inspect.appending import Entry, append
+from pipeline.inspect.records import is_settled
 from pipeline.memory.cluster import forget
 from pipeline.model.cluster import Position, TopicPartition
+from pipeline.model.errors import ConfigurationError
 from pipeline.replay import claiming, planning
 from pipeline.replay.audit import read_audit
 from pipeline.topology import Defaults, apply
@@ -82,11 +86,35 @@ def test_a_plan_that_can_not_be_written_is_told_before_anything_is_read(
             ((*PLAN, "-o", str(tmp_path / "no" / "p.json")), "does not exist; make it first"),
             ((*to_file, str(tmp_path / "no" / "f.avro")), "there is no directory"),
             ((*to_file, str(kept)), "is there already: move or delete it first"),
+            ((*PLAN, "-o", "x" * 300), "can't be used: File name too long"),
+            ((*to_file, "x" * 300), "can't be used: File name too long"),
         ):
             assert said in cli(*arguments, code=2).stderr
     assert kept.read_text() == "precious"
     cli(*PLAN, "-o", "p.json")
     assert json.loads((tmp_path / "p.json").read_text())["preview"]["selected"] == 10
+
+
+def test_a_plan_that_can_not_be_read_is_one_sentence(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("x" * 300, "a\0b"):
+        assert "there is no plan file" in cli("status", name, code=2).stderr
+    (tmp_path / "p.json").write_text("{}")
+
+    def denied(_path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    assert "p.json can't be read: Permission denied" in cli("status", "p.json", code=2).stderr
+    assert "is not a file to write" in cli("export", "x" * 300 + "/", "--group", "g", code=2, of="dlq").stderr
+    assert "can't be written: File name too long" in cli("export", "x" * 300, "--group", "g", code=2, of="dlq").stderr
+
+
+@pytest.mark.parametrize("rate", ["inf", "1e999"])
+def test_a_rate_is_a_number(cli: Cli, rate: str) -> None:
+    """No plan is made that no run could keep to."""
+    assert "--rate" in cli(*PLAN, "--rate", rate, code=2).stderr
+    with pytest.raises(ConfigurationError, match="rate"):
+        RedrivePolicy(rate=float(rate))
 
 
 def test_a_plan_whose_place_is_taken_while_it_is_made_writes_over_nothing(
@@ -164,6 +192,29 @@ def test_two_ctrl_c_of_a_reset_while_it_stores_say_where_to_look(cli: Cli, monke
 
     monkeypatch.setattr(claiming, "commit", twice)
     assert "`pipeline groups lag g` shows where it stands" in cli(*RESET, code=130, of="groups").stderr
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_group_whose_lanes_end_in_markers_of_transactions_can_be_moved(app: Pipeline, cli: Cli, empty: bool) -> None:
+    """As every lane of a group does that processes exactly once: no record ever comes at its last offsets."""
+    lane = TopicPartition("events.g.replay", 0) if empty else LANE
+    log = app.cluster.log(lane)  # type: ignore[attr-defined]
+    log.skip(2)
+    cli(*RESET, of="groups")
+    positions = app.cluster.admin().group_positions("g")
+    assert positions[PLACE].offset == 0
+    found = decode(positions[lane].offset, positions[lane].metadata)
+    assert [offset for offset in range(log.end) if not is_settled(found, offset)] == ([] if empty else [0, 1, 2])
+
+
+def test_a_key_that_is_no_text_is_looked_for_as_it_was_typed(app: Pipeline, cli: Cli) -> None:
+    """A shell's bytes come as lone surrogates where they are no UTF-8."""
+    append(app.cluster, "events", [Entry(b"\xffk", b"{}", partition=0)])
+    assert "0xff6b" in cli("\udcffk", "--json", of="why").stdout
+    assert json.loads(cli("\udcfe", "--json", of="why", code=1).stdout)["found"] == []
+    cli("skip", "g", "\udcffk", of="keys", code=1)
+    plan = json.loads(cli("plan", "--topic", "events", "--to-file", "f.avro", "--key", "\udcffk", "--json").stdout)
+    assert plan["preview"]["selected"] == 1
 
 
 def test_a_reset_tells_how_far_it_has_read_the_lanes(app: Pipeline) -> None:

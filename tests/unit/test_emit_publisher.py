@@ -100,6 +100,18 @@ def test_cloud_events_headers_by_option(make: Make, producer: FakeProducer) -> N
     assert (headers["ce_specversion"], headers["ce_id"], headers["ce_source"]) == (b"1.0", b"r-1", b"/support")
 
 
+def test_a_time_that_no_calendar_has_is_left_out_of_the_cloud_events_headers(
+    make: Make, producer: FakeProducer
+) -> None:
+    """Microseconds, for example: the event itself has them as they are."""
+    publisher = make(PublishOptions(ce_source="/support"))
+    publisher.publish(message(1).model_copy(update={"occurred_at": 1_790_000_000_000_000}))
+    publisher.flush(5)
+    headers = dict(producer.log[0].headers)
+    assert "ce_time" not in headers
+    assert headers["ce_id"] == b"r-1"
+
+
 def test_an_event_that_does_not_fit_is_refused_and_not_sent(make: Make, producer: FakeProducer) -> None:
     publisher = make()
     bad = message(1).model_copy(update={"event_id": "bad"})

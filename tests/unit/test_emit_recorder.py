@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import sys
 import types
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -14,7 +16,7 @@ from pydantic import ValidationError
 from pipeline.emit.recorder import AsyncRecorder, Recorder, RecorderOptions, SyncRecorder
 from pipeline.emit.stats import Leftover
 from pipeline.model.errors import BufferFull, ConfigurationError, PublishError
-from pipeline.model.events import RunCancelled, RunCompleted, RunEvent, RunFailed, ToolResult
+from pipeline.model.events import RunCancelled, RunCompleted, RunEvent, RunFailed, ToolCall, ToolResult
 
 
 class Kept:
@@ -232,6 +234,33 @@ def test_trouble_with_recording_never_hides_the_agents_own_exception(kept: Kept)
 def test_a_full_buffer_is_said_when_nothing_else_went_wrong(kept: Kept) -> None:
     with pytest.raises(BufferFull), Recorder(kept) as recorder, recorder.run(agent="a"):
         kept.full = True
+
+
+class Sulky:
+    def __repr__(self) -> str:
+        raise RuntimeError("not today")
+
+
+def nested(depth: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize("value", [{(1, 2): "a"}, nested(100_000), [Sulky()], {"a": {b"k": 1}}])
+def test_what_json_can_not_hold_is_recorded_as_text_and_does_not_end_the_agents_call(kept: Kept, value: Any) -> None:
+    ring: list[Any] = []
+    ring.append(ring)
+    with Recorder(kept, options()) as recorder, recorder.run(agent="support") as run:
+        for each in (value, ring):
+            with run.tool_call("search", arguments=each) as tool:
+                tool.result(each)
+        run.output(value)
+    assert kept.names == ["RunStarted", "ToolCall", "ToolResult", "ToolCall", "ToolResult", "RunCompleted"]
+    for event in kept.events:
+        if isinstance(event, ToolCall):
+            json.loads(event.arguments)
 
 
 def test_exception_texts_that_utf8_can_not_hold(kept: Kept) -> None:

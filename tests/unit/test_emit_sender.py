@@ -109,6 +109,53 @@ def test_nothing_newer_is_sent_while_an_older_failure_is_unresolved() -> None:
     assert [int(value or b"") for _, _, value, *_ in bench.broker.held] == [1]
 
 
+@pytest.mark.parametrize("through", [0, 255, 256, 299])
+def test_nothing_newer_passes_a_failure_whose_report_waits_behind_many_others(through: int) -> None:
+    """More reports than are looked at in one go: the failure is not known yet when the next batch could be sent."""
+    bench = Bench(BufferPolicy(max_records=2_000), ScriptedBroker())
+    bench.broker.mode = "hold"
+    for number in range(300):
+        bench.publish("k", number)
+    bench.run(3)
+    assert len(bench.broker.held) == 300
+    bench.publish("k", 300)
+    bench.broker.break_off(through)
+    bench.broker.mode = "up"
+    bench.run()
+    assert bench.numbers() == list(range(301))
+
+
+def test_a_failure_that_is_reported_while_a_batch_goes_out_ends_the_batch() -> None:
+    class Breaking(ScriptedBroker):
+        def take(self, record: Sent) -> None:
+            if record.value == b"5":
+                self.break_off(2)
+                self.mode = "up"
+            super().take(record)
+
+    bench = Bench(BufferPolicy(), Breaking())
+    bench.broker.mode = "hold"
+    for number in range(10):
+        bench.publish("k", number)
+    bench.run()
+    assert [n for n in bench.numbers() if n != 5] == [0, 1, 2, 3, 4, 6, 7, 8, 9], "5 was in the client's hands by then"
+
+
+def test_a_record_that_goes_past_the_thread_does_not_pass_what_failed_since_it_was_numbered() -> None:
+    bench = Bench(BufferPolicy(), ScriptedBroker())
+    bench.broker.mode = "hold"
+    bench.publish("k", 0)
+    bench.run(1)
+    (record,) = outgoing(range(1, 2))
+    assert bench.sender.launch(record)
+    bench.broker.break_off(0)
+    bench.sender.step(bench.now_ms)  # the failure is known by now, and no report of it left
+    bench.broker.mode = "up"
+    assert not bench.sender.send_route.hand_over_launched(record)
+    bench.run()
+    assert bench.numbers() == [0, 1]
+
+
 def test_a_full_client_keeps_the_order() -> None:
     bench = Bench(BufferPolicy(), ScriptedBroker(capacity=3))
     bench.broker.mode = "hold"
@@ -195,6 +242,18 @@ def test_bytes_bound_the_buffer_too() -> None:
     record = Outgoing("t", b"k", b"x" * 1_500, [])
     assert buffer.admit(record)
     assert not buffer.admit(Outgoing("t", b"k", b"x" * 1_500, []))
+
+
+def test_a_record_for_which_no_dropping_makes_room_is_the_only_one_that_is_dropped() -> None:
+    """What is with the client can't be taken back, and fills the buffer all but for a few small ones that wait."""
+    bench = Bench(BufferPolicy(mode="drop_oldest", max_bytes=20_000), ScriptedBroker())
+    bench.broker.mode = "hold"
+    assert bench.buffer.admit(Outgoing("t", b"k", b"x" * 16_000, []))
+    bench.run(1)
+    for number in range(3):
+        assert bench.publish("k", number)
+    assert bench.buffer.admit(Outgoing("t", b"k", b"x" * 8_000, []))
+    assert (bench.buffer.dropped, len(bench.buffer.waiting)) == (1, 3)
 
 
 def test_one_record_larger_than_the_whole_buffer_is_still_taken() -> None:

@@ -440,7 +440,7 @@ def test_times_that_are_not_known_have_a_cursor_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "cursor", ["", "x", "1-2", "1-2-3-4", "'; DROP TABLE letters", "9" * 40 + "-1-1", "x-1", "-1-1-1"]
+    "cursor", ["", "x", "1-2", "1-2-3-4", "'; DROP TABLE letters", "9" * 40 + "-1-1", "x-1", "-1-1-1", "1-²-3"]
 )
 def test_a_cursor_that_is_none_is_refused(cursor: str) -> None:
     store = Store(None)

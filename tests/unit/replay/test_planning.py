@@ -54,6 +54,17 @@ def test_how_long_it_takes_is_told_by_how_fast_its_own_records_were_read(cluster
     assert expected(limit=50) == 4.0, "what reading for the limit took is not in it"
 
 
+@pytest.mark.parametrize(("limit", "end"), [(1, 1), (2, 5), (24, 93), (25, 97), (26, 97), (1_000, 97)])
+def test_a_limit_holds_also_where_all_that_is_chosen_lies_in_one_partition(
+    cluster: MemoryCluster, limit: int, end: int
+) -> None:
+    request = Request("T", "ann", to_topic="T", allowed=HERE, select=Selection(keys=(b"r",)), limit=limit)
+    plan = make_plan(cluster, request, None, 1)
+    assert (plan.preview or {})["selected"] == min(limit, 25)
+    if limit < 25:
+        assert plan.source.spans[0].end == end
+
+
 def test_nothing_to_read_takes_no_time() -> None:
     assert expected_s(0.0, 0, 0, 0.0) == 0.0
     assert expected_s(0.0, 0, 0, 100.0) == 0.0
