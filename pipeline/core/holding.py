@@ -43,7 +43,7 @@ class Holds:
     """Of one unit. `heads`: held records by key, lowest first. `copies`: their open copies in the replay lane, oldest first.
 
     `giving_up`: heads on their way to the dead letters; `writing`: then on their way to the replay lane. `following`:
-    successors on their way to the dead letters. `releasing`: operators' copies, by key.
+    successors on their way to the dead letters, and what no lane takes. `releasing`: operators' copies, by key.
     """
 
     __slots__ = ("_ended", "_under_way", "_unit", "copies", "following", "giving_up", "heads", "releasing", "writing")
@@ -119,12 +119,16 @@ class Holds:
             self._write(delivery, now_ms)
 
     def follow(self, delivery: Delivery, head: Identity, now_ms: int) -> None:
-        """A successor goes to the dead letters; its key is not busy with that, since nothing of it runs."""
-        self.following.add(delivery)
-        self._under_way[delivery.key] += 1
+        """A successor goes to the dead letters."""
+        self.passes(delivery)
         failure = held_behind(head)
         headers = replace(copy_headers(delivery, now_ms, failure), hold=f"{BEHIND}{head.origin}")
         self._unit.effects.append(DeadLetter(delivery, headers, failure))
+
+    def passes(self, delivery: Delivery) -> None:
+        """It goes to the dead letters, and its key is not busy with that: nothing of it runs."""
+        self.following.add(delivery)
+        self._under_way[delivery.key] += 1
 
     def followed(self, delivery: Delivery) -> None:
         """Its dead letter is acknowledged."""
@@ -133,6 +137,7 @@ class Holds:
         self._under_way[key] -= 1
         unit.lanes[delivery.lane].tracker.settle(delivery.offset)
         unit.parking.resolve(key, delivery.identity)
+        unit.unblock(key)
         if not self._under_way[key]:
             del self._under_way[key]
             self._settle_ended(key)

@@ -65,7 +65,7 @@ class Unit:
         self._unblocked: deque[Delivery] = deque()
         self.skipped: set[Identity] = set()
         self.released: dict[bytes | None, Identity] = {}
-        self._sending: dict[tuple[Identity, int], Delivery] = {}
+        self.sending: dict[tuple[Identity, int], Delivery] = {}
         self.missing: list[Missing] = []
         source = LaneSpec(SOURCE_NAME, policy.source, None)
         self.lanes = [Lane(source, OffsetTracker(rebuild.source_progress()))]
@@ -123,7 +123,7 @@ class Unit:
                 continue
             delivery.headers = headers
             delivery.attempt, delivery.hop = headers.attempt, headers.hop
-            if headers.epoch == self.epoch and self._sending:
+            if headers.epoch == self.epoch and self.sending:
                 # Our own copy, fetched before its delivery report: what fed it is settled first, or it could end and be
                 # committed while the record it came from is still open (e).
                 self._settle_fed_by(delivery)
@@ -137,7 +137,7 @@ class Unit:
             let_go_of_missing(self)
 
     def _settle_fed_by(self, copy: Delivery) -> None:
-        fed_by = self._sending.pop((copy.identity, copy.hop), None)
+        fed_by = self.sending.pop((copy.identity, copy.hop), None)
         if fed_by is not None:
             self.lanes[fed_by.lane].tracker.settle(fed_by.offset)
 
@@ -297,7 +297,7 @@ class Unit:
 
     def is_sending(self, identity: Identity, hop: int) -> bool:
         """That copy is under way to its lane."""
-        return (identity, hop) in self._sending
+        return (identity, hop) in self.sending
 
     def unblock(self, key: bytes | None) -> None:
         """What waited in memory for others of the key is looked at again."""
@@ -313,7 +313,7 @@ class Unit:
             target.landed = offset + 1
         elif offset < 0:
             target.landed = NOWHERE
-        fed_by = self._sending.pop((delivery.identity, delivery.hop + 1), None)
+        fed_by = self.sending.pop((delivery.identity, delivery.hop + 1), None)
         if fed_by is not None:
             self.lanes[fed_by.lane].tracker.settle(fed_by.offset)
         if self.missing:
@@ -348,7 +348,7 @@ class Unit:
         lane = self.lanes[hop.lane]
         lane.last_due_ms = due_ms = max(hop.due_ms, lane.last_due_ms)  # (b)
         self.parking.hand_off(delivery.key, delivery.identity, delivery.hop + 1, hop.lane)
-        self._sending[delivery.identity, delivery.hop + 1] = delivery
+        self.sending[delivery.identity, delivery.hop + 1] = delivery
         headers = copy_headers(delivery, now_ms, failure, due_ms, hop.not_before_ms)
         if hold:
             headers = replace(headers, hold=hold)

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.core.delivery import Delivery
 from pipeline.core.flow import FloodGuard
 from pipeline.core.unit import DeadLetter, HandOff, Unit
-from pipeline.model.errors import ClusterError, SchemaUnavailable
+from pipeline.model.errors import ClusterError, RecordTooLarge, SchemaUnavailable
 from pipeline.model.headers import EVENT_ID, HELD_CLASS
 from pipeline.model.outcome import Done, Emit, Failure
 from pipeline.worker.dispatch import Dispatch
@@ -19,7 +19,7 @@ from pipeline.worker.encoding import headers_of
 from pipeline.worker.execution import failure_of, output_failure
 from pipeline.worker.inputs import Delivered
 from pipeline.worker.parts import EngineParts
-from pipeline.worker.sending import OutRecord, Sender
+from pipeline.worker.sending import Outputs, OutRecord, Sender
 from pipeline.worker.stats import Stats
 
 OUTPUTS_SAMPLED = 16
@@ -162,6 +162,11 @@ class Conclusions:
         except Exception as error:
             return self._failed(delivery, output_failure(error))
         else:
+            if self._sender.is_too_large(Outputs, delivery):
+                refused = RecordTooLarge(
+                    "an output of it is larger than its topic takes: raise max.message.bytes there"
+                )
+                return self._failed(delivery, failure_of(refused, (RecordTooLarge,)))
             self._sender.outputs(delivery, records, outcome.warning, self._clock.now_ms)
         return None
 
@@ -205,6 +210,8 @@ class Conclusions:
         if item.error is not None:
             self._log.error("write refused, trying again", topic=sent.record.topic, error=str(item.error))
         complete = self._sender.answer(sent, item.error, self._clock.now_ms)
+        if isinstance(item.error, RecordTooLarge) and unit.open:
+            self._too_large(sent.what, item.error)
         if complete is None or not unit.open:
             return
         if isinstance(complete, HandOff):
@@ -223,6 +230,14 @@ class Conclusions:
             following = unit.done(complete.delivery, self._clock.now_ms)
         if following is not None:
             self._dispatch.resumed.append(following)
+
+    def _too_large(self, what: object, error: RecordTooLarge) -> None:
+        """No try gets it through: a hand-off was given up, and a record whose output it is has failed, once however many there are."""
+        if isinstance(what, HandOff):
+            self.perform(what.delivery.unit)
+        elif isinstance(what, Outputs) and not what.refused:
+            what.refused = True
+            self._failed(what.delivery, failure_of(error, (RecordTooLarge,)))
 
     def watch_amplification(self, delivery: Delivery, alarm: int) -> None:
         """Each successor of a head costs a hop: a long queue behind one key is worth an alarm."""

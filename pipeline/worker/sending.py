@@ -14,6 +14,7 @@ from functools import partial
 from typing import Protocol
 
 from pipeline.core.delivery import Delivery
+from pipeline.core.oversized import give_up, may_be_given_up
 from pipeline.core.parking import Identity
 from pipeline.core.unit import DeadLetter, HandOff, Unit
 from pipeline.model.cluster import DeliveryCallback, Headers
@@ -51,11 +52,12 @@ class OutRecord:
 
 @dataclass(slots=True)
 class Outputs:
-    """A processed delivery that waits for its outputs; `left` counts those not acknowledged."""
+    """A processed delivery that waits for its outputs; `left` counts those not acknowledged. `refused`: one can't be written."""
 
     delivery: Delivery
     left: int
     warning: str | None = None
+    refused: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -101,13 +103,16 @@ class Sender:
         self._troubled: Counter[Unit] = Counter()
         self._stuck: dict[tuple[Unit, int], deque[_Sent]] = {}
         self._numbers = itertools.count()
-        self._too_large: set[tuple[int, Identity]] = set()
+        self._too_large: set[tuple[type, int, Identity]] = set()
         self.last_error: ClusterError | None = None
 
     def hand_off(self, effect: HandOff, now_ms: int) -> None:
         delivery = effect.delivery
-        headers = encode(producer_headers(headers_in(delivery.message)), effect.headers)
         topic = delivery.unit.lanes[effect.lane].spec.topic
+        if self._too_large and self.is_too_large(HandOff, delivery) and may_be_given_up(effect):
+            give_up(effect, f"raise max.message.bytes of {topic}", now_ms)
+            return
+        headers = encode(producer_headers(headers_in(delivery.message)), effect.headers)
         self._start(effect, self._copy(topic, delivery, headers), delivery.unit.partition, now_ms)
 
     def dead_letter(self, effect: DeadLetter, now_ms: int) -> None:
@@ -117,7 +122,7 @@ class Sender:
         if schema:
             headers.append((SCHEMA, schema.encode()))
         record = self._copy(self._dead_letters, delivery, headers)
-        if self._too_large and self._place(effect) in self._too_large:
+        if self._too_large and self.is_too_large(DeadLetter, delivery):
             record = self._pointer(effect, record)
         self._start(effect, record, delivery.unit.partition, now_ms)
 
@@ -134,9 +139,9 @@ class Sender:
         headers = replace(effect.headers, due_ms=max(effect.headers.due_ms, lane.last_due_ms))
         return replace(record, headers=encode(producer_headers(headers_in(delivery.message)), headers))
 
-    @staticmethod
-    def _place(effect: DeadLetter) -> tuple[int, Identity]:
-        return effect.delivery.unit.partition, effect.delivery.identity
+    def is_too_large(self, kind: type, delivery: Delivery) -> bool:
+        """What of this record was to be written failed a transaction for that: not to be tried again."""
+        return (kind, delivery.unit.partition, delivery.identity) in self._too_large
 
     @staticmethod
     def _pointer(effect: DeadLetter, record: OutRecord) -> OutRecord:
@@ -175,9 +180,10 @@ class Sender:
         if not sent.accepted:
             sent.accepted = error is None
             self._post(Delivered(sent, error))
-        elif isinstance(error, RecordTooLarge) and isinstance(sent.what, DeadLetter):
-            # It fails its transaction; when its record is done again, the dead letter is a pointer from the start.
-            self._too_large.add(self._place(sent.what))
+        elif isinstance(error, RecordTooLarge):
+            # It fails its transaction; when its record is done again, it is not written, or the dead letter is a pointer.
+            delivery = sent.what.delivery
+            self._too_large.add((type(sent.what), delivery.unit.partition, delivery.identity))
 
     def hold(self, unit: Unit) -> None:
         """Outputs of this unit are still to come: it is not drained before `let_go`."""
@@ -194,22 +200,36 @@ class Sender:
         unit = sent.what.delivery.unit
         if not unit.open:
             return None
-        if error is not None:
+        if error is not None and not self._never(sent, error):
             self._later(sent, error, now_ms)
             return None
         if sent.failed:
             self._calm(unit)
             self._unstick(sent, now_ms)
         self.let_go(unit)
+        if error is not None:
+            if isinstance(sent.what, HandOff):
+                give_up(sent.what, str(error), now_ms)
+            return None
         if isinstance(sent.what, Outputs):
             sent.what.left -= 1
             return None if sent.what.left else sent.what
         return sent.what
 
+    @staticmethod
+    def _never(sent: _Sent, error: ClusterError) -> bool:
+        """No further try helps. (A dead letter goes as a pointer, the mark of a held key without its value.)"""
+        what = sent.what
+        return isinstance(error, RecordTooLarge) and (
+            isinstance(what, Outputs) or (isinstance(what, HandOff) and may_be_given_up(what))
+        )
+
     def _later(self, sent: _Sent, error: Exception, now_ms: int) -> None:
         if isinstance(error, RecordTooLarge) and isinstance(sent.what, DeadLetter) and sent.record.value is not None:
             # A small batch can unpack to more than a lane takes. Its bytes stay where they are; its partition goes on.
             sent.record = self._pointer(sent.what, sent.record)
+        elif isinstance(error, RecordTooLarge) and isinstance(sent.what, HandOff) and sent.what.headers.hold:
+            sent.record = replace(sent.record, value=None)  # it only says that its key is held
         if not sent.failed:
             sent.failed = True
             self._troubled[sent.what.delivery.unit] += 1

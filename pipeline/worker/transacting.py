@@ -32,6 +32,8 @@ from pipeline.worker.transaction_parts import Bounds, Counts, Keeper, State
 
 AGAIN_MS = (0, 100, 300, 1_000, 3_000, 10_000)
 """Between one doubt and the next opening, while no transaction gets through."""
+LARGE_BYTES = 65_536
+"""No topic that is meant for events takes less."""
 LOOK_AGAIN_MS = 20
 REPEATS_MAX, REPEAT_MS = 20, 50
 """A rebalance has a few refusals for each member; what is still refused after that is done again."""
@@ -114,15 +116,19 @@ class Transactions:
         """Into the open transaction, or the next one: either way it commits together with what it settles, since positions are taken
         when nothing waits. So `delivered` is called at once, with -1 for the offset: its key goes on while a commit is under way."""
         record = _Record((topic, key, value, headers, partition), delivered)
+        if delivered is not None:
+            self._taken += 1
+            delivered(None, -1)  # first: what the broker says of it comes in another thread, and is the second answer
         if self.state is not State.OPEN or self._waiting or not self._put(record):
             self._waiting.append(record)
             self._stall_if(len(self._waiting) >= self._bounds.waiting)
-        if delivered is not None:
-            self._taken += 1
-            delivered(None, -1)
 
     def _put(self, record: _Record) -> bool:
-        heard = record.delivered if record.arguments[0] == self._bounds.dead_letters else None
+        topic, key, value = record.arguments[:3]
+        large = topic == self._bounds.dead_letters or len(key or b"") + len(value or b"") >= LARGE_BYTES
+        heard = (
+            record.delivered if large else None
+        )  # one that is too large fails them all: which one it was is worth a call
         try:
             self._producer.send(*record.arguments, delivered=heard)
         except BufferFull:
