@@ -14,7 +14,7 @@ from pipeline.codec.schema import AvroSchema, SchemaRefused, parse
 from pipeline.dead_letters.letter import plain
 from pipeline.model.cluster import Headers, Message
 from pipeline.model.errors import CodecError, SchemaUnavailable, UndecodableError
-from pipeline.model.headers import SCHEMA, spelled_out
+from pipeline.model.headers import SCHEMA, headers_in, spelled_out
 
 _SCHEMA_IDS_REMEMBERED = 10_000
 
@@ -72,7 +72,7 @@ class Values:
 
     def show(self, message: Message) -> Shown:
         """The same with what went wrong, for people."""
-        pairs, data = message.headers(), message.value()
+        pairs, data = headers_in(message), message.value()
         headers = spelled_out(dict(pairs or ()))
         if data is None or not (data[:1] == b"\x00" or wire.SCHEMA_ID_HEADER in headers):
             return Shown(*plain(data))
@@ -92,7 +92,7 @@ class Values:
 
         Raises `CodecError` when the bytes are not what the schema says.
         """
-        pairs, data = message.headers(), message.value() or b""
+        pairs, data = headers_in(message), message.value() or b""
         headers = spelled_out(dict(pairs or ()))
         topic = (headers.get("pl.origin.topic") or message.topic().encode()).decode("utf-8", "replace")
         known = self._reader(headers.get(SCHEMA))

@@ -260,7 +260,7 @@ BREAKS = (
     Break("jobs-sweeps-trust-what-was-written-before", "core.jobs.sweeping", "each.sweep != board.ledger.sweep", "not each.sweep", SWEEP),
     Break("jobs-sweeps-end-where-they-ended", "core.jobs.sweeping", "return self._from", "return end", LIVES),
     Break("jobs-sweeps-forget-what-runs", "core.jobs.ledger", "            self.write(job, gates=False)\n", "            pass\n", SWEEP),
-    Break("jobs-sweeps-are-news", "jobs.events", " and not is_again(message.headers()):", ":", "tests/unit/jobs/test_job_events.py"),
+    Break("jobs-sweeps-are-news", "jobs.events", " and not is_again(headers_in(message)):", ":", "tests/unit/jobs/test_job_events.py"),
     Break("jobs-floors-before-the-store-has-it", "worker.jobs.host", "self.writer.acknowledged < self._swept[1]", "False", WRITER),
     Break("jobs-floors-without-their-epoch", "core.store_scan", "self.epoch = self.floor.epoch", "self.epoch = 0", SCAN),
     Break("jobs-floors-of-another-store", "core.store_scan", "if floor.at <= fence else Floor()", "if True else Floor()", SCAN),
