@@ -48,7 +48,6 @@ class Values:
         self.texts: MutableMapping[str, str] = {} if texts is None else texts
         self._readers: dict[str, SchemaReader | None] = {}
         self._away = ""
-        self._refused: set[tuple[str, int]] = set()
         self.unknown = 0
 
     def __call__(
@@ -134,20 +133,18 @@ class Values:
         return schema if schema is not None and schema.fingerprint == fingerprint else None
 
     def _registered(self, pairs: Headers | None, data: bytes, topic: str) -> tuple[str, object]:
-        """By the registry, which is asked once for an id, and no more once it did not answer."""
+        """By the registry, which is asked for what the codec does not know, and no more once it did not answer."""
         try:
             return self._codec.decode_dict(topic, data, pairs)
         except SchemaUnavailable as unknown:
             number = unknown.schema_id
-            if self._away or number is None or (topic, number) in self._refused:
+            if self._away or number is None:
                 raise SchemaUnavailable(self._away or str(unknown), number) from None
             try:
                 self._codec.fetch(topic, number)
             except SchemaUnavailable as away:
                 self._away = str(away)
                 raise
-        if len(self._refused) < _SCHEMA_IDS_REMEMBERED:
-            self._refused.add((topic, number))
         found = self._codec.decode_dict(topic, data, pairs)
         schema = self._codec.writer_schema(topic, data, pairs)
         if schema is not None and schema.fingerprint not in self._codec.catalogue.by_fingerprint:
