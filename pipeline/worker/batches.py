@@ -20,7 +20,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from pipeline.core.batching import gathering_ends, hold_back_behind
 from pipeline.core.delivery import Delivery
 from pipeline.core.unit import Unit
-from pipeline.model.errors import CodecError, SchemaUnavailable
+from pipeline.model.errors import SchemaUnavailable
 from pipeline.model.outcome import Failure, FailureKind, Reject, Retry
 from pipeline.worker.context import Context
 from pipeline.worker.engine import Engine
@@ -248,7 +248,7 @@ class BatchRunners:
             return None
         try:
             names, events = decode_many(batch)
-        except CodecError:
+        except Exception:  # which one it is, and what that means, is found out one by one
             return None
         return batch, events, Contexts(self._engine.execution, batch, names)
 
@@ -269,9 +269,11 @@ class BatchRunners:
                 left = self._hold_back(delivery, left)
                 engine.await_schema(delivery, error.schema_id or 0)
                 continue
-            except CodecError as error:
+            except (
+                Exception
+            ) as error:  # not only the codec's own: a value may be too deep, or too large, to be looked into
                 left = self._hold_back(delivery, left)
-                self._answer(engine.complete(delivery, failure_of(error, ())))
+                self._answer(engine.complete(delivery, failure_of(error, execution.subscription.retry.terminal)))
                 continue
             if event is SKIP:
                 self._answer(engine.done(delivery))

@@ -579,6 +579,23 @@ def await_one_dead_letter(app: Pipeline) -> None:
     play(app, story)
 
 
+@pytest.mark.parametrize("batch", [1, 10])
+def test_whatever_a_decoder_raises_fails_its_record_and_not_the_worker(
+    monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """A value nested so deeply that the interpreter gives up on it: the batches' engine stopped."""
+
+    @application(attempts=1, tiers=(), **({"batch": batch} if batch > 1 else {}))
+    async def app(value: Any, ctx: Any) -> None: ...
+
+    def too_deep(*_arguments: object) -> Any:
+        raise RecursionError("maximum recursion depth exceeded")
+
+    monkeypatch.setattr(worker_module, "decoder", lambda *_: too_deep)
+    monkeypatch.setattr(worker_module, "batch_decoder", lambda *_: too_deep)
+    await_one_dead_letter(app)
+
+
 @pytest.mark.parametrize("known", [None, 7])
 def test_a_schema_that_the_handler_itself_misses_is_a_failure_like_any_other(known: int | None) -> None:
     """Asking for a job, or decoding something else: it was taken for the record's own schema, fetched, and run again without end."""
