@@ -22,6 +22,7 @@ from pipeline.core.delivery import Delivery
 from pipeline.core.unit import Unit
 from pipeline.model.errors import SchemaUnavailable
 from pipeline.model.outcome import Failure, FailureKind, Reject, Retry
+from pipeline.worker.alarm import guarded
 from pipeline.worker.context import Context
 from pipeline.worker.engine import Engine
 from pipeline.worker.execution import SKIP, Execution, concluded, failure_of, timed_out
@@ -139,7 +140,7 @@ class BatchRunners:
         if self._gathered and self._timer is None and len(self._running) < self._at_once:
             # What waits behind this batch can't fill it: a few busy keys would get one record per wait.
             wait_s = min(BUSY_WAIT_S, self._wait_s) if any(map(_is_waited_for, self._gathered)) else self._wait_s
-            self._timer = self._loop.call_later(wait_s, self._time_is_up)
+            self._timer = self._loop.call_later(wait_s, guarded(self._engine, self._time_is_up))
 
     def _time_is_up(self) -> None:
         self._timer = None

@@ -22,6 +22,7 @@ from pipeline.core.unit import Unit
 from pipeline.model.errors import SchemaUnavailable
 from pipeline.model.outbox import UNDER_WAY
 from pipeline.model.outcome import Done, Emit, Failure
+from pipeline.worker.alarm import guarded
 from pipeline.worker.context import Context
 from pipeline.worker.engine import Engine
 from pipeline.worker.execution import SKIP, concluded, failure_of, timed_out
@@ -98,7 +99,7 @@ class ThreadRunners:
 
     def _watch(self) -> None:
         if self._sweeper is None and self._out:
-            self._sweeper = self._engine.loop.call_later(self._sweep_s, self._sweep)
+            self._sweeper = self._engine.loop.call_later(self._sweep_s, guarded(self._engine, self._sweep))
 
     def pump(self) -> None:
         self._collect()

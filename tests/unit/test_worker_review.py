@@ -1011,6 +1011,49 @@ def test_commits_that_fail_are_a_defect_that_is_told() -> None:
     play(app, story)
 
 
+@pytest.mark.parametrize("what", ["a batch's wait", "deadlines", "a drain"])
+def test_a_defect_in_a_timer_is_told_too(what: str) -> None:
+    """The loop logs it, and goes on: the engine stood still, and to everybody it was at work."""
+
+    async def several(values: Sequence[bytes], contexts: Sequence[Context]) -> None: ...
+
+    async def one(value: bytes, ctx: Context) -> None:
+        await asyncio.sleep(20)
+
+    batches = what == "a batch's wait"
+    app = application(batch=BatchPolicy(10, wait_ms=500))(several) if batches else application()(one)
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        engine = worker.running[0].engine
+        executor: Any = engine.executor
+        publish(cluster, b"a")
+        await until(lambda: bool(engine.gathered or executor.running()))
+        with pytest.MonkeyPatch.context() as patch:
+            if batches:
+                patch.setattr(executor, "_start", fails)
+            elif what == "deadlines":
+                patch.setattr(engine.stalls, "current", (object(),))
+                patch.setattr(engine.stalls, "keep", fails)
+            else:
+                patch.setattr(engine, "cancel", fails)
+                engine._ownership._drain_s = 1.0
+                engine._ownership._drain(engine.owned[0])
+            await until(lambda: engine.broken is not None, 15)
+
+    play(app, story)
+
+
+def test_a_defect_in_the_deadlines_of_threads_is_told_too() -> None:
+    timers, told = list[Callable[[], None]](), list[BaseException]()
+    loop = SimpleNamespace(call_later=lambda _seconds, action: timers.append(action))
+    engine = SimpleNamespace(**vars(engine_of()), loop=loop, fail=told.append)
+    runners = ThreadRunners(engine, lambda *_: None, 1, "t")
+    runners._out = [fails]  # type: ignore[list-item]
+    runners._watch()
+    timers[0]()
+    assert len(told) == 1
+
+
 def fails(*_arguments: object) -> None:
     raise ValueError("a defect")
 
