@@ -85,8 +85,9 @@ class _OneThread(Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="pipeline-batches", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="pipeline-batches", daemon=True)
+            thread.start()  # one that can't be is tried again with the next batch; this one fails
+            self._thread = thread
         future: Future[T] = Future()
 
         def work() -> None:

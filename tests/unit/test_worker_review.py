@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -45,6 +46,7 @@ from pipeline.worker.declaring import Retries
 from pipeline.worker.encoding import OutputEncoder
 from pipeline.worker.execution import failure_of
 from pipeline.worker.fetcher import Fetcher
+from pipeline.worker.health import health_of
 from pipeline.worker.inputs import Claimed, Committed, Input, Opened, Refused, Revoking
 from pipeline.worker.opening import FetchPolicy
 from pipeline.worker.runners import AsyncRunners
@@ -733,6 +735,38 @@ def test_a_thread_outlives_a_handler_that_calls_exit() -> None:
     (result,) = chunk.results
     assert isinstance(result, Result)
     assert isinstance(result.outcome, Failure)
+
+
+def test_a_thread_that_can_not_be_started_is_tried_again_and_does_not_stop_the_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran: list[bytes] = []
+
+    @application()
+    def app(value: bytes, ctx: Context) -> None:
+        ran.append(value)
+
+    def refuses(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        engine = worker.running[0].engine
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuses)
+            publish(cluster, b"a")
+            await until(lambda: engine.executor.running() == 1)
+            await asyncio.sleep(3)
+            assert engine.broken is None
+            found = health_of(worker.running[0])
+            assert not found["consuming"]
+            assert "can't start new thread" in found["why"]
+        await asyncio.sleep(3)
+        await asyncio.to_thread(time.sleep, 0.05)
+        await until(lambda: engine.stats.processed == 1)
+        assert ran == [b"0"]
+        assert health_of(worker.running[0])["consuming"]
+
+    play(app, story)
 
 
 def engine_of() -> Any:
