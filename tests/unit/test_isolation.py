@@ -222,6 +222,35 @@ def test_a_drain_after_a_minute_forgets_no_suspects() -> None:
     assert unclean_in_a_row(marks_of(unit)) == 2, "as it was found"
 
 
+def test_a_suspect_that_waited_or_comes_behind_its_key_still_runs_in_a_child() -> None:
+    """It went on in the worker's own process, and killed it: its next owner began with the same, and so on without end."""
+    engine, unit = Engine(), third_life()
+    quarantine = Quarantine(engine, SimpleNamespace(marking=lambda _unit: 0))  # type: ignore[arg-type]
+    quarantine.target = "m:app"
+    quarantine.take(unit, SimpleNamespace(pump=lambda: None))  # type: ignore[arg-type]
+    assert unit.care is not None
+    unit.receive_source([message(10, b"a"), message(12, b"b"), message(21, b"c")], unit.care.inbox)
+    quarantine.pump()
+    (first,) = quarantine._running_alone()
+    jobs: Any = quarantine._isolation.children.jobs  # type: ignore[union-attr]
+    failure = {"kind": "retryable", "error_class": "E", "error_type": "E", "message": ""}
+    jobs[0].ended(Answer({"kind": "failed", "failure": failure}, []))
+    innocent = delivery(unit, 21, b"c")
+    engine.resumed += [innocent, first]  # its wait in memory is over
+    engine.paused = True
+    quarantine.pump()
+    assert list(engine.resumed) == [innocent, first]
+    engine.paused = False
+    quarantine.pump()
+    assert list(engine.resumed) == [innocent]
+    assert [each.offset for each in quarantine._running_alone()] == [12, 10]
+    behind = delivery(unit, 13, b"a")
+    engine.done = lambda _delivery: behind  # type: ignore[method-assign]
+    jobs[-1].ended(DONE)
+    assert list(engine.resumed) == [innocent]
+    assert [each.offset for each in quarantine._running_alone()] == [12, 13]
+
+
 def test_a_suspect_whose_schema_is_not_known_stays_in_its_child() -> None:
     """It went on in the worker's own process when the registry answered, and killed it."""
     engine, unit = Engine(), a_unit()
