@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -258,18 +259,29 @@ def _write(desk: Desk, numbers: list[int], reveal: bool, path: Path | None) -> i
     try:
         if path.suffix == ".avro":
             return _write_container(desk, numbers, path, part)
-        with part.open("w", encoding="utf-8") as file, bar("exporting", "dead letters") as advance:
-            part.chmod(0o600)
-            count = 0
-            for count, letter in enumerate(exported(desk, numbers, reveal, advance), 1):  # noqa: B007
-                file.write(json.dumps(letter, default=str) + "\n")
+        return _write_lines(desk, numbers, reveal, path, part)
     except OSError as error:
         raise ConfigurationError(f"{path} can't be written: {error.strerror}") from None
     except KeyboardInterrupt:
-        part.unlink(missing_ok=True)
         note("Interrupted: no file was written; run the command again.")
         raise
-    part.replace(path)
+
+
+def _write_lines(desk: Desk, numbers: list[int], reveal: bool, path: Path, part: Path) -> int:
+    """What breaks off leaves nothing behind: it may hold what is personal."""
+    from pipeline.dead_letters.exporting import export as exported
+
+    count = 0
+    try:
+        with part.open("w", encoding="utf-8") as file, bar("exporting", "dead letters") as advance:
+            part.chmod(0o600)
+            for count, letter in enumerate(exported(desk, numbers, reveal, advance), 1):  # noqa: B007
+                file.write(json.dumps(letter, default=str) + "\n")
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
     return count
 
 

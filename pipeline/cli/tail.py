@@ -17,6 +17,7 @@ from pipeline.filters import MessageRow, Row, compile_filter, quoted
 from pipeline.model.cluster import TopicPartition
 from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.headers import headers_in
 from pipeline.model.keys import key_text
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def _delivery(message: Message) -> dict[str, Any]:
     from pipeline.model.headers import HeaderError, decode
 
     try:
-        found = decode(message.headers())
+        found = decode(headers_in(message))
     except HeaderError:
         return {}
     return {
@@ -222,7 +223,7 @@ def _print(message: Message, shown: Shown, headers: bool, as_json: bool) -> None
             "offset": message.offset(),
             "timestamp_ms": time_ms,
             "key": key_text(message.key()),
-            "event_id": event_id(message.headers()),
+            "event_id": event_id(headers_in(message)),
             "type": shown.type,
             "value": shown.value,
         }
@@ -231,7 +232,7 @@ def _print(message: Message, shown: Shown, headers: bool, as_json: bool) -> None
         if delivery:
             out["delivery"] = delivery
         if headers:
-            out["headers"] = {name: text_of(value, 8_192) for name, value in message.headers() or ()}
+            out["headers"] = {name: text_of(value, 8_192) for name, value in headers_in(message) or ()}
         emit_json(out)
         return
     value = shown.value if isinstance(shown.value, str) else json.dumps(shown.value, default=str, ensure_ascii=False)
@@ -248,5 +249,5 @@ def _print(message: Message, shown: Shown, headers: bool, as_json: bool) -> None
     if shown.problem:
         line(f"    not decoded: {clean(shown.problem)}", "red")
     if headers:
-        for header, raw in message.headers() or ():
+        for header, raw in headers_in(message) or ():
             line(f"    {clean(header)}: {text_of(raw)}", "dim")

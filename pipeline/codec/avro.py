@@ -2,15 +2,16 @@
 
 A reader belongs to a topic *and* an id: an id that the registry knows but that is none of this topic's is
 refused. `decode` of an id not seen yet raises SchemaUnavailable; whoever owns a thread that may wait calls
-`fetch` with it and decodes again. `fetch` also settles for good that an id is foreign: from then on it is an
-UndecodableError.
+`fetch` with it and decodes again. `fetch` also settles that an id is foreign: from then on it is an UndecodableError, for good
+where its schema is unsafe, else for `NOT_FOUND_S`.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final
 
 from pipeline.codec import wire
@@ -27,6 +28,8 @@ from pipeline.model.views import VALUE_TYPES
 
 UNREADABLE_MAX: Final = 10_000
 """Ids found foreign that are remembered per topic; a flood of made-up ids must not fill the memory."""
+NOT_FOUND_S: Final = 30.0
+"""A registry is asked again for what it did not have: a replica of it may lag behind, and would make records dead letters for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class _Topic:
     """What is known of one topic: how to read each id, and how to write each type."""
 
     readers: dict[SchemaKey, Reader] = field(default_factory=dict)
-    unreadable: deque[SchemaKey] = field(default_factory=deque)
+    unreadable: dict[SchemaKey, None] = field(default_factory=dict)  # the oldest first
     writers: dict[str | type, _Writer] = field(default_factory=dict)
 
 
@@ -109,13 +112,18 @@ class AvroCodec:
         known, key = self._topic(topic), wire.key_of_id(schema_id)
         try:
             known.readers[key] = self._schema_reader(self._find(topic, schema_id))
+            known.unreadable.pop(key, None)
         except SchemaUnavailable:
             raise
         except CodecError as error:
-            known.readers[key] = Unreadable(str(error))
-            known.unreadable.append(key)
+            until_s = time.monotonic() + NOT_FOUND_S if isinstance(error, SchemaNotFound) else inf
+            known.readers[key] = Unreadable(str(error), schema_id=schema_id, until_s=until_s)
+            known.unreadable.pop(key, None)
+            known.unreadable[key] = None
             if len(known.unreadable) > UNREADABLE_MAX:
-                known.readers.pop(known.unreadable.popleft(), None)
+                oldest = next(iter(known.unreadable))
+                del known.unreadable[oldest]
+                known.readers.pop(oldest, None)
 
     def _find(self, topic: str, schema_id: int) -> AvroSchema:
         """The writer's schema, when it is one of the topic's own. Raises SchemaNotFound or SchemaRefused."""

@@ -14,6 +14,7 @@ from fastavro.write import Writer
 
 from pipeline.model.cluster import Headers, Message
 from pipeline.model.errors import ConfigurationError, UndecodableError
+from pipeline.model.headers import headers_in
 
 SCHEMA: Final = {
     "type": "record",
@@ -101,7 +102,7 @@ class ContainerWriter:
                     "timestamp_ms": message.timestamp()[1],
                     "key": message.key(),
                     "value": message.value(),
-                    "headers": [{"name": name, "value": value} for name, value in message.headers() or ()],
+                    "headers": [{"name": name, "value": value} for name, value in headers_in(message) or ()],
                 }
             )
 

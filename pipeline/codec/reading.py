@@ -6,9 +6,11 @@ it differs (an older or newer writer), the same reader first checks the bytes, t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from math import inf
 from typing import Any, Final, Protocol
 
 from fastavro import schemaless_reader
@@ -17,7 +19,7 @@ from pydantic import BaseModel
 
 from pipeline.codec.reader import READ_ERRORS, Read, compile_reader
 from pipeline.codec.schema import AvroSchema
-from pipeline.model.errors import UndecodableError
+from pipeline.model.errors import CodecError, SchemaUnavailable, UndecodableError
 from pipeline.model.events import TypedValue, UnknownEvent
 
 _RESOLVE_ERRORS: Final = (*READ_ERRORS, SchemaResolutionError, KeyError, TypeError, EOFError)
@@ -36,16 +38,26 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Stands for an id whose values are refused: unknown to the registry, another topic's, or unsafe."""
+    """Stands for an id whose values are refused: unknown to the registry, another topic's, or unsafe.
+
+    `until_s` on the monotonic clock: then `schema_id` is asked for again, since a registry's replica may lag behind.
+    """
 
     reason: str
     name: str = ""
+    schema_id: int | None = None
+    until_s: float = inf
 
     def fields(self, _data: Any, _start: int) -> Any:
-        raise UndecodableError(self.reason)
+        raise self._refusal()
 
     def typed(self, _data: Any, _start: int) -> TypedValue | UnknownEvent:
-        raise UndecodableError(self.reason)
+        raise self._refusal()
+
+    def _refusal(self) -> CodecError:
+        if time.monotonic() < self.until_s:
+            return UndecodableError(self.reason)
+        return SchemaUnavailable(f"{self.reason} It is time to fetch it again.", self.schema_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ Redpanda's.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.codec.registry import SchemaNotFound, SubjectVersion
 from pipeline.codec.schema import AvroSchema
+from pipeline.codec.wire import ID_MAX
 from pipeline.model.errors import ConfigurationError, IncompatibleSchema, SchemaUnavailable
 
 if TYPE_CHECKING:
@@ -62,7 +64,20 @@ class ConfluentRegistry:
         return _text(self._ask(lambda: self._client.get_schema(schema_id), f"schema id {schema_id}"))
 
     def schema_by_guid(self, guid: str) -> str:
-        return _text(self._ask(lambda: self._client.get_schema_by_guid(guid), f"schema GUID {guid}"))
+        try:
+            return _text(self._ask(lambda: self._client.get_schema_by_guid(guid), f"schema GUID {guid}"))
+        except SchemaUnavailable as error:
+            if getattr(error.__cause__, "http_status_code", 0) != HTTPStatus.NOT_FOUND or not self._is_there():
+                raise
+            raise SchemaNotFound(
+                f"The registry at {self.url} knows schemas by ids only, so schema GUID {guid} can't be looked up."
+            ) from error
+
+    def _is_there(self) -> bool:
+        """Whether it answers for itself: a 404 was no proxy's then, and it has no such question. Raises SchemaUnavailable."""
+        with contextlib.suppress(SchemaNotFound):
+            self._ask(lambda: self._client.get_schema(ID_MAX), f"schema id {ID_MAX}")
+        return True
 
     def subjects_of(self, schema_id: int) -> list[str]:
         return list(self._ask(lambda: self._client.get_subjects_by_schema_id(schema_id), f"schema id {schema_id}"))

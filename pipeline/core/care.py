@@ -45,6 +45,12 @@ def take_care(unit: Unit, before: Mapping[str, int], now_ms: int, ours: bool = F
         unit.care = Care(unit.unclean, names, [lane.tracker.position for lane in unit.lanes], before, now_ms)
 
 
+def runs_alone(delivery: Delivery) -> bool:
+    """A suspect, also one that was admitted before."""
+    care = delivery.unit.care
+    return care is not None and care.is_suspect(delivery)
+
+
 def let_go(unit: Unit) -> None:
     """A release in order. The next owner starts anew, unless suspects have no ending yet: then it takes over where this one began, or
     a killer would be anybody's again with each worker that joins."""

@@ -12,7 +12,7 @@ from pipeline.dead_letters.pointing import PointsAt, points_at
 from pipeline.dead_letters.query import Letter
 from pipeline.dead_letters.states import id_of, position_of
 from pipeline.model.cluster import Message
-from pipeline.model.headers import HISTORY, LOG, POINTER_KIND, TRACEPARENT
+from pipeline.model.headers import HISTORY, LOG, POINTER_KIND, TRACEPARENT, headers_in
 from pipeline.model.history import Attempt, parse
 from pipeline.model.scrubbing import Sensitive
 
@@ -64,7 +64,7 @@ def details(desk: Desk, message: Message, reveal: bool = False) -> Details:
     number = id_of(message.partition(), message.offset())
     letter = desk.letters([number])[number]
     shown = desk.values.show(message)
-    by_name = dict(message.headers() or ())
+    by_name = dict(headers_in(message) or ())
     texts = {name: None if raw is None else raw.decode("utf-8", "replace") for name, raw in by_name.items()}
     value, hidden = shown.value, Sensitive()
     if not reveal:

@@ -20,7 +20,7 @@ from pipeline.dead_letters.values import Shown, undecoded
 from pipeline.inspect.appending import Entry, append
 from pipeline.model.cluster import Headers, Message
 from pipeline.model.errors import ConfigurationError, EncodeError
-from pipeline.model.headers import EDITED_FROM
+from pipeline.model.headers import EDITED_FROM, headers_in
 
 EDITABLE = ("open", "cancelled")
 
@@ -116,7 +116,7 @@ def _as_written(editable: Editable) -> dict[str, Any]:
 
 
 def _encoded(editable: Editable, value: Any) -> tuple[bytes, Headers]:
-    headers = [pair for pair in editable.message.headers() or () if pair[0] != EDITED_FROM]
+    headers = [pair for pair in headers_in(editable.message) or () if pair[0] != EDITED_FROM]
     if editable.shown.schema is not None:
         return _avro(editable, value, headers), headers
     if editable.shown.type == "text":

@@ -13,7 +13,7 @@ from zlib import crc32
 from pipeline.dead_letters.states import id_of
 from pipeline.model.cluster import Headers, Message
 from pipeline.model.events import NAMESPACE
-from pipeline.model.headers import EDITED_FROM, EVENT_ID, POINTER_KIND, REPLAY_COUNT, REPLAY_ID, SCHEMA
+from pipeline.model.headers import EDITED_FROM, EVENT_ID, POINTER_KIND, REPLAY_COUNT, REPLAY_ID, SCHEMA, headers_in
 from pipeline.model.keys import key_text
 
 COLUMNS: Final = (
@@ -60,7 +60,7 @@ def edited_from(raw: bytes | None) -> int | None:
 
 def columns_of(message: Message, values: Values) -> tuple[tuple[Any, ...], str, tuple[str | None, str | None, str]]:
     """(columns, type, (error class, error type, error message)). Never raises for what a record holds."""
-    pairs = message.headers()
+    pairs = headers_in(message)
     headers = dict(pairs) if pairs else {}
     get, key, value = headers.get, message.key(), message.value()
     origin_topic = _text(get("pl.origin.topic"))
@@ -121,7 +121,7 @@ def _said(value: object, headers: tuple[bytes | None, ...]) -> tuple[str | None,
 
 def mark_of(message: Message) -> int:
     """A checksum of a record: another record at the same position means that the topic was made anew."""
-    headers = b"\0".join(name.encode() + b"=" + (raw or b"") for name, raw in message.headers() or ())
+    headers = b"\0".join(name.encode() + b"=" + (raw or b"") for name, raw in headers_in(message) or ())
     stamp = b"%d" % message.timestamp()[1]
     return crc32(b"\0".join((message.key() or b"", message.value() or b"", headers, stamp)))
 

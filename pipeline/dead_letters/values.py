@@ -14,7 +14,7 @@ from pipeline.codec.schema import AvroSchema, SchemaRefused, parse
 from pipeline.dead_letters.letter import plain
 from pipeline.model.cluster import Headers, Message
 from pipeline.model.errors import CodecError, SchemaUnavailable, UndecodableError
-from pipeline.model.headers import SCHEMA, spelled_out
+from pipeline.model.headers import SCHEMA, headers_in, spelled_out
 
 _SCHEMA_IDS_REMEMBERED = 10_000
 
@@ -48,7 +48,6 @@ class Values:
         self.texts: MutableMapping[str, str] = {} if texts is None else texts
         self._readers: dict[str, SchemaReader | None] = {}
         self._away = ""
-        self._refused: set[tuple[str, int]] = set()
         self.unknown = 0
 
     def __call__(
@@ -72,7 +71,7 @@ class Values:
 
     def show(self, message: Message) -> Shown:
         """The same with what went wrong, for people."""
-        pairs, data = message.headers(), message.value()
+        pairs, data = headers_in(message), message.value()
         headers = spelled_out(dict(pairs or ()))
         if data is None or not (data[:1] == b"\x00" or wire.SCHEMA_ID_HEADER in headers):
             return Shown(*plain(data))
@@ -92,7 +91,7 @@ class Values:
 
         Raises `CodecError` when the bytes are not what the schema says.
         """
-        pairs, data = message.headers(), message.value() or b""
+        pairs, data = headers_in(message), message.value() or b""
         headers = spelled_out(dict(pairs or ()))
         topic = (headers.get("pl.origin.topic") or message.topic().encode()).decode("utf-8", "replace")
         known = self._reader(headers.get(SCHEMA))
@@ -134,20 +133,18 @@ class Values:
         return schema if schema is not None and schema.fingerprint == fingerprint else None
 
     def _registered(self, pairs: Headers | None, data: bytes, topic: str) -> tuple[str, object]:
-        """By the registry, which is asked once for an id, and no more once it did not answer."""
+        """By the registry, which is asked for what the codec does not know, and no more once it did not answer."""
         try:
             return self._codec.decode_dict(topic, data, pairs)
         except SchemaUnavailable as unknown:
             number = unknown.schema_id
-            if self._away or number is None or (topic, number) in self._refused:
+            if self._away or number is None:
                 raise SchemaUnavailable(self._away or str(unknown), number) from None
             try:
                 self._codec.fetch(topic, number)
             except SchemaUnavailable as away:
                 self._away = str(away)
                 raise
-        if len(self._refused) < _SCHEMA_IDS_REMEMBERED:
-            self._refused.add((topic, number))
         found = self._codec.decode_dict(topic, data, pairs)
         schema = self._codec.writer_schema(topic, data, pairs)
         if schema is not None and schema.fingerprint not in self._codec.catalogue.by_fingerprint:

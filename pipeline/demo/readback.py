@@ -17,7 +17,7 @@ from pipeline.inspect.positions import committed
 from pipeline.model.cluster import Message, PartitionReader, TopicPartition
 from pipeline.model.errors import ClusterUnavailable
 from pipeline.model.headers import decode as decode_headers
-from pipeline.model.headers import event_id_of
+from pipeline.model.headers import event_id_of, headers_in
 from pipeline.model.views import Ledger
 
 POLL_RECORDS = 5_000
@@ -108,14 +108,14 @@ class Collector:
                 self._copy(*topics.tiers[topic], message)
 
     def _ledger(self, group: str, message: Message) -> None:
-        entry = cast("Ledger", self._codec.decode(message.topic(), message.value(), message.headers()))
+        entry = cast("Ledger", self._codec.decode(message.topic(), message.value(), headers_in(message)))
         place = (entry.origin_partition, entry.origin_offset)
         self.facts.ended[group].add(place)
         ending = EndingFact(*place, False, message.offset(), message.timestamp()[1], entry.worker)
         self.facts.groups[group].endings.append(ending)
 
     def _dead_letter(self, group: str, message: Message) -> None:
-        headers = decode_headers(message.headers())
+        headers = decode_headers(headers_in(message))
         place = (headers.origin_partition, headers.origin_offset)
         self.facts.ended[group].add(place)
         ending = EndingFact(
@@ -125,7 +125,7 @@ class Collector:
         self.facts.dead[group] += 1
 
     def _copy(self, group: str, tier: str, message: Message) -> None:
-        headers = decode_headers(message.headers())
+        headers = decode_headers(headers_in(message))
         copy = CopyFact(
             tier=tier,
             topic=message.topic(),
@@ -147,7 +147,7 @@ def _source(message: Message) -> SourceFact:
         message.partition(),
         message.offset(),
         message.key(),
-        event_id_of(message.headers()) or "",
+        event_id_of(headers_in(message)) or "",
         hash(message.value()),
         message.timestamp()[1],
     )

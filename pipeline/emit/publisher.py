@@ -125,8 +125,8 @@ class Publisher:
     def publish_record(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Headers | None = None
     ) -> None:
-        """Enqueue bytes as they are."""
-        self._put(Outgoing(topic, key, value, list(headers or ())))
+        """Enqueue bytes as they are. Raises PublishError for what no record can hold."""
+        self._put(_raw_record(topic, key, value, headers))
 
     @property
     def pending(self) -> int:
@@ -324,6 +324,24 @@ class Publisher:
         elif not eager:
             self._wake.wait(_IDLE_MIN_S)
         self._sleeping = False
+
+
+def _raw_record(topic: str, key: bytes | None, value: bytes | None, headers: Headers | None) -> Outgoing:
+    """Raises PublishError: the client, or the spool, would refuse it in another thread, where nobody hears of it."""
+    try:
+        given = [(name, content) for name, content in headers or ()]
+        for text in (topic, *(name for name, _ in given)):
+            str.encode(text)
+    except (TypeError, ValueError) as error:
+        raise PublishError(
+            f"A record for {topic!a} was not taken: topic and names of headers are text, headers a list of pairs ({error})."
+        ) from error
+    for content in (key, value, *(content for _, content in given)):
+        if content is not None and not isinstance(content, bytes):
+            raise PublishError(
+                f"A record for {topic!a} was not taken: key, value and headers are bytes or None, not {type(content).__name__}."
+            )
+    return Outgoing(topic, key, value, given)
 
 
 def _open_spool(policy: BufferPolicy) -> Spool | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Generic, Protocol, TypeVar
 
 from pipeline.model.cluster import Message
-from pipeline.model.headers import spelled_out
+from pipeline.model.headers import headers_in, spelled_out
 from pipeline.model.keys import key_text
 
 _NOT_YET = object()
@@ -94,7 +94,7 @@ class MessageRow(Generic[D]):
     def headers(self) -> Mapping[str, bytes | None]:
         found = self._headers
         if found is None:
-            found = self._headers = spelled_out(dict(self.message.headers() or ()))
+            found = self._headers = spelled_out(dict(headers_in(self.message) or ()))
         return found
 
     @property

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from pipeline.model.cluster import Headers, Message
 from pipeline.model.errors import CodecError, SchemaUnavailable, UndecodableError
-from pipeline.model.headers import HeaderError, decode
+from pipeline.model.headers import HeaderError, decode, headers_in
 
 
 class DictCodec(Protocol):
@@ -30,7 +30,7 @@ def schema_topic(message: Message) -> str:
     """Whose schemas a record is written with: a lane keeps the bytes of its source topic."""
     topic = message.topic()
     try:
-        origin = decode(message.headers()).origin_topic
+        origin = decode(headers_in(message)).origin_topic
     except HeaderError:
         return topic
     return origin if topic.startswith(f"{origin}.") else topic
@@ -43,10 +43,10 @@ def show(codec: DictCodec | None, message: Message) -> Shown:
         return Shown("null", None)
     problem = ""
     if codec is not None and (
-        data[:1] == b"\x00" or any(name == "__value_schema_id" for name, _ in message.headers() or ())
+        data[:1] == b"\x00" or any(name == "__value_schema_id" for name, _ in headers_in(message) or ())
     ):
         try:
-            return _avro(codec, schema_topic(message), data, message.headers())
+            return _avro(codec, schema_topic(message), data, headers_in(message))
         except CodecError as error:
             problem = str(error)
     return _plain(data, problem)

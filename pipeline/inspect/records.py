@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.core.progress import Progress
 from pipeline.model.cluster import Headers, Message
-from pipeline.model.headers import DeliveryHeaders, HeaderError, decode, event_id_of
+from pipeline.model.headers import DeliveryHeaders, HeaderError, decode, event_id_of, headers_in
 
 _CLOUD_EVENT_ID = "ce_id"
 
@@ -53,14 +53,14 @@ def event_id(headers: Headers | None) -> str | None:
 
 
 def source_record(message: Message) -> SourceRecord:
-    identity = event_id(message.headers())
+    identity = event_id(headers_in(message))
     return SourceRecord(
         message.topic(), message.partition(), message.offset(), message.key(), identity, message.timestamp()[1]
     )
 
 
 def lane_record(message: Message) -> LaneRecord:
-    headers = message.headers()
+    headers = headers_in(message)
     try:
         delivery = decode(headers)
     except HeaderError:

@@ -17,7 +17,7 @@ from pipeline.jobs.ordering import InOrder
 from pipeline.jobs.topics import QueueTopics
 from pipeline.model.cluster import Cluster, ConsumerPolicy, Message, PartitionReader, TopicPartition
 from pipeline.model.errors import CodecError, ConfigurationError, SchemaUnavailable
-from pipeline.model.headers import epoch_of, is_again
+from pipeline.model.headers import epoch_of, headers_in, is_again
 from pipeline.model.job_states import GIVEN_UP, SUCCEEDED, JobState
 from pipeline.model.jobs import STALLED, JobEntry, JobProgress, JobRecord
 from pipeline.model.store_keys import JOB, parts_of
@@ -243,7 +243,7 @@ def _entries(source: Source, messages: list[Message]) -> list[JobEntry | None]:
     found: list[JobEntry | None] = []
     for message in messages:
         key, value, entry = message.key(), message.value(), None
-        if key is not None and value is not None and parts_of(key)[0] == JOB and not is_again(message.headers()):
+        if key is not None and value is not None and parts_of(key)[0] == JOB and not is_again(headers_in(message)):
             try:
                 entry = source.unpack(key, value)
             except SchemaUnavailable:
@@ -260,7 +260,7 @@ def _events(
     found = []
     for message, entry in zip(messages, entries, strict=True):
         key = message.key()
-        if key is None or not telling.trusted(message.partition(), epoch_of(message.headers())):
+        if key is None or not telling.trusted(message.partition(), epoch_of(headers_in(message))):
             continue
         kind, job_id = parts_of(key)
         if kind == JOB and message.value() is None:

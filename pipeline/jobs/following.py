@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from pipeline.inspect.scan import read_to_end
 from pipeline.model.cluster import Cluster, Message, PartitionReader, TopicPartition
 from pipeline.model.errors import CodecError, NotAuthorized, PipelineError, SchemaUnavailable
-from pipeline.model.headers import epoch_of
+from pipeline.model.headers import epoch_of, headers_in
 from pipeline.model.jobs import JobDuplicate, JobEntry, JobRecord
 from pipeline.model.partitioner import partition_of
 from pipeline.model.store_keys import JOB, PREFIXES, job_key, parts_of
@@ -333,7 +333,7 @@ class Follower:
             self.error, self._unread[job_id] = error, message
             return
         if entry is not None:
-            followed.tell(entry, epoch_of(message.headers()))
+            followed.tell(entry, epoch_of(headers_in(message)))
 
     def _read_entry(self, key: bytes, value: bytes) -> Answer | None:
         """None for what no queue wrote. Raises SchemaUnavailable while the registry does not answer."""
@@ -359,7 +359,7 @@ class Follower:
         begins, ends = self._admin.beginning_offsets(places), self._admin.end_offsets(places)
         for message in read_to_end(self._cluster, begins, ends):
             if _believed(message, epochs) and message.key() == wanted:
-                epoch = epoch_of(message.headers())
+                epoch = epoch_of(headers_in(message))
                 written, partition = message.value(), message.partition()
         entry = None if written is None else self._read_entry(wanted, written)
         return Found(entry, epoch, partition, ends)
@@ -381,7 +381,7 @@ def _believed(message: Message, epochs: dict[TopicPartition, int]) -> bool:
     key, tp = message.key(), TopicPartition(message.topic(), message.partition())
     if key is None or not key.startswith(PREFIXES):
         return False
-    epoch = epoch_of(message.headers())
+    epoch = epoch_of(headers_in(message))
     if epoch < epochs.get(tp, 0):
         return False
     epochs[tp] = epoch

@@ -23,7 +23,7 @@ from pipeline.jobs.rows import COLUMNS, TEXTS, JobRow, ScheduleRow, kind_of, row
 from pipeline.jobs.topics import QueueTopics
 from pipeline.model.cluster import Cluster, Message, TopicPartition
 from pipeline.model.errors import CodecError, SchemaUnavailable
-from pipeline.model.headers import epoch_of, is_again
+from pipeline.model.headers import epoch_of, headers_in, is_again
 from pipeline.model.jobs import JobDuplicate, JobEntry, JobRecord, ScheduleRecord
 from pipeline.model.store_keys import JOB
 
@@ -184,7 +184,7 @@ class JobIndex:
             for message in batch:
                 place = TopicPartition(message.topic(), message.partition())
                 last[place] = message
-                epoch = epoch_of(message.headers())
+                epoch = epoch_of(headers_in(message))
                 if epoch >= epochs[place]:  # else it is of a worker that was taken for dead
                     epochs[place] = epoch
                     self._entry(changes, message)
@@ -216,7 +216,7 @@ class JobIndex:
             self._unreadable += 1
             return
         if isinstance(entry, JobRecord | JobDuplicate):
-            written_ms = None if is_again(message.headers()) else message.timestamp()[1]
+            written_ms = None if is_again(headers_in(message)) else message.timestamp()[1]
             changes.job(row_of(entry, message.partition(), message.offset()), written_ms)
         elif isinstance(entry, ScheduleRecord):
             changes.schedule(schedule_row(entry, message.partition()))

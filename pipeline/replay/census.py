@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from operator import methodcaller
 
 from pipeline.model.cluster import Message
-from pipeline.model.headers import COUNTING, replay_count_in, spelled_out
+from pipeline.model.headers import COUNTING, headers_in, replay_count_in, spelled_out
 
 KEYS_MAX = 100_000
 """Keys counted at once; beyond it those seen least are forgotten, and counts of keys are lower bounds."""
@@ -73,7 +73,7 @@ class Census:
         for message in messages:
             kind: str | bytes = b""
             replayed = 0
-            for name, value in message.headers() or ():
+            for name, value in headers_in(message) or ():
                 if name == "ce_type" and value:
                     kind = value.decode("utf-8", "replace").rpartition(".")[2]
                 elif name in COUNTING:
@@ -89,7 +89,7 @@ class Census:
 
     def _look_at_letters(self, messages: Sequence[Message]) -> None:
         for message in messages:
-            found = spelled_out(dict(message.headers() or ()))
+            found = spelled_out(dict(headers_in(message) or ()))
             parts = (found.get("pl.error.class"), found.get("pl.error.type"))
             self.errors[": ".join(part.decode("utf-8", "replace") for part in parts if part) or "unknown"] += 1
             key, origin = message.key(), found.get("pl.origin.offset")

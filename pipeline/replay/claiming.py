@@ -17,6 +17,7 @@ from pipeline.inspect.positions import committed
 from pipeline.inspect.scan import read_batches
 from pipeline.model.cluster import Cluster, ClusterAdmin, Position, TopicPartition
 from pipeline.model.errors import ClusterError, ConfigurationError
+from pipeline.model.headers import headers_in
 from pipeline.model.topics import lane_topics
 from pipeline.replay.reset import Standing, check_partitions
 from pipeline.topology.naming import Layout, discover
@@ -161,7 +162,7 @@ def _read_lanes(
     for messages in read_batches(cluster, starts, at.ends, READ_LANES_S):
         for message in messages:
             place = TopicPartition(message.topic(), message.partition())
-            rebuilds[place.partition].observe(index[place], message.offset(), message.key(), message.headers())
+            rebuilds[place.partition].observe(index[place], message.offset(), message.key(), headers_in(message))
         done += len(messages)
         scanned(done, total)
     for place in (

@@ -17,6 +17,7 @@ from pipeline.model.headers import (
     HeaderError,
     decode,
     encode,
+    headers_in,
     producer_headers,
     replay_count_of,
 )
@@ -116,7 +117,7 @@ class _SourceCopier:
 
     def __call__(self, partition: int, messages: Sequence[Message]) -> Copies:
         offsets, copies = [message.offset() for message in messages], Copies()
-        given = [message.headers() or _NONE for message in messages]
+        given = [headers_in(message) or _NONE for message in messages]
         if self._plain.issuperset(map(_name_of, chain.from_iterable(given))):
             name, pattern, rest = self._frame(partition, 1)
             records: list[OutRecord] = [
@@ -190,7 +191,7 @@ class _LetterCopier:
         plan, copies, partitions = self._plan, Copies(), self._partitions
         found: dict[tuple[str, int], Outgoing] = {}
         for message in messages:
-            offset, headers = message.offset(), message.headers()
+            offset, headers = message.offset(), headers_in(message)
             try:
                 delivery = decode(headers)
             except HeaderError as error:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from pipeline.inspect.decoding import DictCodec
 from pipeline.model.cluster import Headers, Message
 from pipeline.model.errors import CodecError
-from pipeline.model.headers import EVENT_ID, DeliveryHeaders, producer_headers, replay_count_of
+from pipeline.model.headers import EVENT_ID, DeliveryHeaders, headers_in, producer_headers, replay_count_of
 from pipeline.model.partitioner import partition_of
 from pipeline.replay.copying import Copies, Outgoing, own_headers
 from pipeline.replay.plan import ReplayPlan, Selection, Source, Span
@@ -104,7 +104,7 @@ class Forker:
 
     def _headers(self, message: Message, event_id: str, run: str) -> Headers:
         made: Headers = []
-        for name, value in producer_headers(message.headers()):
+        for name, value in producer_headers(headers_in(message)):
             if name in _ID_HEADERS:
                 made.append((name, event_id.encode()))
             elif name in _RUN_HEADERS:
@@ -122,7 +122,7 @@ class Forker:
             origin_timestamp_ms=max(0, time_ms),
             group="",
             replay_id=plan.plan_id,
-            replay_count=replay_count_of(message.headers()) + 1,
+            replay_count=replay_count_of(headers_in(message)) + 1,
         )
         return [
             *made,

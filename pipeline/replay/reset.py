@@ -62,8 +62,8 @@ def to_latest() -> Mode:
 
 
 def to_current() -> Mode:
-    """Commits what is committed again: with an export, a copy of where the group stands."""
-    return Mode("--to-current", lambda _place, at: at.progress.offset if at.progress is not None else None)
+    """Commits what is committed again: with an export, a copy of where the group stands. What retention has passed is no error."""
+    return Mode("--to-current", lambda _place, at: at.progress.offset if at.progress is not None else None, exact=False)
 
 
 def to_offset(everywhere: int | None, by_partition: Mapping[int, int]) -> Mode:

@@ -9,7 +9,7 @@ from pipeline.filters import Filter, MessageRow, compile_filter
 from pipeline.inspect.decoding import DictCodec, Shown, show
 from pipeline.model.cluster import Headers, Message
 from pipeline.model.errors import SchemaUnavailable
-from pipeline.model.headers import DeliveryHeaders, HeaderError, decode
+from pipeline.model.headers import DeliveryHeaders, HeaderError, decode, headers_in
 from pipeline.replay.plan import ReplayPlan, Selection, Source, Target
 
 _Choose = Callable[[Sequence[Message]], Sequence[Message]]
@@ -137,6 +137,6 @@ def _by_group(target: Target) -> _Choose:
 def delivery_of(message: Message) -> DeliveryHeaders | None:
     """The delivery headers of a dead letter; None where they are not readable."""
     try:
-        return decode(message.headers())
+        return decode(headers_in(message))
     except HeaderError:
         return None

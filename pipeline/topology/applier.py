@@ -69,9 +69,9 @@ def _create(admin: ClusterAdmin, spec: TopicSpec) -> None:
 
 
 def _reported(admin: ClusterAdmin, topic: str, wanted: Callable[[TopicSpec], bool]) -> bool:
-    """The controller takes a change before the broker that is asked next knows of it: does that one say so, now or soon?"""
+    """The controller takes a change before the broker that is asked next knows of it, or of a new topic: does it say so, now or soon?"""
     deadline = time.monotonic() + VISIBLE_S
-    while not wanted(admin.topics([topic])[topic]):
+    while (spec := admin.topics([topic]).get(topic)) is None or not wanted(spec):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)

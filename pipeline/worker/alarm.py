@@ -1,9 +1,29 @@
-"""The earliest of the times that an engine has to wake up for."""
+"""Timers of an engine: the earliest of the times that it has to wake up for, and what a defect in one is."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import ParamSpec, Protocol
+
+P = ParamSpec("P")
+
+
+class CanFail(Protocol):
+    def fail(self, error: BaseException) -> None:
+        """See `Engine.fail`."""
+
+
+def guarded(engine: CanFail, action: Callable[P, None]) -> Callable[P, None]:
+    """For timers: of a defect the loop would write a line, and the engine stand still with nobody to tell."""
+
+    def act(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            action(*args, **kwargs)
+        except Exception as error:
+            engine.fail(error)
+
+    return act
 
 
 class Alarm:

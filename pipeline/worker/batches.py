@@ -20,8 +20,9 @@ from typing import Any, ParamSpec, TypeVar, overload
 from pipeline.core.batching import gathering_ends, hold_back_behind
 from pipeline.core.delivery import Delivery
 from pipeline.core.unit import Unit
-from pipeline.model.errors import CodecError, SchemaUnavailable
+from pipeline.model.errors import SchemaUnavailable
 from pipeline.model.outcome import Failure, FailureKind, Reject, Retry
+from pipeline.worker.alarm import guarded
 from pipeline.worker.context import Context
 from pipeline.worker.engine import Engine
 from pipeline.worker.execution import SKIP, Execution, concluded, failure_of, timed_out
@@ -84,8 +85,9 @@ class _OneThread(Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="pipeline-batches", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="pipeline-batches", daemon=True)
+            thread.start()  # one that can't be is tried again with the next batch; this one fails
+            self._thread = thread
         future: Future[T] = Future()
 
         def work() -> None:
@@ -139,7 +141,7 @@ class BatchRunners:
         if self._gathered and self._timer is None and len(self._running) < self._at_once:
             # What waits behind this batch can't fill it: a few busy keys would get one record per wait.
             wait_s = min(BUSY_WAIT_S, self._wait_s) if any(map(_is_waited_for, self._gathered)) else self._wait_s
-            self._timer = self._loop.call_later(wait_s, self._time_is_up)
+            self._timer = self._loop.call_later(wait_s, guarded(self._engine, self._time_is_up))
 
     def _time_is_up(self) -> None:
         self._timer = None
@@ -248,7 +250,7 @@ class BatchRunners:
             return None
         try:
             names, events = decode_many(batch)
-        except CodecError:
+        except Exception:  # which one it is, and what that means, is found out one by one
             return None
         return batch, events, Contexts(self._engine.execution, batch, names)
 
@@ -269,9 +271,11 @@ class BatchRunners:
                 left = self._hold_back(delivery, left)
                 engine.await_schema(delivery, error.schema_id or 0)
                 continue
-            except CodecError as error:
+            except (
+                Exception
+            ) as error:  # not only the codec's own: a value may be too deep, or too large, to be looked into
                 left = self._hold_back(delivery, left)
-                self._answer(engine.complete(delivery, failure_of(error, ())))
+                self._answer(engine.complete(delivery, failure_of(error, execution.subscription.retry.terminal)))
                 continue
             if event is SKIP:
                 self._answer(engine.done(delivery))

@@ -28,6 +28,7 @@ from pipeline.core.delivery import SOURCE, Delivery
 from pipeline.model.cluster import Headers
 from pipeline.model.errors import ConfigurationError, PipelineError, SchemaUnavailable
 from pipeline.model.headers import decode as decode_headers
+from pipeline.model.headers import headers_in
 from pipeline.model.outbox import UNDER_WAY
 from pipeline.model.outcome import Done, Emit, Failure, FailureKind, Reject, Retry
 from pipeline.model.policies import HandlerKind, Subscription
@@ -196,7 +197,7 @@ def _delivery(head: Head, blobs: Blobs) -> Delivery:
     place: Any = _Place(message.partition())
     delivery = Delivery(place, head["lane"], message.offset(), message.key(), message)
     if delivery.lane != SOURCE:
-        delivery.headers = decode_headers(message.headers())
+        delivery.headers = decode_headers(headers_in(message))
     delivery.attempt, delivery.hop = head["attempt"], head["hop"]
     return delivery
 

@@ -61,11 +61,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """The child ended instead. `how`: "killed by SIGSEGV"; `stack` is what it could still write down; `late`: killed by us."""
+    """The child ended instead. `how`: "killed by SIGSEGV"; `stack` is what it could still write down; `late`: killed by us; `unread`:
+    before it had read all of its record, which can't be what ended it then, but for one too large to be read."""
 
     how: str
     stack: str = ""
     late: bool = False
+    unread: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +83,7 @@ class Job:
     deadline_s: float = 0.0
     timeout_ms: int = 0
     told: Callable[[Head], None] | None = None
+    spared: bool = False
 
 
 class Child:
@@ -89,7 +92,7 @@ class Child:
     def __init__(self, spec: ChildSpec, loop: asyncio.AbstractEventLoop, pool: Children) -> None:
         self.job: Job | None = None
         self.ready = False
-        self.late = False
+        self.late = self.unread = False
         self.started_s = loop.time()
         self._loop = loop
         self._pool = pool
@@ -151,8 +154,8 @@ class Child:
             data = self._channel.recv(1 << 18)
         except BlockingIOError:
             return
-        except OSError:
-            data = b""
+        except OSError:  # a reset, not an end: it has left something unread
+            data, self.unread = b"", True
         if not data:
             self._pool.hung_up(self)
             return
@@ -177,7 +180,7 @@ class Child:
     def death(self) -> Death:
         """How it ended; it has."""
         text = os.pread(self._dump.fileno(), _STACK_BYTES, 0).decode("utf-8", "replace")
-        return Death(ending(self._process.wait()), text, self.late)
+        return Death(ending(self._process.wait()), text, self.late, self.unread or bool(self._unsent))
 
     def close(self) -> None:
         self._channel.close()
@@ -330,7 +333,10 @@ class Children:
             self._log.error(
                 "a child process ended", pid=child.pid, how=death.how, ready=child.ready, running=job is not None
             )
-        if job is not None:
+        if job is not None and death.unread and not death.late and not job.spared:
+            job.spared = True
+            self._waiting.appendleft(job)
+        elif job is not None:
             self.deaths += not death.late
             job.ended(death)
         self._assign()

@@ -66,7 +66,10 @@ class ClusterTime:
     async def _repeat(self, cluster: Cluster) -> None:
         while True:
             await asyncio.sleep(AGAIN_S)
-            await asyncio.get_running_loop().run_in_executor(None, self.measure, cluster)
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, self.measure, cluster)
+            except Exception as error:  # of the client's, or no thread for it: what was measured before still holds
+                self._log.warning("the cluster's time could not be measured, which is tried again", error=repr(error))
 
     def stop(self) -> None:
         if self._task is not None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from pipeline.core.care import runs_alone
 from pipeline.core.copies import note_failure
 from pipeline.core.delivery import Delivery
 from pipeline.core.unit import Unit
@@ -104,7 +105,9 @@ class Isolation:
         except Exception as error:
             self._engine.fail(error)
             return
-        if following is not None:
+        if following is not None and runs_alone(following):
+            self.run(following)
+        elif following is not None:
             self._engine.resumed.append(following)
         self._engine.wake()
 

@@ -23,6 +23,7 @@ from pipeline.model.cluster import Message, Position, TopicPartition
 from pipeline.model.errors import PipelineError
 from pipeline.model.headers import headers_in
 from pipeline.model.policies import Subscription
+from pipeline.worker.alarm import guarded
 from pipeline.worker.committing import Committer
 from pipeline.worker.fetcher import Fetcher
 from pipeline.worker.inputs import Claimed, Ended, Fetched, Lost, Opened, Refused, Revoking, Unreadable
@@ -103,6 +104,8 @@ class Keeper(Protocol):
         """Forget everything about it."""
 
     def wake(self) -> None: ...
+
+    def fail(self, error: BaseException) -> None: ...
 
 
 class Ownership:
@@ -311,7 +314,7 @@ class Ownership:
         if unit not in self._draining:
             unit.drain()
             self._keeper.draining(unit)
-            self._draining[unit] = self._loop.call_later(self._drain_s, self._force, unit)
+            self._draining[unit] = self._loop.call_later(self._drain_s, guarded(self._keeper, self._force), unit)
             self._keeper.wake()
 
     @property
@@ -330,7 +333,8 @@ class Ownership:
             self._let_go(unit)
             return
         self._forced.add(unit)
-        self._draining[unit] = self._loop.call_later(self._last_s, self._keeper.give_up, "the drain deadline passed")
+        give_up = guarded(self._keeper, self._keeper.give_up)
+        self._draining[unit] = self._loop.call_later(self._last_s, give_up, "the drain deadline passed")
         self._keeper.wake()
 
     def restart(self) -> dict[int, int]:

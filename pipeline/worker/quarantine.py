@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.core.care import HEALTHY, SUSPECTED, Care
+from pipeline.core.care import HEALTHY, SUSPECTED, Care, runs_alone
 from pipeline.core.delivery import SOURCE, Delivery
 from pipeline.core.unit import Unit
 from pipeline.model.policies import FlowPolicy
@@ -95,9 +95,23 @@ class Quarantine:
             positions = [lane.tracker.position for lane in unit.lanes]
             if not unit.draining and care.over(engine.clock.now_ms, positions, self.suspects(unit) > 0):
                 self._let_go(unit, care)
+        if self.target is not None and engine.resumed and not idle:
+            self._stay_alone(self.target)
         self._inner.pump()
         if not self._units:
             self._rest()
+
+    def _stay_alone(self, target: str) -> None:
+        """Suspects that were admitted before, and waited in memory or for others of their key: they go on in a child too."""
+        resumed = self._engine.resumed
+        alone = [one for one in resumed if runs_alone(one) and not one.unit.draining]
+        if alone:
+            others = [one for one in resumed if one not in alone]
+            resumed.clear()
+            resumed.extend(others)
+            isolation = self._started(target)
+            for delivery in alone:
+                isolation.run(delivery)
 
     def _let_go(self, unit: Unit, care: Care) -> None:
         care.leave(self._engine.ready)

@@ -16,6 +16,7 @@ from pipeline.core.unit import Unit
 from pipeline.model.errors import SchemaUnavailable
 from pipeline.model.outbox import UNDER_WAY
 from pipeline.model.outcome import Failure
+from pipeline.worker.alarm import guarded
 from pipeline.worker.context import Context
 from pipeline.worker.engine import Engine
 from pipeline.worker.execution import SKIP, concluded, failure_of, timed_out
@@ -58,7 +59,8 @@ class AsyncRunners:
         self._context = contextvars.copy_context()
         self._timeout_s = engine.execution.subscription.timeout_ms / 1000
         self._sweep_s = min(1.0, max(0.01, self._timeout_s / 10))
-        self._sweeper = loop.call_later(self._sweep_s, self._sweep)
+        self._sweeps = guarded(engine, self._sweep)
+        self._sweeper = loop.call_later(self._sweep_s, self._sweeps)
         self._clock = engine.clock
 
     def pump(self) -> None:
@@ -203,7 +205,7 @@ class AsyncRunners:
                 runner.task.cancel()
         if self._engine.stalls.current:
             self._engine.stalls.keep({runner.delivery for runner in self._runners if runner.delivery is not None})
-        self._sweeper = self._loop.call_later(self._sweep_s, self._sweep)
+        self._sweeper = self._loop.call_later(self._sweep_s, self._sweeps)
 
     def holds(self, unit: Unit) -> bool:
         return any(runner.delivery is not None and runner.delivery.unit is unit for runner in self._runners)

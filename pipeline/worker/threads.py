@@ -22,6 +22,7 @@ from pipeline.core.unit import Unit
 from pipeline.model.errors import SchemaUnavailable
 from pipeline.model.outbox import UNDER_WAY
 from pipeline.model.outcome import Done, Emit, Failure
+from pipeline.worker.alarm import guarded
 from pipeline.worker.context import Context
 from pipeline.worker.engine import Engine
 from pipeline.worker.execution import SKIP, concluded, failure_of, timed_out
@@ -77,6 +78,7 @@ class ThreadRunners:
         self._samples: deque[tuple[float, Delivery | None]] = deque()
         self._out: list[_Chunk] = []
         self._threads: list[threading.Thread] = []
+        self._refused = ""
         self._name = name
         self._seconds_each = CHUNK_S  # one at a time until more is known: slow ones must not queue in one thread
         self._answered_s = time.monotonic()
@@ -94,11 +96,12 @@ class ThreadRunners:
                 chunk.seen, chunk.since_s = ended if chunk.thread_id else -1, now_s
             elif now_s - chunk.since_s >= self._timeout_s and ended < len(chunk.deliveries):
                 stalls.begin(chunk.deliveries[ended], chunk.since_s, stack_of(chunk.thread_id))
+        self._grow()
         self._watch()
 
     def _watch(self) -> None:
         if self._sweeper is None and self._out:
-            self._sweeper = self._engine.loop.call_later(self._sweep_s, self._sweep)
+            self._sweeper = self._engine.loop.call_later(self._sweep_s, guarded(self._engine, self._sweep))
 
     def pump(self) -> None:
         self._collect()
@@ -111,9 +114,8 @@ class ThreadRunners:
             gathering_ends(deliveries)
             chunk = _Chunk(deliveries)
             self._out.append(chunk)
-            if len(self._threads) < min(self._threads_useful, len(self._out)):
-                self._grow()
             self._work.put(chunk)
+            self._grow()
         self._watch()
 
     @property
@@ -128,9 +130,28 @@ class ThreadRunners:
         return max(1, min(CHUNK_MAX, int(CHUNK_S / self._seconds_each)))
 
     def _grow(self) -> None:
+        """One thread more, if it is of use. A machine that has none to give is asked again; meanwhile those that there are go on."""
+        if len(self._threads) >= min(self._threads_useful, len(self._out)):
+            return
         thread = threading.Thread(target=self._run, name=f"{self._name}-{len(self._threads)}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if not self._refused:
+                self._engine.log.error(
+                    "no thread can be started for a handler", threads=len(self._threads), error=str(error)
+                )
+            self._refused = str(error)
+            return
         self._threads.append(thread)
-        thread.start()
+        self._refused = ""
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing that is taken can run; empty while it can."""
+        return (
+            f"no thread can be started for the handler: {self._refused}" if self._refused and not self._threads else ""
+        )
 
     def _collect(self) -> None:
         """Answers, in the engine's thread."""

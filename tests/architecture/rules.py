@@ -86,6 +86,8 @@ CORE_MAY_USE = frozenset(
 
 IMPURE_CALLS = frozenset({"open", "print", "input", "exec", "eval", "breakpoint", "__import__"})
 EVERYWHERE_FORBIDDEN = frozenset({"pickle", "marshal", "shelve"})
+MAY_ASK_FOR_HEADERS = frozenset({"model/headers.py", "kafka", "memory"})
+"""A header name that is no UTF-8 ends the process of whoever asks confluent-kafka's message itself."""
 
 
 def layer_of(path: Path) -> str:
@@ -168,6 +170,15 @@ def _purity_faults(tree: ast.Module, path: Path) -> Iterator[str]:
             yield f"the pure core may not call {node.func.id}"
 
 
+def _header_faults(tree: ast.Module, path: Path) -> Iterator[str]:
+    if path.as_posix() in MAY_ASK_FOR_HEADERS or layer_of(path) in MAY_ASK_FOR_HEADERS:
+        return
+    for node in ast.walk(tree):
+        asked = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "headers"
+        if asked and ast.unparse(node) != "super().headers()":
+            yield f"{ast.unparse(node)}: headers_in asks for all"
+
+
 def _defined(tree: ast.Module) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(tree):
@@ -203,6 +214,7 @@ def violations(source: str, path: Path) -> list[str]:
     """What a file of the product breaks; `path` is relative to the package."""
     tree = ast.parse(source)
     found = [*_import_faults(tree, path), *_size_faults(tree, source), *_purity_faults(tree, path), *_all_faults(tree)]
+    found += _header_faults(tree, path)
     if docstring_missing(tree):
         found.append("the module has no docstring")
     if layer_of(path) not in MAY_IMPORT:

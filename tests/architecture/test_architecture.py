@@ -60,6 +60,7 @@ BREAKING = {
     "long function": ("worker/x.py", "def f():\n" + "    x = 1\n" * 60, "function f has 61 lines"),
     "__all__ unsorted": ("worker/x.py", "a = b = 1\n__all__ = ['b', 'a']", "not sorted"),
     "__all__ names nothing": ("worker/x.py", "a = 1\n__all__ = ['a', 'b']", "names b"),
+    "a message's headers": ("inspect/x.py", "def f(m):\n    return dict(m.headers() or ())", "headers_in asks"),
     "no docstring": ("worker/x.py", "a = 1", "no docstring"),
     "an unknown layer": ("utils/x.py", "a = 1", "not a layer"),
 }

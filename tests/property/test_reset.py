@@ -89,9 +89,9 @@ def test_every_mode_says_where_it_says(at: Standing) -> None:
             assert to(reset.to_current()) == [at.progress.offset]
             (move,) = plan_moves(reset.to_current(), {PLACE: at})
             assert (move.again, move.skipped) == (0, 0)
-        for count in (-7, 0, 7):
-            wanted = at.progress.offset + count
-            (move,) = plan_moves(reset.shift_by(count), {PLACE: at})
+        for count in (None, -7, 0, 7):  # None: where it stands, which the log may not hold any more
+            wanted = at.progress.offset + (count or 0)
+            (move,) = plan_moves(reset.to_current() if count is None else reset.shift_by(count), {PLACE: at})
             assert move.new == min(max(wanted, at.beginning), at.end)
             assert bool(move.note) is (move.new != wanted)
 

@@ -18,6 +18,7 @@ from pipeline import FlowPolicy, Pipeline, Settings
 from pipeline.model.errors import ClusterError
 from pipeline.model.policies import Backoff
 from pipeline.topology import Defaults, apply
+from pipeline.worker.batches import _OneThread
 from pipeline.worker.declaring import Retries
 from pipeline.worker.worker import Worker
 
@@ -89,6 +90,21 @@ def test_so_it_is_for_a_coroutine(error: type[BaseException]) -> None:
         await until(lambda: worker.running[0].engine.stats.processed == 2)
 
     play(handler, story, tiers=(), attempts=2, retries=QUICK)
+
+
+def test_a_thread_that_could_not_be_started_is_started_for_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counted as there, and nothing ran any more."""
+    calls = _OneThread()
+
+    def refuses(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuses)
+        with pytest.raises(RuntimeError):
+            calls.submit(int, "1")
+    assert calls.submit(int, "2").result(5) == 2
+    calls.shutdown()
 
 
 def test_it_is_not_called_again_beside_a_call_that_has_not_returned() -> None:

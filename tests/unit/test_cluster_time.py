@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.kafka.clock import difference
+from pipeline.memory.loop import VirtualClockLoop, run
 from pipeline.model.cluster import Cluster, TimeDifference
 from pipeline.model.errors import ClusterUnavailable, NotAuthorized
-from pipeline.worker.cluster_time import ClusterTime
+from pipeline.worker.cluster_time import AGAIN_S, ClusterTime
 from pipeline.worker.parts import Clock
 
 HOUR_MS = 3_600_000
@@ -75,3 +77,20 @@ def test_a_cluster_that_may_not_be_asked_is_told_once(times: int) -> None:
     for _ in range(times):
         time.measure(cast(Cluster, Asked(NotAuthorized("no Write on clock"))))
     assert [more["why"] for _, more in log.lines] == ["no Write on clock"]
+
+
+def test_an_error_that_is_none_of_ours_does_not_end_the_measuring() -> None:
+    """Its task ended with it, and for as long as the worker lived no clock was corrected any more."""
+    log = Log()
+    time = ClusterTime("clock", log)
+    asked = Asked(SystemError("error return without exception set"), TimeDifference(-HOUR_MS, 7))
+
+    async def main(_loop: VirtualClockLoop) -> None:
+        clock = time.keep(Clock(lambda: 5 * HOUR_MS))
+        time.start(cast(Cluster, asked))
+        await asyncio.sleep(2.5 * AGAIN_S)
+        assert clock.read() == 4 * HOUR_MS
+        time.stop()
+
+    run(main)
+    assert "error return" in str(log.lines[0])

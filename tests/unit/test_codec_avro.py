@@ -18,7 +18,7 @@ from pipeline.codec import (
     product_catalogue,
     subject_of,
 )
-from pipeline.codec.avro import UNREADABLE_MAX
+from pipeline.codec.avro import NOT_FOUND_S, UNREADABLE_MAX
 from pipeline.codec.registry_local import LocalRegistry, MemorySchemaLog
 from pipeline.codec.schema import AvroSchema, parse
 from pipeline.codec.wire import SCHEMA_ID_HEADER, key_of_id
@@ -120,6 +120,40 @@ def test_an_id_the_registry_lacks_becomes_undecodable(codec: AvroCodec) -> None:
     with pytest.raises(UndecodableError, match="77"):
         codec.decode(TOPIC, data)
     assert codec.fingerprint(TOPIC, data) == ""
+
+
+def test_what_the_registry_lacks_is_asked_for_again_after_a_while(
+    codec: AvroCodec, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that lagged behind once made all records of the id dead letters until the worker was started anew."""
+    now_s = 1_000.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    order = parse({"type": "record", "name": "Order", "namespace": "shop", "fields": [{"name": "n", "type": "int"}]})
+    schema_id = registry.register("elsewhere-value", order)
+    data = key_of_id(schema_id) + b"\x0e"
+    codec.fetch("orders", schema_id)
+    assert registry.register("orders-value", order) == schema_id
+    with pytest.raises(UndecodableError):
+        codec.decode("orders", data)
+    now_s += NOT_FOUND_S
+    with pytest.raises(SchemaUnavailable) as again:
+        codec.decode("orders", data)
+    assert again.value.schema_id == schema_id
+    with pytest.raises(SchemaUnavailable):
+        codec.decode_many("orders", [data], True)
+    codec.fetch("orders", schema_id)
+    assert codec.decode_dict("orders", data) == ("shop.Order", {"n": 7})
+    assert not codec._topics["orders"].unreadable
+
+
+def test_an_unsafe_schema_is_refused_for_good(
+    codec: AvroCodec, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "schema_by_id", lambda _id: '{"type": "array", "items": "null"}')
+    codec.fetch(TOPIC, 78)
+    monkeypatch.setattr("time.monotonic", lambda: 1e12)
+    with pytest.raises(UndecodableError):
+        codec.decode(TOPIC, key_of_id(78) + b"x")
 
 
 def test_an_id_of_another_topic_is_foreign(codec: AvroCodec) -> None:

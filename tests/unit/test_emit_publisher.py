@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
@@ -502,6 +503,28 @@ def test_raw_records_go_as_they_are(make: Make, producer: FakeProducer) -> None:
     publisher.publish_record("other", None, b"\xff", [("h", b"1")])
     publisher.flush(5)
     assert [record[:4] for record in producer.log] == [("other", None, b"\xff", [("h", b"1")])]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        ("t", "key", b"v", None),
+        ("t", None, 5, None),
+        ("t", None, b"v", [("h", "text")]),
+        ("t", None, b"v", [(b"h", b"1")]),
+        ("t", None, b"v", [("\udcff", b"1")]),
+        ("t", None, b"v", {"name": b"1"}),
+        ("\udcff", None, b"v", None),
+    ],
+    ids=("key", "value", "header", "name", "no text", "dict", "topic"),
+)
+def test_what_no_record_can_hold_is_told_to_its_caller(make: Make, producer: FakeProducer, record: Any) -> None:
+    publisher = make()
+    with pytest.raises(PublishError, match="was not taken"):
+        publisher.publish_record(*record)
+    publisher.publish_record("t", None, b"next", [("h", None)])
+    assert publisher.flush(5.0).undelivered == 0
+    assert [sent.value for sent in producer.log] == [b"next"]
 
 
 def test_the_application_takes_the_cloud_events_source_from_its_settings() -> None:

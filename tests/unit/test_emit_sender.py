@@ -179,6 +179,24 @@ def test_a_refused_record_is_given_up_and_the_rest_goes_on(caplog: pytest.LogCap
     assert "big" in caplog.text
 
 
+def test_what_the_client_can_not_take_is_given_up_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error ended the sender's step: its whole batch was in flight for ever, and no flush ended any more."""
+    bench = Bench(BufferPolicy(), ScriptedBroker())
+    take = bench.broker.take
+
+    def refusing(record: Sent) -> None:
+        if record.value == b"1":
+            raise TypeError("a bytes-like object is required")
+        take(record)
+
+    monkeypatch.setattr(bench.broker, "take", refusing)
+    for number in range(3):
+        bench.publish("k", number)
+    bench.run()
+    assert bench.numbers() == [0, 2]
+    assert (bench.counters.failed, bench.buffer.records, bench.buffer.held_bytes) == (1, 0, 0)
+
+
 def test_a_missing_topic_is_waited_for_and_named(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench(BufferPolicy(), ScriptedBroker())
     bench.broker.mode = "no topic"

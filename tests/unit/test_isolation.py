@@ -222,6 +222,35 @@ def test_a_drain_after_a_minute_forgets_no_suspects() -> None:
     assert unclean_in_a_row(marks_of(unit)) == 2, "as it was found"
 
 
+def test_a_suspect_that_waited_or_comes_behind_its_key_still_runs_in_a_child() -> None:
+    """It went on in the worker's own process, and killed it: its next owner began with the same, and so on without end."""
+    engine, unit = Engine(), third_life()
+    quarantine = Quarantine(engine, SimpleNamespace(marking=lambda _unit: 0))  # type: ignore[arg-type]
+    quarantine.target = "m:app"
+    quarantine.take(unit, SimpleNamespace(pump=lambda: None))  # type: ignore[arg-type]
+    assert unit.care is not None
+    unit.receive_source([message(10, b"a"), message(12, b"b"), message(21, b"c")], unit.care.inbox)
+    quarantine.pump()
+    (first,) = quarantine._running_alone()
+    jobs: Any = quarantine._isolation.children.jobs  # type: ignore[union-attr]
+    failure = {"kind": "retryable", "error_class": "E", "error_type": "E", "message": ""}
+    jobs[0].ended(Answer({"kind": "failed", "failure": failure}, []))
+    innocent = delivery(unit, 21, b"c")
+    engine.resumed += [innocent, first]  # its wait in memory is over
+    engine.paused = True
+    quarantine.pump()
+    assert list(engine.resumed) == [innocent, first]
+    engine.paused = False
+    quarantine.pump()
+    assert list(engine.resumed) == [innocent]
+    assert [each.offset for each in quarantine._running_alone()] == [12, 10]
+    behind = delivery(unit, 13, b"a")
+    engine.done = lambda _delivery: behind  # type: ignore[method-assign]
+    jobs[-1].ended(DONE)
+    assert list(engine.resumed) == [innocent]
+    assert [each.offset for each in quarantine._running_alone()] == [12, 13]
+
+
 def test_a_suspect_whose_schema_is_not_known_stays_in_its_child() -> None:
     """It went on in the worker's own process when the registry answered, and killed it."""
     engine, unit = Engine(), a_unit()
@@ -375,3 +404,55 @@ def test_children_that_end_at_once_are_started_again_later_and_later(
     assert all(
         gap >= RESTARTS.wait_s(number) * (1 - RESTARTS.jitter) - 0.001 for number, gap in enumerate(gaps, start=1)
     )
+
+
+def test_a_record_that_an_ending_child_has_not_read_is_spared_once(
+    made: list[FakeChild], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle child that was killed just before it got a record counted as a death of that record, for which one may be enough."""
+    ends: list[Answer | Death] = []
+    unread = replace(CRASH, unread=True)
+    monkeypatch.setattr(FakeChild, "death", lambda _child: unread)
+
+    async def main(loop: VirtualClockLoop) -> None:
+        children = Children(ChildSpec("m:app", "g", 60_000), 1, loop, Log(), lambda: None)
+        children.submit(Job(a_unit(), b"", ends.append))
+        for number in range(2):
+            children.heard(made[number], {"kind": "ready"}, [])  # type: ignore[arg-type]
+            assert made[number].job is not None
+            made[number].kill()
+            await asyncio.sleep(1)
+            assert len(ends) == number
+        children.abandon()
+
+    run(main)
+    assert ends == [unread]
+
+
+READS = "import os, socket, sys; c = socket.socket(fileno=int(sys.argv[1])); d = b''\nwhile b'END' not in d: d += c.recv(99)\nos.abort()"
+
+
+@pytest.mark.parametrize(("does", "unread"), [(READS, False), ("import time; time.sleep(60)", True)])
+def test_a_child_tells_whether_it_had_read_its_record(monkeypatch: pytest.MonkeyPatch, does: str, unread: bool) -> None:
+    popen: Any = children_module.subprocess.Popen
+
+    def start(argv: list[str], **more: Any) -> Any:
+        return popen([argv[0], "-I", "-S", "-c", does, *argv[3:]], stderr=children_module.subprocess.DEVNULL, **more)
+
+    monkeypatch.setattr(children_module.subprocess, "Popen", start)
+
+    async def main() -> Death:
+        loop, over = asyncio.get_running_loop(), asyncio.Event()
+        pool: Any = SimpleNamespace(hung_up=lambda _child: over.set())
+        child = children_module.Child(ChildSpec("m:app", "g", 500), loop, pool)
+        child.run(Job(a_unit(), b"a record END", lambda _how: None))
+        if unread:
+            child.kill()
+        await asyncio.wait_for(over.wait(), 10)
+        child.deafen()
+        try:
+            return child.death()
+        finally:
+            child.close()
+
+    assert asyncio.run(main()).unread is unread

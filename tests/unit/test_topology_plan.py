@@ -483,3 +483,20 @@ def test_partitions_that_the_asked_broker_has_not_heard_of_yet_are_no_error() ->
     behind: Any = Behind()
     execute(behind, AddPartitions("t", 8, 6, "the source has 8"))
     assert behind.seen == 3
+
+
+def test_a_topic_that_the_asked_broker_has_not_heard_of_yet_is_waited_for() -> None:
+    """It was made a moment ago: a broker that is behind has no such topic, which ended the command as a defect."""
+
+    class Behind:
+        seen = 0
+
+        def set_configs(self, topic: str, configs: dict[str, str]) -> None: ...
+
+        def topics(self, names: Collection[str]) -> dict[str, TopicSpec]:
+            self.seen += 1
+            return {} if self.seen < 3 else {name: TopicSpec(name, 6, configs={"a": "1"}) for name in names}
+
+    behind: Any = Behind()
+    execute(behind, SetConfig("t", "a", "1", "0", "why"))
+    assert behind.seen == 3

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -45,6 +46,7 @@ from pipeline.worker.declaring import Retries
 from pipeline.worker.encoding import OutputEncoder
 from pipeline.worker.execution import failure_of
 from pipeline.worker.fetcher import Fetcher
+from pipeline.worker.health import health_of
 from pipeline.worker.inputs import Claimed, Committed, Input, Opened, Refused, Revoking
 from pipeline.worker.opening import FetchPolicy
 from pipeline.worker.runners import AsyncRunners
@@ -579,6 +581,23 @@ def await_one_dead_letter(app: Pipeline) -> None:
     play(app, story)
 
 
+@pytest.mark.parametrize("batch", [1, 10])
+def test_whatever_a_decoder_raises_fails_its_record_and_not_the_worker(
+    monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """A value nested so deeply that the interpreter gives up on it: the batches' engine stopped."""
+
+    @application(attempts=1, tiers=(), **({"batch": batch} if batch > 1 else {}))
+    async def app(value: Any, ctx: Any) -> None: ...
+
+    def too_deep(*_arguments: object) -> Any:
+        raise RecursionError("maximum recursion depth exceeded")
+
+    monkeypatch.setattr(worker_module, "decoder", lambda *_: too_deep)
+    monkeypatch.setattr(worker_module, "batch_decoder", lambda *_: too_deep)
+    await_one_dead_letter(app)
+
+
 @pytest.mark.parametrize("known", [None, 7])
 def test_a_schema_that_the_handler_itself_misses_is_a_failure_like_any_other(known: int | None) -> None:
     """Asking for a job, or decoding something else: it was taken for the record's own schema, fetched, and run again without end."""
@@ -716,6 +735,38 @@ def test_a_thread_outlives_a_handler_that_calls_exit() -> None:
     (result,) = chunk.results
     assert isinstance(result, Result)
     assert isinstance(result.outcome, Failure)
+
+
+def test_a_thread_that_can_not_be_started_is_tried_again_and_does_not_stop_the_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran: list[bytes] = []
+
+    @application()
+    def app(value: bytes, ctx: Context) -> None:
+        ran.append(value)
+
+    def refuses(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        engine = worker.running[0].engine
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuses)
+            publish(cluster, b"a")
+            await until(lambda: engine.executor.running() == 1)
+            await asyncio.sleep(3)
+            assert engine.broken is None
+            found = health_of(worker.running[0])
+            assert not found["consuming"]
+            assert "can't start new thread" in found["why"]
+        await asyncio.sleep(3)
+        await asyncio.to_thread(time.sleep, 0.05)
+        await until(lambda: engine.stats.processed == 1)
+        assert ran == [b"0"]
+        assert health_of(worker.running[0])["consuming"]
+
+    play(app, story)
 
 
 def engine_of() -> Any:
@@ -992,6 +1043,49 @@ def test_commits_that_fail_are_a_defect_that_is_told() -> None:
         await until(lambda: engine.broken is not None)
 
     play(app, story)
+
+
+@pytest.mark.parametrize("what", ["a batch's wait", "deadlines", "a drain"])
+def test_a_defect_in_a_timer_is_told_too(what: str) -> None:
+    """The loop logs it, and goes on: the engine stood still, and to everybody it was at work."""
+
+    async def several(values: Sequence[bytes], contexts: Sequence[Context]) -> None: ...
+
+    async def one(value: bytes, ctx: Context) -> None:
+        await asyncio.sleep(20)
+
+    batches = what == "a batch's wait"
+    app = application(batch=BatchPolicy(10, wait_ms=500))(several) if batches else application()(one)
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        engine = worker.running[0].engine
+        executor: Any = engine.executor
+        publish(cluster, b"a")
+        await until(lambda: bool(engine.gathered or executor.running()))
+        with pytest.MonkeyPatch.context() as patch:
+            if batches:
+                patch.setattr(executor, "_start", fails)
+            elif what == "deadlines":
+                patch.setattr(engine.stalls, "current", (object(),))
+                patch.setattr(engine.stalls, "keep", fails)
+            else:
+                patch.setattr(engine, "cancel", fails)
+                engine._ownership._drain_s = 1.0
+                engine._ownership._drain(engine.owned[0])
+            await until(lambda: engine.broken is not None, 15)
+
+    play(app, story)
+
+
+def test_a_defect_in_the_deadlines_of_threads_is_told_too() -> None:
+    timers, told = list[Callable[[], None]](), list[BaseException]()
+    loop = SimpleNamespace(call_later=lambda _seconds, action: timers.append(action))
+    engine = SimpleNamespace(**vars(engine_of()), loop=loop, fail=told.append)
+    runners = ThreadRunners(engine, lambda *_: None, 1, "t")
+    runners._out = [fails]  # type: ignore[list-item]
+    runners._watch()
+    timers[0]()
+    assert len(told) == 1
 
 
 def fails(*_arguments: object) -> None:

@@ -19,6 +19,7 @@ from pipeline.core.jobs.repairing import write_again
 from pipeline.core.store_scan import strangers_among
 from pipeline.model.cluster import Cluster, Headers, TopicPartition
 from pipeline.model.errors import PipelineError
+from pipeline.model.headers import headers_in
 from pipeline.worker.jobs.host import Host
 
 LOOK_MS = 600_000
@@ -105,7 +106,7 @@ def reading(cluster: Cluster, topic: str, client_id: str) -> Read:
             reader.assign({tp: first})
             while True:
                 messages = reader.poll(POLL_RECORDS, POLL_S)
-                found += [(m.key(), m.headers()) for m in messages if until is None or m.offset() < until]
+                found += [(m.key(), headers_in(m)) for m in messages if until is None or m.offset() < until]
                 at = messages[-1].offset() + 1 if messages else max(at, reader.ended().get(tp, at))
                 if (until is not None and at >= until) or (not messages and tp in reader.ended()):
                     return found, at
