@@ -272,7 +272,7 @@ BREAKS = (
     Break("jobs-keys-run-together", "core.jobs.board", "if key is None or self._enters(key, job, written or last):", "if True:", LIVES),
     Break("jobs-keys-follow-at-once", "core.jobs.board", "            job.state, job.next_ms = JobState.RETRYING, at_ms\n", "            job.state, job.next_ms = JobState.RETRYING, at_ms\n            for each in [job.key and self.keys.leave(job.key, job)]:\n                _ = each and self.lane(each)\n", LIVES),
     Break("jobs-keys-lost-by-those-that-ran", "core.jobs.restoring", "(not job.started_ms, ", "(state in (QUEUED, SCHEDULED), ", LIVES),
-    Break("jobs-pass-what-came-due-before", "core.jobs.board", "        self.call_before(request.key, now_ms)\n", "", BOARD),
+    Break("jobs-pass-what-came-due-before", "core.jobs.board", "        self.call_before(request.key, ready_ms)\n", "", BOARD),
     Break("jobs-run-now-passes-its-key", "core.jobs.commands", "    job.number, board.number = board.number, board.number + 1", "    pass", BOARD),
     # jobs: once
     Break("jobs-windows-die-with-their-owner", "core.jobs.restoring", "            board.dedup.keep(window)\n\n    def _released", "            pass\n\n    def _released", BOARD),
@@ -284,8 +284,8 @@ BREAKS = (
     Break("jobs-windows-reach-back", "core.jobs.dedup", "not window.from_ms <= request.created_ms < window.until_ms:", "not request.created_ms < window.until_ms:", LIVES),
     Break("jobs-windows-end-late", "core.jobs.dedup", "<= request.created_ms < window.until_ms", "<= request.created_ms <= window.until_ms", BOARD),
     Break("jobs-windows-kept-after-a-failure", "core.jobs.restoring", "        if self._released(window):\n", "        if False:\n", BOARD),
-    Break("jobs-ticks-under-new-names", "core.jobs.scheduling", "tick_id(ticking.schedule.name, tick_ms), tick_ms", "tick_id(ticking.schedule.name, tick_ms) + str(now_ms), tick_ms", found_by=11),
-    Break("jobs-ticks-not-written", "core.jobs.scheduling", "board.ledger.at_once(board.accept(ticking.request(job_id, at_ms), -1, now_ms))", "board.accept(ticking.request(job_id, at_ms), -1, now_ms)", LIVES),
+    Break("jobs-ticks-under-new-names", "core.jobs.scheduling", "tick_id(ticking.schedule.name, tick_ms), tick_ms, now_ms", "tick_id(ticking.schedule.name, tick_ms) + str(now_ms), tick_ms, now_ms", found_by=11),
+    Break("jobs-ticks-not-written", "core.jobs.scheduling", "board.ledger.at_once(board.accept(ticking.request(job_id, at_ms), -1, now_ms, tick_ms=tick_ms))", "board.accept(ticking.request(job_id, at_ms), -1, now_ms, tick_ms=tick_ms)", LIVES),
     Break("jobs-ticks-lost-over-night", "core.jobs.ticks", "and self.schedule.misfire is not Misfire.ALL", "", LIVES),
     Break("jobs-ticks-twice-in-an-hour", "model.cron", "if tick_ms > last_ms:", "if True:", CRON),
     # jobs: who is next
@@ -360,7 +360,7 @@ BREAKS = (
     Break("fleet-jobs-timers-early", "core.jobs.timers", "heap[0][0] <= now_ms and", "heap[0][0] <= now_ms + 40 and", found_by=7),
     Break("fleet-jobs-strangers-believed", "core.store_scan", "if epoch < self.epoch or (offset >= self._owner_fence and epoch < self._owner):", "if False:", found_by=199),
     Break("fleet-jobs-ticks-twice", "core.jobs.scheduling", "if job_id not in board.jobs:", "if True:", found_by=423),
-    Break("fleet-jobs-ticks-lost", "core.jobs.scheduling", "board.ledger.at_once(board.accept(ticking.request(job_id, at_ms), -1, now_ms))", "pass", found_by=11),
+    Break("fleet-jobs-ticks-lost", "core.jobs.scheduling", "board.ledger.at_once(board.accept(ticking.request(job_id, at_ms), -1, now_ms, tick_ms=tick_ms))", "pass", found_by=11),
     Break("fleet-jobs-keys-let-go-at-a-retry", "core.jobs.board", "            job.state, job.next_ms = JobState.RETRYING, at_ms\n", "            job.state, job.next_ms = JobState.RETRYING, at_ms\n            if job.key is not None and (following := self.keys.leave(job.key, job)) is not None:\n                self.lane(following)\n", found_by=11),
     Break("fleet-jobs-seen-requests-run-again", "core.jobs.board", "            if known is not None:\n", "            if False and known is not None:\n", found_by=43),
     Break("fleet-jobs-drained-while-they-run", "worker.jobs.hosting", "any(run.host is host for run in self._runs.running)", "False", found_by=495),

@@ -95,9 +95,11 @@ class Restoring:
             if written is not None or not let_go:
                 self._begun(window, written)
         due.sort(key=lambda each: each[:4])
-        for count, (*_, job) in enumerate(due, start=1):
+        for count, (waits, _, at_ms, _, job) in enumerate(due, start=1):
             if not count % SLICE:
                 yield
+            while waits and job.key is not None and board.schedules.due(now_ms, at_ms - 1):
+                yield  # ticks of its key that came due before it come before it
             self._due(job, now_ms)
         for _, job in finished:
             if isinstance(job, Job) and job.webhook_due:
