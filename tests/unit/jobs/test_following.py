@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -11,8 +13,10 @@ import structlog
 
 from pipeline.background import MemoryQueue
 from pipeline.jobs.following import REFRESH_MS, Followed, Follower, Reading
+from pipeline.memory.cluster import MemoryCluster
+from pipeline.memory.log import MemoryMessage
 from pipeline.memory.loop import VirtualClockLoop, run
-from pipeline.model.cluster import TopicPartition
+from pipeline.model.cluster import Message, TopicPartition
 from pipeline.model.errors import NotAuthorized, PipelineError
 from pipeline.model.job_states import JobState
 from pipeline.model.jobs import JobRecord, JobRequest
@@ -166,6 +170,44 @@ def test_who_may_not_read_a_store_is_told_so() -> None:
         assert await followed.wait(lambda _entry: True) is entry
 
     asyncio.run(main())
+
+
+def test_when_a_store_may_be_read_again_nobody_hears_of_the_time_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a job that nothing was written of meanwhile: it used to be denied until there was."""
+    monkeypatch.setattr("pipeline.jobs.following.DENIED_S", 0.0)
+    right = threading.Event()
+
+    class Reader:
+        def assign(self, _positions: object) -> None: ...
+        def close(self) -> None: ...
+        def poll(self, _most: int, _timeout_s: float) -> list[Message]:
+            time.sleep(0.005)
+            if not right.is_set():
+                raise NotAuthorized("reading it is not authorized")
+            return [MemoryMessage((STATE, 0, 0), b"j/other", b"", [], 0)]
+
+    class Cluster(MemoryCluster):
+        def reader(self, client_id: str = "") -> Any:
+            return Reader()
+
+    def unpack(_key: bytes, _value: bytes) -> Any: ...
+
+    follower = Follower(STATE, Cluster("alone"), "test", unpack, lambda _id: None, in_memory=False)
+
+    async def main() -> None:
+        followed = follower.watch("a")
+        follower.follow(followed, 0, {})
+        for _ in range(2):
+            with pytest.raises(NotAuthorized):
+                await asyncio.wait_for(followed.wait(lambda _entry: True), 5)
+        right.set()
+        await until(lambda: followed.denied is None, 5)
+        followed.let_go()
+        followed.allow()
+        assert followed.denied is not None, "that it was closed stays"
+
+    asyncio.run(main())
+    follower.stop()
 
 
 def test_b7_who_waits_for_a_job_hears_that_its_application_is_stopped() -> None:
