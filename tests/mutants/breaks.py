@@ -339,7 +339,7 @@ BREAKS = (
     Break("jobs-in-threads-end-before-they-return", "worker.jobs.running", "        if run.thread is not None and reason != LET_GO:\n            return\n", "", "tests/unit/jobs/test_job_runs.py"),
     Break("jobs-let-go-wait-for-their-threads", "worker.jobs.running", "(run.thread is None or reason != LET_GO)", "True", "tests/unit/jobs/test_job_runs.py"),
     Break("jobs-late-count-as-done", "worker.jobs.running", "        if run.thread is not None and run.ended_by:\n            return self.stopped(run)\n", "", "tests/unit/jobs/test_job_runs.py"),
-    Break("jobs-wait-for-threads", "worker.jobs.running", "ThreadPoolExecutor(self._shell.places,", "ThreadPoolExecutor(64,", "tests/unit/jobs/test_job_runs.py"),
+    Break("jobs-wait-for-threads", "worker.jobs.running", "DaemonThreads(self._shell.places,", "DaemonThreads(64,", "tests/unit/jobs/test_job_runs.py"),
     Break("jobs-words-as-they-are", "worker.jobs.values", ".encode(\"utf-8\", \"replace\").decode()", "", "tests/unit/jobs/test_hostile_handlers.py"),
     Break("jobs-words-without-end", "worker.jobs.values", "str(words)[:most]", "str(words)", "tests/unit/jobs/test_hostile_handlers.py"),
     Break("jobs-refused-for-ever", "worker.jobs.handing_on", "isinstance(error, RecordTooLarge | NotAuthorized)", "isinstance(error, RecordTooLarge)", "tests/unit/jobs/test_hostile_handlers.py"),
