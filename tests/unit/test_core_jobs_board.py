@@ -678,6 +678,23 @@ def test_expired_before_it_started(bench: Bench) -> None:
     assert bench.ids() == ["started"]
 
 
+def test_one_that_was_let_go_behind_another_of_its_key_at_a_restore_expires_at_its_time(bench: Bench) -> None:
+    bench.ask("first", key="k")
+    bench.ask("then", key="k", expires_ms=NOW + MINUTE)
+    for job_id in ("first", "then"):
+        (job,) = bench.take()
+        bench.board.sync()
+        bench.board.sync()
+        bench.store()
+        bench.end(job)
+        assert job.id == job_id
+        bench.board.effects()  # the ending's write is lost
+    assert bench.states(bench.restart()) == [("first", S.QUEUED), ("then", S.QUEUED)]
+    assert bench.board.next_ms() == NOW + MINUTE
+    bench.pass_ms(MINUTE)
+    assert bench.states() == [("then", S.CANCELLED)]
+
+
 # -- retention
 
 

@@ -169,6 +169,7 @@ class Restoring:
         else:
             job.started_ms = 0
             self._board.requeue(job)
+            self._board.time(job)
 
     def _window(self, window: DedupWindow) -> None:
         """One whose job ended so that it is released, and the tombstone is missing, is released now."""
