@@ -205,6 +205,7 @@ class Follower:
         self._reader: PartitionReader | None = None
         self._thread: threading.Thread | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = self._denied = False
         self.error: PipelineError | None = None
 
@@ -274,11 +275,13 @@ class Follower:
             self._begin_reading()
 
     def _begin_reading(self) -> None:
-        if self._reader is not None or self._stopped:
+        left = self._loop is not None and self._loop.is_closed()  # by a second `asyncio.run` with the same application
+        if (self._reader is not None and not left) or self._stopped:
             return
-        self._reader = self._cluster.reader(self._client_id)
+        self._reader = self._reader or self._cluster.reader(self._client_id)
         if self._in_memory:
-            self._poll(asyncio.get_running_loop())
+            self._loop = asyncio.get_running_loop()
+            self._poll(self._loop)
         else:
             self._thread = threading.Thread(target=self._read, name="pipeline-jobs-follower", daemon=True)
             self._thread.start()

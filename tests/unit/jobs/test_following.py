@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
+from pipeline import Pipeline, Settings
 from pipeline.background import MemoryQueue
 from pipeline.jobs.following import REFRESH_MS, Followed, Follower, Reading
 from pipeline.memory.cluster import MemoryCluster
@@ -20,7 +21,9 @@ from pipeline.model.cluster import Message, TopicPartition
 from pipeline.model.errors import NotAuthorized, PipelineError
 from pipeline.model.job_states import JobState
 from pipeline.model.jobs import JobRecord, JobRequest
+from pipeline.topology import Defaults, apply
 from pipeline.worker.jobs.context import JobContext
+from pipeline.worker.worker import Worker
 from tests.unit.jobs.worlds import World, application, play, until
 
 STATE = "jobs.default.default.state"
@@ -237,6 +240,26 @@ def test_b7_who_waits_for_a_job_hears_that_its_application_is_stopped() -> None:
         assert await asyncio.wait_for(app.job_handle(echo, done.id).result(), 10) == 0, "a new one follows anew"
 
     play(app, story)
+
+
+def test_b7_a_second_event_loop_waits_for_jobs_of_the_same_application() -> None:
+    """On memory the loop that waited first follows the store; with it that ended, and whoever waited in the next one waited for ever."""
+    app = Pipeline("app", settings=Settings(broker="memory://two-loops"))
+
+    @app.job("echo")
+    async def echo(number: int) -> int:
+        return number
+
+    async def main(number: int) -> int:
+        worker = Worker(app)
+        await worker.start()
+        ended: int = await (await app.enqueue(echo, number)).result("5s")
+        await worker.stop()
+        return ended
+
+    apply(app.cluster.admin(), app.subscriptions, Defaults(partitions=1))
+    assert [asyncio.run(main(number)) for number in range(2)] == [0, 1]
+    app.jobs.close()
 
 
 def test_b7_who_waits_for_a_job_of_a_queue_in_memory_hears_that_it_is_closed() -> None:
