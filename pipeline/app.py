@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -70,6 +71,7 @@ class Pipeline(JobRequests, JobOperations):
         self._worker: Worker | None = None
         self._queues = Queues()
         self._client: JobClient | None = None
+        self._making = threading.RLock()
         self._blob_store = blobs
 
     @classmethod
@@ -194,9 +196,10 @@ class Pipeline(JobRequests, JobOperations):
     @property
     def jobs(self) -> JobClient:
         """Asks for jobs; closed by `stop`, or close it."""
-        if self._client is None:
-            self._client = self._job_client()
-        return self._client
+        with self._making:  # threads that are the first at the same time share one: nobody would close the others
+            if self._client is None:
+                self._client = self._job_client()
+            return self._client
 
     @property
     def job_types(self) -> Mapping[str, JobType]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ class KafkaQueue:
         self._app = app
         self._create = create
         self._queues = Queues()
+        self._declaring = threading.Lock()
         self._client: JobClient = app.job_client(self._find, lambda: self._queues.names)
         self._there: set[str] = set()
         self._workers: dict[str, tuple[Pipeline, Worker]] = {}
@@ -117,8 +119,9 @@ class KafkaQueue:
         return found[1], Place(topics.source, topics.state)
 
     def _declare(self, topic: str) -> None:
-        if self._queues.find(topic) is None:
-            self._queues.add(JobType(topic, _nobody, JobPolicy()), topic)
+        with self._declaring:
+            if self._queues.find(topic) is None:
+                self._queues.add(JobType(topic, _nobody, JobPolicy()), topic)
 
     def _subscription(self, topic: str) -> Subscription:
         return next(each for each in self._queues.subscriptions() if each.group == topic)

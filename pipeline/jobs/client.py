@@ -18,7 +18,7 @@ from pipeline.jobs.handle import JobHandle, Reach
 from pipeline.model.blobs import Blobs
 from pipeline.model.cluster import Acknowledgements, Cluster, RecordProducer
 from pipeline.model.errors import ConfigurationError, InvalidJob, PublishError
-from pipeline.model.job_policies import JobOptions
+from pipeline.model.job_policies import JobOptions, check_written
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import CancelJob, JobCommand, JobRequest
 from pipeline.model.outbox import Outbox, current
@@ -161,7 +161,8 @@ class JobClient:
     async def cancel(self, job: str, job_id: str, key: str | None, reason: str) -> None:
         """See `Pipeline.cancel`."""
         # An id does not tell where its job is, and who does not have the job does nothing.
-        await self._command(job, CancelJob(job_id, reason), key or job_id, everywhere=not key)
+        command = CancelJob(check_written("job_id", job_id), check_written("reason", reason))
+        await self._command(job, command, check_written("key", key) if key else job_id, everywhere=not key)
 
     async def _command(self, job: str, command: JobCommand, key: str, everywhere: bool = False) -> None:
         """`everywhere`: to every partition, instead of that of the key."""

@@ -24,7 +24,7 @@ from pipeline.jobs.rows import DUPLICATE, JobRow, ScheduleRow
 from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import JobMissing, JobStateError, ScheduleMissing
 from pipeline.model.job_ids import absent, made_ms
-from pipeline.model.job_policies import RetentionPolicy, check_schedule
+from pipeline.model.job_policies import RetentionPolicy, check_schedule, check_written
 from pipeline.model.job_states import GIVEN_UP, TERMINAL, TIMED, JobState
 from pipeline.model.jobs import (
     CancelJob,
@@ -140,6 +140,7 @@ class QueueDesk:
 
         Raises JobMissing, JobStateError, PublishError.
         """
+        check_written("reason", reason)
         row = await self._fresh(partial(self.reader.job, job_id))
         if row is not None:
             _check(row, frozenset(JobState) - TERMINAL, "it has had its ending")
@@ -147,7 +148,9 @@ class QueueDesk:
         at_ms = made_ms(job_id)
         if key is None and (at_ms is None or self._parts.now_ms() - at_ms > FRESH_MS):
             raise self.missing(job_id)
-        return await self._command(CancelJob(job_id, reason), await self._partition_of(key or job_id))
+        return await self._command(
+            CancelJob(job_id, reason), await self._partition_of(check_written("key", key or job_id))
+        )
 
     async def _found(self, job_id: str) -> JobRow:
         row = await self._fresh(partial(self.reader.job, job_id))

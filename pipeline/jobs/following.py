@@ -74,6 +74,11 @@ class Followed:
         self.denied = error
         self._wake()
 
+    def allow(self) -> None:
+        """It can be read again."""
+        if isinstance(self.denied, NotAuthorized):
+            self.denied = None
+
     def let_go(self) -> None:
         """Nobody follows it any more, since its application or its queue was closed."""
         self.deny(PipelineError(f"job {self.job_id} is not followed any more: what it was asked for with was closed"))
@@ -200,7 +205,8 @@ class Follower:
         self._reader: PartitionReader | None = None
         self._thread: threading.Thread | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._stopped = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = self._denied = False
         self.error: PipelineError | None = None
 
     def begin(self, now_ms: int) -> None:
@@ -269,11 +275,13 @@ class Follower:
             self._begin_reading()
 
     def _begin_reading(self) -> None:
-        if self._reader is not None or self._stopped:
+        left = self._loop is not None and self._loop.is_closed()  # by a second `asyncio.run` with the same application
+        if (self._reader is not None and not left) or self._stopped:
             return
-        self._reader = self._cluster.reader(self._client_id)
+        self._reader = self._reader or self._cluster.reader(self._client_id)
         if self._in_memory:
-            self._poll(asyncio.get_running_loop())
+            self._loop = asyncio.get_running_loop()
+            self._poll(self._loop)
         else:
             self._thread = threading.Thread(target=self._read, name="pipeline-jobs-follower", daemon=True)
             self._thread.start()
@@ -289,7 +297,7 @@ class Follower:
             try:
                 self._step(self._reader, POLL_S)
             except NotAuthorized as error:
-                self.error = error
+                self.error, self._denied = error, True
                 for followed in self._all():
                     followed.deny(error)
                 time.sleep(DENIED_S)
@@ -302,6 +310,10 @@ class Follower:
         if (positions := reading.changed()) is not None:
             reader.assign(positions)
         messages = reader.poll(RECORDS, timeout_s)
+        if messages and self._denied:  # whoever waits from now on waits, and does not hear of what was
+            self._denied = False
+            for followed in self._all():
+                followed.allow()
         reading.read(messages)
         self._tell(messages)
         if self._unread and reading.steps % STEPS_TO_ASK_AGAIN == 0:

@@ -15,6 +15,7 @@ from pipeline.model.blobs import Blobs
 from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import InvalidJob, JobMissing, ResultTimeout, UndecodableError
 from pipeline.model.job_ids import absent, made_ms
+from pipeline.model.job_policies import check_written
 from pipeline.model.job_states import TERMINAL, JobState
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import JobDuplicate, JobProgress, JobRecord
@@ -95,7 +96,7 @@ class JobHandle:
         self._record_key = record_key
         self._sent = sent
         self._since = reach.follower.since
-        self._followed: Followed = reach.follower.watch(job_id)
+        self._followed: Followed = reach.follower.watch(check_written("job_id", job_id))
         self._first: Followed | None = None
         self._absent: str | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ class JobOperations:
     if TYPE_CHECKING:
         name: str
         settings: Settings
+        _making: threading.RLock
 
         @property
         def cluster(self) -> Cluster: ...
@@ -44,20 +46,23 @@ class JobOperations:
 
     def desk(self, queue: str = DEFAULT_QUEUE) -> QueueDesk:
         """A queue of this environment at hand, whether this application declares it or not: its jobs, its schedules, commands to them."""
-        desks = self.__dict__.setdefault("_desks", {})
-        desk: QueueDesk | None = desks.get(queue)
-        if desk is None:
-            from pipeline.jobs.desk import DeskParts, QueueDesk
-            from pipeline.jobs.index import path_of
-            from pipeline.jobs.reading import QueueReader
-            from pipeline.jobs.topics import topics_of
+        with self._making:
+            desks = self.__dict__.setdefault("_desks", {})
+            if queue not in desks:
+                desks[queue] = self._new_desk(queue)
+            desk: QueueDesk = desks[queue]
+            return desk
 
-            topics = topics_of(queue, self.settings.prefix)
-            reader = QueueReader(self.cluster, self.codec, topics, path_of(self.settings, topics.state))
-            control = self.settings.prefix + CONTROL_TOPIC
-            parts = DeskParts(reader, self.codec, self.jobs, self.jobs.now_ms, control, self._kept_ms(queue))
-            desk = desks[queue] = QueueDesk(parts)
-        return desk
+    def _new_desk(self, queue: str) -> QueueDesk:
+        from pipeline.jobs.desk import DeskParts, QueueDesk
+        from pipeline.jobs.index import path_of
+        from pipeline.jobs.reading import QueueReader
+        from pipeline.jobs.topics import topics_of
+
+        topics = topics_of(queue, self.settings.prefix)
+        reader = QueueReader(self.cluster, self.codec, topics, path_of(self.settings, topics.state))
+        control = self.settings.prefix + CONTROL_TOPIC
+        return QueueDesk(DeskParts(reader, self.codec, self.jobs, self.jobs.now_ms, control, self._kept_ms(queue)))
 
     def close_desks(self) -> None:
         for desk in self.__dict__.pop("_desks", {}).values():

@@ -20,6 +20,7 @@ from pipeline.jobs.rows import JobRow, ScheduleRow
 from pipeline.jobs.topics import QueueTopics
 from pipeline.model.cluster import Cluster, TopicPartition
 from pipeline.model.errors import SchemaUnavailable
+from pipeline.model.job_policies import check_written
 from pipeline.model.jobs import JobDuplicate, JobEntry, JobRecord
 from pipeline.model.store_keys import job_key
 
@@ -75,6 +76,8 @@ class QueueReader:
             return finding.count(self._opened().db, wanted)
 
     def job(self, job_id: str) -> JobRow | None:
+        """Raises ConfigurationError for what can't be an id."""
+        check_written("job_id", job_id)
         with self._lock:
             return finding.job(self._opened().db, job_id)
 
@@ -87,6 +90,7 @@ class QueueReader:
             return finding.ahead(self._opened().db, row)
 
     def schedules(self, name: str = "") -> list[ScheduleRow]:
+        check_written("name", name)
         with self._lock:
             return finding.schedules(self._opened().db, name)
 

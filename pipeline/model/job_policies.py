@@ -238,6 +238,14 @@ def check_text(name: str, text: object) -> str:
     """The text, or a `ConfigurationError` naming the field."""
     if not isinstance(text, str) or not 0 < len(text) <= TEXT_MAX or "\0" in text:
         raise ConfigurationError(f"{name}={text!r:.80} must be a text of 1 to {TEXT_MAX} characters, without NUL")
+    return check_written(name, text)
+
+
+def check_written(name: str, text: object) -> str:
+    """The same of a text of any length: an id that a caller has, say. It may be no id at all, but the topics must take it."""
+    if not isinstance(text, str):
+        hint = ", such as the `id` of a handle" if name == "job_id" else ""
+        raise ConfigurationError(f"{name}={text!r:.80} must be a text{hint}")
     try:
         text.encode()
     except UnicodeEncodeError:  # such as the name of a file that is not UTF-8

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import http.client
+import io
 import json
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -34,6 +37,55 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
+
+
+class _Limited(io.RawIOBase):
+    """What a socket gives within its timeout, all of it: a socket's own begins anew with each byte, and an answer could go on for ever."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)
+        self._until_s = time.monotonic() + (sock.gettimeout() or 0.0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left_s = self._until_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the answer took too long")
+        self._sock.settimeout(left_s)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        limited = _Limited(sock)
+        self.fp.close()
+        self.fp = io.BufferedReader(limited)
+
+
+class _Connection(http.client.HTTPConnection):
+    response_class = _Answer
+
+
+class _SafeConnection(http.client.HTTPSConnection):
+    response_class = _Answer
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Connection, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_SafeConnection, req)
 
 
 def signature(secret: str, timestamp: str, body: bytes) -> str:
@@ -76,7 +128,7 @@ class Webhook:
             headers["Pipeline-Signature"] = signature(self.secret, timestamp, body)
         request = urllib.request.Request(self.url, body, headers, method="POST")
         try:
-            with urllib.request.build_opener(_NoRedirects).open(request, timeout=timeout_s):
+            with urllib.request.build_opener(_NoRedirects, _Http, _Https).open(request, timeout=timeout_s):
                 return
         except urllib.error.HTTPError as error:
             error.close()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -131,6 +133,27 @@ def test_urls_are_checked_and_never_shown() -> None:
             Webhook(url)
         assert str(caught.value).count("http") == 1, "only the example"
     assert "s3cret" not in repr(Webhook("https://chat.example/s3cret", "s3cret"))
+
+
+@pytest.mark.parametrize("beginning", [b"HTT", b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\nA: "])
+def test_a_receiver_that_answers_byte_by_byte_holds_a_post_for_no_longer_than_its_timeout(beginning: bytes) -> None:
+    """Each byte began the timeout of the socket anew: the thread was held for as long as the receiver liked."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        accepted, _ = server.accept()
+        with accepted, contextlib.suppress(OSError):
+            accepted.sendall(beginning)
+            for _ in range(100):
+                time.sleep(0.05)
+                accepted.sendall(b"x")
+
+    threading.Thread(target=answer, daemon=True).start()
+    began_s = time.monotonic()
+    with pytest.raises(OSError, match=r"timed out|too long"):
+        Webhook(f"http://127.0.0.1:{server.getsockname()[1]}/").post(alert(), 0.4)
+    assert time.monotonic() - began_s < 2.5
+    server.close()
 
 
 def test_a_webhook_that_is_down_gets_them_all_in_order_when_it_is_back(receiver: Receiver) -> None:

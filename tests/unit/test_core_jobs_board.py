@@ -678,6 +678,23 @@ def test_expired_before_it_started(bench: Bench) -> None:
     assert bench.ids() == ["started"]
 
 
+def test_one_that_was_let_go_behind_another_of_its_key_at_a_restore_expires_at_its_time(bench: Bench) -> None:
+    bench.ask("first", key="k")
+    bench.ask("then", key="k", expires_ms=NOW + MINUTE)
+    for job_id in ("first", "then"):
+        (job,) = bench.take()
+        bench.board.sync()
+        bench.board.sync()
+        bench.store()
+        bench.end(job)
+        assert job.id == job_id
+        bench.board.effects()  # the ending's write is lost
+    assert bench.states(bench.restart()) == [("first", S.QUEUED), ("then", S.QUEUED)]
+    assert bench.board.next_ms() == NOW + MINUTE
+    bench.pass_ms(MINUTE)
+    assert bench.states() == [("then", S.CANCELLED)]
+
+
 # -- retention
 
 
@@ -962,6 +979,35 @@ def test_missed_ticks_fire_after_a_restart_as_the_policy_says(bench: Bench) -> N
     bench.restart()
     bench.pass_ms(0)
     assert bench.ids() == [tick_id("s", NOW + n * MINUTE) for n in range(1, 6)]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("fires_first", [False, True])
+def test_of_a_key_jobs_and_ticks_begin_in_the_order_in_which_they_came_due(
+    bench: Bench, restarts: bool, fires_first: bool
+) -> None:
+    schedule(bench, request=JobRequest("", "t", key="k"))
+    schedule(bench, name="other", cron="*/2 * * * *", request=JobRequest("", "t", key="k"))
+    bench.ask("second", key="k", due_ms=NOW + MINUTE + 30_000)
+    bench.ask("first", key="k", due_ms=NOW + 30_000)
+    bench.store()
+    bench.now_ms += 3 * MINUTE
+    if fires_first:
+        bench.pass_ms(0)
+        bench.store()
+    for each in bench.restart() if restarts else []:
+        if isinstance(each, Entry):
+            bench.board.stored(each)
+    bench.pass_ms(0)
+    bench.store()
+    began = []
+    while jobs := bench.take():
+        began += [job.id for job in jobs]
+        for job in jobs:
+            bench.end(job)
+        bench.store()
+    at = [tick_id("s", NOW + MINUTE), "second", tick_id("s", NOW + 2 * MINUTE), tick_id("other", NOW + 2 * MINUTE)]
+    assert began == ["first", *at, tick_id("s", NOW + 3 * MINUTE)]
 
 
 def test_a_pause_misses_nothing_and_the_same_again_changes_nothing(bench: Bench) -> None:

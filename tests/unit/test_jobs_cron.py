@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.core.jobs.ticks import Ticking
 from pipeline.model.cron import Cron, Misfire
 from pipeline.model.instants import epoch_ms_of
+from pipeline.model.job_policies import QueuePolicy
 from pipeline.model.jobs import JobRequest, Schedule, ScheduleRecord
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -104,7 +105,7 @@ def fired(
     misfire: Misfire, next_ms: int, now_ms: int, grace_ms: int = 90_000, most: int = 1_000
 ) -> tuple[list[int], int]:
     ticking = Ticking(ScheduleRecord(Schedule("s", "* * * * *", JobRequest("", "t"), misfire=misfire), next_ms), 0)
-    return ticking.fire(now_ms, grace_ms, most), ticking.next_ms
+    return ticking.fire(now_ms, now_ms, QueuePolicy(misfire_ms=grace_ms, ticks=most)), ticking.next_ms
 
 
 @pytest.mark.parametrize("misfire", Misfire)
@@ -135,4 +136,4 @@ def test_a_year_of_missed_seconds_is_no_work() -> None:
     ticking = Ticking(
         ScheduleRecord(Schedule("s", "* * * * * *", JobRequest("", "t"), misfire=Misfire.ONCE), NOW - 365 * DAY), 0
     )
-    assert ticking.fire(NOW, 500, 1_000) == [NOW - 1_000, NOW]
+    assert ticking.fire(NOW, NOW, QueuePolicy(misfire_ms=500)) == [NOW - 1_000, NOW]

@@ -91,9 +91,10 @@ class Board:
             elif request.dedup_id is None or not self.duplicate(request, offset, now_ms):
                 self.accept(request, offset, now_ms)
 
-    def accept(self, request: JobRequest, offset: int, now_ms: int, rounds: int = 0) -> Job:
-        """A job that is new, or (`rounds`) was forgotten."""
-        self.call_before(request.key, now_ms)
+    def accept(self, request: JobRequest, offset: int, now_ms: int, rounds: int = 0, tick_ms: int | None = None) -> Job:
+        """A job that is new, or (`rounds`) was forgotten. That of a tick came due with it, and not when it is fired."""
+        ready_ms = now_ms if tick_ms is None else tick_ms
+        self.call_before(request.key, ready_ms)
         kind = self.kinds.get(request.type) or self.kind(request.type)
         job = self.jobs[request.id] = Job(kind, request, offset, self.number)
         job.rounds = rounds
@@ -112,7 +113,7 @@ class Board:
             self.ledger.write(job)
             self.time(job)
         else:
-            self.ready(job, now_ms)
+            self.ready(job, ready_ms)
         return job
 
     def _unknown(self, job: Job, now_ms: int) -> None:
@@ -162,8 +163,9 @@ class Board:
 
     def call(self, now_ms: int) -> None:
         for job in self.timers.due(now_ms, self.policy.due):
+            self.schedules.due(now_ms, job.next_ms - 1)
             self.called(job, now_ms)
-        self.schedules.due(now_ms)
+        self.schedules.due(now_ms, now_ms)
 
     def call_before(self, key: str | None, now_ms: int) -> None:
         """Before a job of this key comes due without a timer: all that came due before it, however many they are."""

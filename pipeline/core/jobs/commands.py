@@ -106,10 +106,10 @@ def another_round(board: Board, old: Job, offset: int, now_ms: int, come: JobReq
 
 
 def renewed(known: JobRequest, come: JobRequest) -> JobRequest:
-    """What a new round is asked for: due at once, and the input and the options that came. Which job it is, where its place is and
+    """What a new round is asked for: the input and the options that came. Which job it is, where its place is, when it was due and
     which dedup window it began was said when it was first asked for, and stays."""
     return come._replace(
-        id=known.id, type=known.type, key=known.key, created_ms=known.created_ms, due_ms=0, expires_ms=0,
+        id=known.id, type=known.type, key=known.key, created_ms=known.created_ms, due_ms=known.due_ms, expires_ms=0,
         dedup_id=known.dedup_id, dedup_window_ms=known.dedup_window_ms, schedule=known.schedule,
     )  # fmt: skip
 

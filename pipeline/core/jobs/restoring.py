@@ -95,9 +95,11 @@ class Restoring:
             if written is not None or not let_go:
                 self._begun(window, written)
         due.sort(key=lambda each: each[:4])
-        for count, (*_, job) in enumerate(due, start=1):
+        for count, (waits, _, at_ms, _, job) in enumerate(due, start=1):
             if not count % SLICE:
                 yield
+            while waits and job.key is not None and board.schedules.due(now_ms, at_ms - 1):
+                yield  # ticks of its key that came due before it come before it
             self._due(job, now_ms)
         for _, job in finished:
             if isinstance(job, Job) and job.webhook_due:
@@ -167,6 +169,7 @@ class Restoring:
         else:
             job.started_ms = 0
             self._board.requeue(job)
+            self._board.time(job)
 
     def _window(self, window: DedupWindow) -> None:
         """One whose job ended so that it is released, and the tombstone is missing, is released now."""

@@ -35,13 +35,20 @@ class Schedules:
     def next_ms(self) -> int | None:
         return self._timers.next_ms()
 
-    def due(self, now_ms: int) -> None:
+    def due(self, now_ms: int, until_ms: int) -> bool:
+        """Ticks up to `until_ms` fire, those of all schedules in their order. Are there more of them at once?"""
+        until_ms = min(until_ms, now_ms)  # the clock may be behind the one by which a job came due
+        due = self._timers.due(until_ms)
+        if not due:
+            return False
         policy = self._board.policy
-        for ticking in self._timers.due(now_ms):
-            for tick_ms in ticking.fire(now_ms, policy.misfire_ms, policy.ticks):
-                self._fire(ticking, tick_id(ticking.schedule.name, tick_ms), tick_ms, now_ms)
+        fired = [(tick_ms, at, each) for at, each in enumerate(due) for tick_ms in each.fire(now_ms, until_ms, policy)]
+        for tick_ms, _, ticking in sorted(fired):
+            self._fire(ticking, tick_id(ticking.schedule.name, tick_ms), tick_ms, now_ms, tick_ms)
+        for ticking in due:
             self._write(ticking)
             self._time(ticking)
+        return any(0 < each.next_ms <= until_ms for each in due)
 
     def put(self, schedule: Schedule, offset: int, now_ms: int) -> None:
         """A new schedule, or a changed one; the same again (each deploy declares it) changes nothing, missed ticks included."""
@@ -106,11 +113,11 @@ class Schedules:
         self._fire(ticking, tick_id(f"{name}!{offset}", at_ms), at_ms, now_ms)
         self._write(ticking, offset)
 
-    def _fire(self, ticking: Ticking, job_id: str, at_ms: int, now_ms: int) -> None:
+    def _fire(self, ticking: Ticking, job_id: str, at_ms: int, now_ms: int, tick_ms: int | None = None) -> None:
         """The job is written at once, since no request in the inbox would bring it back."""
         board = self._board
         if job_id not in board.jobs:
-            board.ledger.at_once(board.accept(ticking.request(job_id, at_ms), -1, now_ms))
+            board.ledger.at_once(board.accept(ticking.request(job_id, at_ms), -1, now_ms, tick_ms=tick_ms))
 
     def _write(self, ticking: Ticking, settles: int = -1) -> None:
         board = self._board

@@ -7,6 +7,7 @@ the last one, or all of them, some at once.
 from __future__ import annotations
 
 from pipeline.model.cron import Cron, Misfire
+from pipeline.model.job_policies import QueuePolicy
 from pipeline.model.jobs import JobRequest, Schedule, ScheduleRecord
 
 
@@ -32,14 +33,15 @@ class Ticking:
         """What one of its ticks asks for."""
         return self.schedule.request._replace(id=job_id, created_ms=at_ms, schedule=self.schedule.name)
 
-    def fire(self, now_ms: int, grace_ms: int, most: int) -> list[int]:
-        """Ticks that fire, oldest first; the next one is set (0: it never comes). With `most` of them there may be more at once."""
-        since_ms, in_time_ms = self.next_ms - 1, now_ms - grace_ms
+    def fire(self, now_ms: int, until_ms: int, policy: QueuePolicy) -> list[int]:
+        """Ticks that fire, up to `until_ms`, oldest first; the next one is set (0: it never comes). With `ticks` of the policy there may
+        be more at once."""
+        since_ms, in_time_ms = self.next_ms - 1, now_ms - policy.misfire_ms
         if since_ms + 1 < in_time_ms and self.schedule.misfire is not Misfire.ALL:
             missed_ms = self.cron.last_between(since_ms, in_time_ms - 1)
             if missed_ms is not None:
                 since_ms = missed_ms if self.schedule.misfire is Misfire.SKIP else missed_ms - 1
-        ticks = self.cron.between(since_ms, now_ms, most)
+        ticks = self.cron.between(since_ms, until_ms, policy.ticks)
         last_ms = ticks[-1] if ticks else since_ms
         self.next_ms = self.cron.next_after(last_ms) or 0
         if ticks:

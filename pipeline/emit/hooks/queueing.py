@@ -20,6 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pipeline.model.background import job_options
 from pipeline.model.job_policies import JobOptions
+from pipeline.model.outbox import UNDER_WAY
 
 log = logging.getLogger("pipeline.hooks")
 
@@ -158,6 +159,8 @@ class QueueHook(Generic[R]):
             del context, run
 
     async def _deliver(self, run: R) -> None:
+        """Also where the agent runs inside a handler: that may end at any moment, and what it asks for has been taken by then."""
+        UNDER_WAY.set(None)
         try:
             payload = await self._call(self._payload_fn, run)
             await self._call(self._queue.enqueue, self.topic, payload, self._options)

@@ -120,8 +120,9 @@ class JobContext:
         if self.ended:
             return None
         if self._outbox is None:
-            home = self._home
-            self._outbox = Outbox(home.cluster, home.prefix, self.idempotency_key, made_ms(self.id) or 0, self._put)
+            home, request = self._home, self._request
+            asked_ms = max(made_ms(request.id) or 0, request.due_ms)  # what a job asks for is not as old as its delay
+            self._outbox = Outbox(home.cluster, home.prefix, self.idempotency_key, asked_ms, self._put)
         return self._outbox
 
     def _put(self, topic: str, key: bytes, value: bytes) -> None:

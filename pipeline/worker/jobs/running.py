@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +26,7 @@ from pipeline.worker.jobs.pool import Pool
 from pipeline.worker.jobs.processes import JobProcesses, asked_in
 from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.telling import Teller
+from pipeline.worker.jobs.threads import DaemonThreads
 from pipeline.worker.jobs.values import WARNING_CHARS, Large, Values, kept, plain_text
 from pipeline.worker.stalls import Stalls, stack_of
 
@@ -67,7 +67,7 @@ class JobRuns:
         }
         self._deadlines = Deadlines(shell.loop, self._late)
         self._pool = Pool(shell.loop, self._run, shell.failed)
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: DaemonThreads | None = None
         self.running: dict[Run, None] = {}  # a set that keeps its order
 
     def start(self, host: Any, job: Job) -> None:
@@ -222,9 +222,9 @@ class JobRuns:
             return Cancelled()
         return failure_of(RuntimeError("the handler was cancelled from inside: something it awaited was cancelled"), ())
 
-    def _executor(self) -> ThreadPoolExecutor:
+    def _executor(self) -> DaemonThreads:
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._shell.places, "pipeline-jobs")
+            self._threads = DaemonThreads(self._shell.places, "pipeline-jobs")
         return self._threads
 
     def tasks(self) -> set[asyncio.Task[None]]:
@@ -246,11 +246,14 @@ class JobRuns:
             processes.abandon()
         self.running.clear()
         if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads.shutdown()
 
 
 def _in_thread(runs: Sequence[Run], handler: Callable[..., object], arguments: tuple[object, ...]) -> object:
     for run in runs:
         if run.thread is not None:
             run.thread = threading.get_ident()
-    return handler(*arguments)
+    try:
+        return handler(*arguments)
+    except StopIteration as error:  # a `next` too many: no asyncio future takes it, and the job would never end
+        raise RuntimeError("the handler raised StopIteration") from error

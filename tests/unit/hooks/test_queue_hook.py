@@ -20,6 +20,7 @@ from pipeline.emit.hooks import queueing
 from pipeline.emit.hooks.pydantic_ai import PydanticAIHooks
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.job_policies import JobOptions
+from pipeline.model.outbox import UNDER_WAY, Outbox, current
 from tests.unit.docs_reader import ROOT
 from tests.unit.hooks.harness import Recording
 
@@ -259,3 +260,29 @@ hook(2)
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
     )
     assert (out.stdout, out.stderr) == ("2 0\n", "")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_A2_inside_a_handler_a_hook_asks_for_its_job_directly(asynchronous: bool) -> None:
+    """Its outbox may be taken at any moment: what came just after that was lost, and what came before changed the numbers, and so the
+    ids, of what the handler itself asks for."""
+
+    class Handler:
+        def outbox(self) -> Outbox | None:
+            raise AssertionError("it is not the handler that asks")
+
+    class Queue(Asynchronous if asynchronous else Plain):  # type: ignore[misc]
+        def payload(self, run: str) -> str:
+            assert current("memory://", "t") is None
+            return run
+
+    queue = Queue()
+    before = UNDER_WAY.set(Handler())
+    try:
+        hook = queue_hook(queue, "t", queue.payload)
+        hook("run")
+    finally:
+        UNDER_WAY.reset(before)
+    queue.go.set()
+    assert await hook.drain_async()
+    assert (hook.stats().enqueued, len(queue.jobs)) == (1, 1)

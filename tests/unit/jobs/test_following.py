@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
+import time
 from typing import Any
 
 import pytest
 import structlog
 
+from pipeline import Pipeline, Settings
 from pipeline.background import MemoryQueue
 from pipeline.jobs.following import REFRESH_MS, Followed, Follower, Reading
+from pipeline.memory.cluster import MemoryCluster
+from pipeline.memory.log import MemoryMessage
 from pipeline.memory.loop import VirtualClockLoop, run
-from pipeline.model.cluster import TopicPartition
+from pipeline.model.cluster import Message, TopicPartition
 from pipeline.model.errors import NotAuthorized, PipelineError
 from pipeline.model.job_states import JobState
 from pipeline.model.jobs import JobRecord, JobRequest
+from pipeline.topology import Defaults, apply
 from pipeline.worker.jobs.context import JobContext
+from pipeline.worker.worker import Worker
 from tests.unit.jobs.worlds import World, application, play, until
 
 STATE = "jobs.default.default.state"
@@ -168,6 +175,44 @@ def test_who_may_not_read_a_store_is_told_so() -> None:
     asyncio.run(main())
 
 
+def test_when_a_store_may_be_read_again_nobody_hears_of_the_time_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a job that nothing was written of meanwhile: it used to be denied until there was."""
+    monkeypatch.setattr("pipeline.jobs.following.DENIED_S", 0.0)
+    right = threading.Event()
+
+    class Reader:
+        def assign(self, _positions: object) -> None: ...
+        def close(self) -> None: ...
+        def poll(self, _most: int, _timeout_s: float) -> list[Message]:
+            time.sleep(0.005)
+            if not right.is_set():
+                raise NotAuthorized("reading it is not authorized")
+            return [MemoryMessage((STATE, 0, 0), b"j/other", b"", [], 0)]
+
+    class Cluster(MemoryCluster):
+        def reader(self, client_id: str = "") -> Any:
+            return Reader()
+
+    def unpack(_key: bytes, _value: bytes) -> Any: ...
+
+    follower = Follower(STATE, Cluster("alone"), "test", unpack, lambda _id: None, in_memory=False)
+
+    async def main() -> None:
+        followed = follower.watch("a")
+        follower.follow(followed, 0, {})
+        for _ in range(2):
+            with pytest.raises(NotAuthorized):
+                await asyncio.wait_for(followed.wait(lambda _entry: True), 5)
+        right.set()
+        await until(lambda: followed.denied is None, 5)
+        followed.let_go()
+        followed.allow()
+        assert followed.denied is not None, "that it was closed stays"
+
+    asyncio.run(main())
+    follower.stop()
+
+
 def test_b7_who_waits_for_a_job_hears_that_its_application_is_stopped() -> None:
     """Nobody follows the store from then on: they used to wait for ever."""
     app = application()
@@ -195,6 +240,26 @@ def test_b7_who_waits_for_a_job_hears_that_its_application_is_stopped() -> None:
         assert await asyncio.wait_for(app.job_handle(echo, done.id).result(), 10) == 0, "a new one follows anew"
 
     play(app, story)
+
+
+def test_b7_a_second_event_loop_waits_for_jobs_of_the_same_application() -> None:
+    """On memory the loop that waited first follows the store; with it that ended, and whoever waited in the next one waited for ever."""
+    app = Pipeline("app", settings=Settings(broker="memory://two-loops"))
+
+    @app.job("echo")
+    async def echo(number: int) -> int:
+        return number
+
+    async def main(number: int) -> int:
+        worker = Worker(app)
+        await worker.start()
+        ended: int = await (await app.enqueue(echo, number)).result("5s")
+        await worker.stop()
+        return ended
+
+    apply(app.cluster.admin(), app.subscriptions, Defaults(partitions=1))
+    assert [asyncio.run(main(number)) for number in range(2)] == [0, 1]
+    app.jobs.close()
 
 
 def test_b7_who_waits_for_a_job_of_a_queue_in_memory_hears_that_it_is_closed() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -192,3 +194,52 @@ def test_time_begins_when_the_handler_does() -> None:
         assert [ending for _, ending in bench.ended] == [Completed(b"7")]
 
     asyncio.run(main())
+
+
+def test_a_next_too_many_in_a_thread_is_a_failure() -> None:
+    """No asyncio future takes a StopIteration: its job never ended."""
+
+    def handler(_given: object) -> object:
+        return next(iter(()))
+
+    async def main() -> None:
+        bench = Bench(handler)
+        bench.start()
+        await bench.until(lambda: bench.ended)
+        ending = bench.ended[0][1]
+        assert isinstance(ending, Failure)
+        assert "StopIteration" in ending.message
+        bench.runs.abandon()
+
+    asyncio.run(main())
+
+
+HANGS = """
+import asyncio, sys, threading
+from pipeline import FlowPolicy, Pipeline, Settings
+from pipeline.topology import Defaults, apply
+
+app, began = Pipeline("hangs", settings=Settings(broker="memory://hangs")), threading.Event()
+
+@app.job("hangs")
+def hangs(_given):
+    began.set()
+    threading.Event().wait()
+
+async def main():
+    app.queue("default", flow=FlowPolicy(drain_timeout_ms=200))
+    apply(app.cluster.admin(), app.subscriptions, Defaults(partitions=1))
+    await app.start()
+    await app.enqueue("hangs")
+    while not began.is_set():
+        await asyncio.sleep(0.01)
+    await app.stop()
+
+asyncio.run(main())
+sys.exit(7)
+"""
+
+
+def test_one_in_a_thread_that_never_returns_does_not_keep_the_process_from_ending() -> None:
+    ended = subprocess.run([sys.executable, "-c", HANGS], timeout=15, check=False, capture_output=True)
+    assert ended.returncode == 7, ended.stderr.decode()

@@ -170,6 +170,34 @@ def test_b_e3_what_the_inbox_refuses_is_tried_again_and_what_it_never_takes_is_a
     play(app, story)
 
 
+def test_what_a_delayed_job_asks_for_is_new_and_the_same_in_every_round() -> None:
+    app, ids = application(), list[str]()
+
+    @app.job("first", attempts=1)
+    async def first(_given: None, job: JobContext) -> None:
+        ids.append((await job.enqueue("next", 1)).id)
+        if len(ids) < 2:
+            raise RuntimeError("not yet")
+
+    @app.job("next")
+    async def following(number: int) -> int:
+        return number
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        parent = await app.enqueue("first", delay="1m")
+        with pytest.raises(JobUnsuccessful):
+            await parent.result("2m")
+        now_ms = world.now_ms
+        await asyncio.sleep(2)
+        await app.retry("first", parent.id)
+        await parent.result("2m")
+        assert ids[0] == ids[1]
+        assert now_ms - (made_ms(ids[0]) or 0) < 10_000, "else it would seem to be expired while it is new"
+
+    play(app, story)
+
+
 def test_b_e3_a_handle_has_no_result_before_its_handler_ends_and_left_behind_tasks_ask_directly() -> None:
     app, caught, left, results = application(), list[str](), list[Any](), list[Any]()
     released = list[bool]()

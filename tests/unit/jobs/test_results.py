@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -15,7 +16,9 @@ import pytest
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
+from pipeline import Settings
 from pipeline.app import Pipeline
+from pipeline.background import KafkaQueue
 from pipeline.jobs.handle import JobHandle
 from pipeline.model.errors import JobUnsuccessful, UndecodableError
 from pipeline.model.job_policies import JobPolicy
@@ -197,3 +200,35 @@ def test_threads_that_ask_for_jobs_first_at_the_same_time_share_one_producer(mon
         assert made == ["app.jobs"]
 
     play(app, story)
+
+
+def test_threads_that_are_the_first_share_one_client_one_desk_and_one_declaration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each made its own, of which `stop` closed the last; a second declaration of a topic was an error."""
+    app = Pipeline("app", settings=Settings(broker="memory://first-use"))
+    queue = KafkaQueue(app, create=None)
+    beginning = threading.Barrier(4)
+
+    def slowly(owner: Any, name: str) -> None:
+        slow = getattr(owner, name)
+
+        def after_a_moment(*arguments: Any) -> Any:
+            time.sleep(0.1)
+            return slow(*arguments)
+
+        monkeypatch.setattr(owner, name, after_a_moment)
+
+    for owner, name in ((app, "_job_client"), (app, "_kept_ms"), (queue._queues, "add")):
+        slowly(owner, name)
+
+    def use() -> tuple[Any, Any]:
+        beginning.wait(5)
+        queue._declare("t")
+        return app.jobs, app.desk()
+
+    with ThreadPoolExecutor(4) as threads:
+        found = [each.result() for each in [threads.submit(use) for _ in range(4)]]
+    assert len(set(found)) == 1
+    app.close_desks()
+    app.jobs.close()

@@ -6,6 +6,7 @@ import asyncio
 import sys
 import typing
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from pipeline.background import ConsumeOptions, JobOptions, KafkaQueue, MemoryQu
 from pipeline.jobs.topics import queues_on
 from pipeline.kafka.schema_log import KafkaSchemaLog
 from pipeline.model.background import job_options
-from pipeline.model.errors import ConfigurationError, SchemaUnavailable
+from pipeline.model.errors import ConfigurationError, JobMissing, SchemaUnavailable
 from pipeline.model.job_resources import JobResources
 from pipeline.model.policies import Backoff
 from pipeline.worker.declaring import Retries
@@ -230,3 +231,32 @@ def test_exception_classes_are_taken_as_terminal() -> None:
     for declare in (declared, subscribed, task_worker):
         declare(terminal=(ValueError, KeyError))
         declare(terminal=())
+
+
+@pytest.mark.parametrize("wrong", ["\udcff", 7, [], object()], ids=ascii)
+def test_an_id_a_key_or_a_name_that_no_topic_takes_is_a_sentence_and_none_that_nobody_has_is_an_error_of_another_kind(
+    wrong: Any,
+) -> None:
+    app = application()
+    app.job("j")(nothing)
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        desk, made = app.desk(), (await app.enqueue("j", 1, delay="1h")).id
+        asked: list[Callable[[], Any]] = [
+            *(partial(each, "j", wrong) for each in (app.cancel, app.run_now, app.retry)),
+            lambda: app.job_handle("j", wrong).status(),
+            partial(app.cancel, "j", made, key=wrong or object()),
+            partial(app.cancel, "j", made, reason=wrong),
+            *(partial(each, wrong) for each in (desk.job, desk.why, desk.cancel, desk.retry, desk.run_now)),
+            *(partial(desk.cancel, each, reason=wrong) for each in (made, made[:-1] + "x")),
+            partial(desk.cancel, "nobody's", key=wrong or object()),
+            *(partial(each, wrong) for each in (desk.pause_schedule, desk.remove_schedule, desk.run_schedule_now)),
+        ]
+        for ask in asked:
+            with pytest.raises(ConfigurationError, match=r"(job_id|key|name|reason)=.* (must be a text|UTF-8)"):
+                await ask()
+        with pytest.raises(JobMissing):
+            await app.job_handle("j", "a\0b").status()
+
+    play(app, story)
