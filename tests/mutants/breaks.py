@@ -96,8 +96,8 @@ BREAKS = (
     Break("successors-hop-without-end", "core.unit", "if delivery.lane and self.lanes[target].last_due_ms <= now_ms:", "if False:", "tests/unit/test_core_blocked.py"),
     Break("blocked-forgotten-on-release", "core.blocked", "return queue[0] if queue else None", "return None", found_by=9),
     # writes
-    Break("dead-letter-failure-swallowed", "worker.sending", "if error is not None:\n            self._later(sent, error, now_ms)\n            return None", "if error is not None and not isinstance(sent.what, DeadLetter):\n            self._later(sent, error, now_ms)\n            return None", found_by=82),
-    Break("lost-answer-counts-as-written", "worker.sending", "        if error is not None:\n            self._later(sent, error, now_ms)\n            return None\n        if sent.failed", "        if sent.failed", found_by=14),
+    Break("dead-letter-failure-swallowed", "worker.sending", "        if error is not None and not self._never(sent, error):", "        error = None if isinstance(sent.what, DeadLetter) else error\n        if error is not None and not self._never(sent, error):", found_by=82),
+    Break("lost-answer-counts-as-written", "worker.sending", "        if error is not None and not self._never(sent, error):", "        error = None\n        if error is not None and not self._never(sent, error):", found_by=14),
     Break("refused-writes-never-sent-again", "worker.sending", "if at > now_ms:", "if True:"),
     Break("first-output-settles", "worker.sending", "waiting = Outputs(delivery, len(records), warning)", "waiting = Outputs(delivery, 1, warning)"),
     # operators and bounds

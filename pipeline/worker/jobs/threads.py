@@ -41,10 +41,19 @@ class DaemonThreads(Executor):
 
         self._work.put(work)
         if not self._idle.acquire(blocking=False) and len(self._threads) < self._most:
-            thread = threading.Thread(target=self._run, name=f"{self._name}_{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            self._grow(future)
         return future
+
+    def _grow(self, future: Future[T]) -> None:
+        thread = threading.Thread(target=self._run, name=f"{self._name}_{len(self._threads)}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the machine has none to give: those that there are take it
+            if not self._threads:
+                future.cancel()
+                raise
+        else:
+            self._threads.append(thread)
 
     def _run(self) -> None:
         while True:
