@@ -233,7 +233,7 @@ def test_exception_classes_are_taken_as_terminal() -> None:
         declare(terminal=())
 
 
-@pytest.mark.parametrize("wrong", ["\udcff", 7, [], object()], ids=ascii)
+@pytest.mark.parametrize("wrong", ["\udcff", 7, [], object()], ids=lambda wrong: type(wrong).__name__)
 def test_an_id_a_key_or_a_name_that_no_topic_takes_is_a_sentence_and_none_that_nobody_has_is_an_error_of_another_kind(
     wrong: Any,
 ) -> None:
