@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import Pipeline, Settings
+from pipeline import FlowPolicy, Pipeline, Settings
 from pipeline.core.progress import Progress
 from pipeline.core.store_scan import StoreScan
 from pipeline.jobs.handle import JobHandle
@@ -93,7 +93,8 @@ async def _obey(task: dict[str, Any], job: JobContext, ledger: JobLedger) -> dic
 def make_app(spec: dict[str, Any]) -> Pipeline:
     app = Pipeline("t", settings=Settings(**spec["settings"]))
     ledger = JobLedger(Path(spec["ledger"]))
-    app.queue("default", concurrency=spec.get("concurrency", 50))
+    # Many are given up on purpose here: the guard against a flood of dead letters has tests of its own.
+    app.queue("default", concurrency=spec.get("concurrency", 50), flow=FlowPolicy(dead_letter_flood=0))
     options = {"attempts": 4, "jitter": 0, "backoff": Fixed("300ms"), "timeout": "60s", **spec.get("job", {})}
     if "retention" in options:
         options["retention"] = RetentionPolicy(**options["retention"])
