@@ -118,9 +118,8 @@ class SendRoute:
             record(error, -1)
         except PipelineError as error:
             record(ClusterError(str(error)), -1)
-        except (
-            Exception
-        ) as error:  # the client can't take it: without an answer it would stay in flight, and hold up all that follows
+        except Exception as error:
+            # The client can't take it: without an answer it would stay in flight, and hold up all that follows.
             record(ClusterError(f"{type(error).__name__}: {error}"), -1)
         return True
 

@@ -7,15 +7,13 @@ hold several, in their order: when it fails, the first of each key has failed, a
 from __future__ import annotations
 
 import asyncio
-import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
 from dataclasses import replace
 from functools import partial
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, overload
 
 from pipeline.core.batching import gathering_ends, hold_back_behind
 from pipeline.core.delivery import Delivery
@@ -24,13 +22,12 @@ from pipeline.model.errors import SchemaUnavailable
 from pipeline.model.outcome import Failure, FailureKind, Reject, Retry
 from pipeline.worker.alarm import guarded
 from pipeline.worker.context import Context
+from pipeline.worker.daemon_threads import DaemonThreads
 from pipeline.worker.engine import Engine
 from pipeline.worker.execution import SKIP, Execution, concluded, failure_of, timed_out
 from pipeline.worker.runners import STOP_TIMEOUT_S
 from pipeline.worker.stalls import stack_of
 
-P = ParamSpec("P")
-T = TypeVar("T")
 BatchHandler = Callable[[Sequence[object], Sequence[Context]], Awaitable[object] | object]
 BATCHES_AT_ONCE = 4
 BUSY_WAIT_S = 0.005
@@ -75,37 +72,6 @@ class Contexts(Sequence[Context]):
         return any(context.emitted is not None for context in self._made.values())
 
 
-class _OneThread(Executor):
-    """For plain handlers, one call after the other. A daemon: the end of a process waits for the threads of asyncio's own executor, so one
-    call that never returns would keep it from ending. What it is given must not raise."""
-
-    def __init__(self) -> None:
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        if self._thread is None:
-            thread = threading.Thread(target=self._run, name="pipeline-batches", daemon=True)
-            thread.start()  # one that can't be is tried again with the next batch; this one fails
-            self._thread = thread
-        future: Future[T] = Future()
-
-        def work() -> None:
-            if future.set_running_or_notify_cancel():
-                future.set_result(fn(*args, **kwargs))
-
-        self._work.put(work)
-        return future
-
-    def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            work()
-            del work  # it holds the whole batch
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self._work.put(None)
-
-
 def _is_waited_for(delivery: Delivery) -> bool:
     return delivery.key in delivery.unit.waiting.by_key or delivery.key in delivery.unit.blocked
 
@@ -127,7 +93,7 @@ class BatchRunners:
         self._gathered = engine.gathered
         self._timer: asyncio.TimerHandle | None = None
         self._running: dict[asyncio.Task[None], list[Delivery]] = {}
-        self._thread = _OneThread()
+        self._thread = DaemonThreads(1, "pipeline-batches")
 
     def pump(self) -> None:
         engine = self._engine
@@ -271,9 +237,8 @@ class BatchRunners:
                 left = self._hold_back(delivery, left)
                 engine.await_schema(delivery, error.schema_id or 0)
                 continue
-            except (
-                Exception
-            ) as error:  # not only the codec's own: a value may be too deep, or too large, to be looked into
+            except Exception as error:
+                # Not only the codec's own: a value may be too deep, or too large, to be looked into.
                 left = self._hold_back(delivery, left)
                 self._answer(engine.complete(delivery, failure_of(error, execution.subscription.retry.terminal)))
                 continue

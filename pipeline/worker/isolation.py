@@ -118,9 +118,8 @@ class Isolation:
             if unit.policy.isolated:
                 engine.await_schema(delivery, head["id"])
             elif unit.open and not unit.draining:
-                self.run(
-                    delivery
-                )  # a suspect: what waits for a schema goes on in this process; the child asks, and pauses, too
+                # A suspect: what waits for a schema goes on in this process; the child asks, and pauses, too.
+                self.run(delivery)
             return None
         self._deaths.pop(delivery, None)
         engine.stats.durations.observe((engine.clock.read() - began_ms) / 1000)

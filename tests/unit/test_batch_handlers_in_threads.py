@@ -18,7 +18,7 @@ from pipeline import FlowPolicy, Pipeline, Settings
 from pipeline.model.errors import ClusterError
 from pipeline.model.policies import Backoff
 from pipeline.topology import Defaults, apply
-from pipeline.worker.batches import _OneThread
+from pipeline.worker.daemon_threads import DaemonThreads
 from pipeline.worker.declaring import Retries
 from pipeline.worker.worker import Worker
 
@@ -94,7 +94,7 @@ def test_so_it_is_for_a_coroutine(error: type[BaseException]) -> None:
 
 def test_a_thread_that_could_not_be_started_is_started_for_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """It counted as there, and nothing ran any more."""
-    calls = _OneThread()
+    calls = DaemonThreads(1, "pipeline-batches")
 
     def refuses(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

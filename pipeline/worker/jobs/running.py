@@ -18,6 +18,7 @@ from pipeline.model.outbox import UNDER_WAY
 from pipeline.model.outcome import Cancelled, Failure
 from pipeline.worker.child import failure_in
 from pipeline.worker.children import Death
+from pipeline.worker.daemon_threads import DaemonThreads
 from pipeline.worker.execution import failure_of, timed_out
 from pipeline.worker.jobs.batching import Batches
 from pipeline.worker.jobs.context import Home, JobContext
@@ -26,7 +27,6 @@ from pipeline.worker.jobs.pool import Pool
 from pipeline.worker.jobs.processes import JobProcesses, asked_in
 from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.telling import Teller
-from pipeline.worker.jobs.threads import DaemonThreads
 from pipeline.worker.jobs.values import WARNING_CHARS, Large, Values, kept, plain_text
 from pipeline.worker.stalls import Stalls, stack_of
 

@@ -1,4 +1,4 @@
-"""Threads for plain job handlers, as many as run at once at most; they are kept."""
+"""Threads for plain handlers of jobs and batches, as many as run at once at most; they are kept."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class DaemonThreads(Executor):
             if work is None:
                 return
             work()
-            del work  # it holds the job
+            del work  # it holds what the handler was given
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Waits for nothing; what has not begun does not begin."""

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from pipeline.worker.jobs.threads import DaemonThreads
+from pipeline.worker.daemon_threads import DaemonThreads
 
 
 def test_threads_are_made_as_they_are_needed_and_kept() -> None:
