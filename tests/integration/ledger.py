@@ -38,8 +38,8 @@ class Ledger:
         os.write(self._file, json.dumps(line).encode() + b"\n")
 
     def marks(self, *kinds: str) -> list[Mark]:
-        with self.path.open() as file:
-            found = [Mark(*json.loads(line)) for line in file if line.endswith("\n")]
+        # In one read: line by line, one that is being written comes in two halves.
+        found = [Mark(*json.loads(line)) for line in self.path.read_text().split("\n")[:-1]]
         return [mark for mark in found if not kinds or mark.what in kinds]
 
     def done(self) -> list[tuple[int, int]]:

@@ -14,8 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+
 ROOT = Path(__file__).parents[2]
 APP = "tests.integration.obedient:app"
+
+
+def ended(pid: int) -> bool:
+    """Gone, or a zombie that nobody has waited for yet."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 class Process:
@@ -56,6 +66,11 @@ class Process:
 
     def said(self, event: str) -> list[dict[str, Any]]:
         return [line for line in self.lines() if line.get("event") == event]
+
+    def errors(self) -> list[str]:
+        """What it logged as an error; not that its loop was blocked: its ledger is written to disk from there."""
+        bad = [line for line in self.lines() if line.get("level") == "error"]
+        return [json.dumps(line) for line in bad if not line["event"].startswith("the event loop is blocked")]
 
     def status(self, path: str = "health") -> tuple[int, str]:
         """(HTTP status, body); (0, why) while it does not serve."""

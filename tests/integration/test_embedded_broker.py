@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
 import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker
 from pipeline.model.errors import BrokerStartError
+from tests.integration.processes import ended
 
 pytestmark = pytest.mark.first
 
@@ -30,10 +30,6 @@ def eventually(condition: Callable[[], bool], what: str, timeout_s: float = DEAD
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
         time.sleep(0.05)
-
-
-def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def create(bootstrap: str, topic: str, replicas: int = 1) -> None:
@@ -92,7 +88,7 @@ def test_stop_ends_the_server_and_removes_a_temporary_directory() -> None:
         broker.start()
     broker.stop()
     broker.stop()
-    assert gone(pid)
+    assert ended(pid)
     assert not directory.exists()
 
 
@@ -112,7 +108,7 @@ def test_three_nodes_with_one_killed_still_take_acks_all(kafka3: EmbeddedBroker,
     write(kafka3.bootstrap, topic_name, VALUES[:50])
     killed = kafka3.node_pids[2]
     kafka3.kill_node(2)
-    assert gone(killed)
+    assert ended(killed)
     assert set(kafka3.node_pids) == {1, 3}
     write(kafka3.bootstrap, topic_name, VALUES[50:])
     assert read(kafka3.bootstrap, topic_name, len(VALUES)) == VALUES
@@ -185,7 +181,7 @@ class Owner:
 
     def end(self) -> None:
         for pid in (self.child, self.jvm):
-            if pid and not gone(pid):
+            if pid and not ended(pid):
                 os.kill(pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
@@ -207,12 +203,12 @@ def owners() -> Iterator[Callable[[str], Owner]]:
 @pytest.mark.parametrize("mode", ["alone", "forked", "stopped"])
 def test_sigkill_of_the_parent_leaves_no_jvm_and_no_files(owners: Callable[[str], Owner], mode: str) -> None:
     owner = owners(mode)
-    assert not gone(owner.jvm)
+    assert not ended(owner.jvm)
     if mode == "stopped":
         os.kill(owner.jvm, signal.SIGSTOP)
     owner.process.kill()
     owner.process.wait()
-    eventually(lambda: gone(owner.jvm), "the JVM ended after its owner", 10)
+    eventually(lambda: ended(owner.jvm), "the JVM ended after its owner", 10)
     eventually(lambda: not Path(owner.directory).exists(), "its temporary directory is removed", 10)
 
 

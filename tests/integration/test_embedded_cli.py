@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import pytest
 from confluent_kafka.admin import AdminClient
+
+from tests.integration.processes import ended
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from pipeline.cli.main import run; run()", "broker"]
@@ -35,7 +36,7 @@ def as_json(*arguments: str | Path) -> dict[str, Any]:
 
 def wait_gone(*pids: int) -> None:
     deadline = time.monotonic() + 20
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+    while not all(ended(pid) for pid in pids):
         assert time.monotonic() < deadline, f"some of {pids} still run"
         time.sleep(0.05)
 

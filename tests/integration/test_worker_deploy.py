@@ -90,7 +90,7 @@ def test_a_rolling_restart_under_load_has_no_duplicates_and_loses_nothing(scene:
     assert len(outputs) == expected
     assert max(outputs.values()) == 1, "an output was written twice"
     assert [process.stop() for process in new] == [0, 0]
-    assert not [line for process in scene.processes for line in process.lines() if line.get("level") == "error"]
+    assert [error for process in scene.processes for error in process.errors()] == []
 
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])

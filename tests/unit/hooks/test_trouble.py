@@ -32,7 +32,7 @@ from pipeline.model.errors import PublishError
 from pipeline.model.events import Message, ModelCall
 from tests.unit.hooks.harness import TOPIC, Recording, story
 
-SECRET = "the order is 4711"
+SECRET = "the order is a zebra"
 
 
 def look(q: str) -> str:
@@ -119,7 +119,7 @@ def test_without_content_no_text_is_recorded(rec: Recording, run: Any) -> None:
     events = rec.run()
     assert any(isinstance(event, ToolCall) for event in events)
     assert not any(isinstance(event, Message) for event in events)
-    assert "4711" not in "".join(event.model_dump_json() for event in events)
+    assert "zebra" not in "".join(event.model_dump_json() for event in events)
 
 
 @FRAMEWORKS
