@@ -76,7 +76,7 @@ BREAKS = (
     Break("lanes-ahead-of-the-source", "core.lane", "if awaited is not None and first.identity.origin > awaited:", "if False:", "tests/unit/test_core_unit.py", found_by=4778),
     Break("key-never-busy", "core.unit", "                self.waiting.add(delivery)\n                return False", "                pass"),
     Break("free-before-the-dead-letter", "core.unit", "            self._dead_letter(delivery, failure, now_ms)\n            return None\n        target", "            self._dead_letter(delivery, failure, now_ms)\n            return self.free(delivery.key, now_ms)\n        target", found_by=101),
-    Break("hand-offs-overtake", "worker.sending", "if stuck is None:\n            self._send(sent, now_ms)\n        else:\n            stuck.append(sent)", "self._send(sent, now_ms)", found_by=52),
+    Break("hand-offs-overtake", "worker.sending", "if stuck is None:\n            self._send(sent, now_ms)\n        else:\n            stuck.append(sent)", "self._send(sent, now_ms)", "tests/unit/test_worker_review.py"),
     Break("key-free-behind-a-stale-copy", "core.unit", "self.busy.add(key)  # it is not any more", "pass  # it is not any more", "tests/unit/test_core_unit.py", found_by=2234),
     Break("any-hand-off-frees-its-lane", "worker.sending", "if stuck is None or sent not in stuck:", "if stuck is None:", "tests/unit/test_worker_review.py", found_by=1778),
     Break("chunk-runs-past-a-failure", "worker.threads", "stopped.add((delivery.unit, delivery.key))", "pass", found_by=9),

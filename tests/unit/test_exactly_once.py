@@ -220,10 +220,14 @@ def test_a_partition_that_is_lost_before_it_is_said_again_is_not_committed(
     """Also where it is ours again by then: a new ownership has begun from what is committed."""
     monkeypatch.setattr(transacting, "REPEAT_MS", pause_ms)
 
-    answered, losses = transacting.Transactions.answered, list[str]()
+    answered, losses, late = transacting.Transactions.answered, list[str](), list[Any]()
 
     async def story(fleet: Fleet) -> None:
         def then_lose(ours: Any, item: Any) -> None:
+            if state is item.asked is State.COMMITTING and losses and not late:
+                late.append(item)  # the loss is told before what came of the commit
+                ours._keeper.later(pause_ms // 4, lambda: answered(ours, item))
+                return
             answered(ours, item)
             if ours.state is state and ours._held and fleet.cluster.faults.transaction_stale and not losses:
                 for consumer in [each for each in fleet.cluster.consumers if each.client_id == "first"]:
@@ -243,6 +247,7 @@ def test_a_partition_that_is_lost_before_it_is_said_again_is_not_committed(
         await fleet.until(lambda: len(fleet.out()) >= 60, 120)
         await asyncio.sleep(10)
         assert losses
+        assert bool(late) == (state is State.COMMITTING)
         assert fleet.numbers() == list(range(60))
         assert transactions(first).counts.aborted > 0
 

@@ -838,6 +838,37 @@ def test_headers_that_the_client_can_not_read_do_not_stop_the_worker(monkeypatch
 # -- hand-offs and commits
 
 
+def test_a_hand_off_waits_behind_one_of_its_lane_that_was_refused() -> None:
+    """Two records fail one after the other while their tier takes nothing: they stand in it in their order."""
+    now, posted, producer = 1_000_000, [], FakeProducer(up=False)
+    sender = Sender(producer, "dlq", posted.append, lambda _delivery: "")  # type: ignore[arg-type]
+
+    def answer(error: ClusterError | None, at_ms: int) -> None:
+        producer.answer(1, error)
+        item = posted.pop()
+        sender.answer(item.effect, item.error, at_ms)
+
+    target = core.unit()
+    first, second = core.receive(target, core.source_record(0, b"a"), core.source_record(1, b"b"))
+    for delivery in (first, second):
+        assert target.admit(delivery, now)
+        target.failed(delivery, core.FAILURE, now, 0.0)
+    one, two = target.effects
+    assert isinstance(one, HandOff)
+    assert isinstance(two, HandOff)
+    sender.hand_off(one, now)
+    answer(ClusterUnavailable("not enough replicas"), now)
+    sender.hand_off(two, now + 1)
+    assert not producer.held, "the second waits for the first, not for its own refusal"
+    sender.resend_due(now + 100)
+    assert [record.key for record in producer.held] == [b"a"]
+    answer(None, now + 110)
+    assert [record.key for record in producer.held] == [b"b"]
+    answer(None, now + 120)
+    assert not sender.troubled(target)
+    assert not sender.pending(target)
+
+
 def test_a_hand_off_goes_out_once_at_a_time_however_often_it_is_refused() -> None:
     """Two answers to one write counted twice: the unit stayed troubled, and took no new work, for ever."""
     now, posted, producer = 1_000_000, [], FakeProducer(up=False)
