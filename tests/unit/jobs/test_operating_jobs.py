@@ -287,6 +287,28 @@ def test_a_schedule_is_paused_resumed_run_now_and_removed() -> None:
     play(app, story, partitions=3)
 
 
+def test_a_schedule_can_be_paused_as_soon_as_it_is_put() -> None:
+    """No worker has taken it into the store yet."""
+    app, ran = application(), list[str]()
+
+    @app.job("report")
+    async def report(_given: None, job: JobContext) -> None:
+        ran.append(job.id)
+
+    async def story(world: World) -> None:
+        await app.schedule("often", report, cron="* * * * *")
+        assert await app.desk().schedules() == []
+        await app.desk().pause_schedule("often")
+        with pytest.raises(ScheduleMissing):
+            await app.desk().pause_schedule("seldom")
+        await world.start(app)
+        await asyncio.sleep(61)
+        assert [row.paused for row in await app.desk().schedules()] == [True]
+        assert not ran
+
+    play(app, story)
+
+
 def test_a_schedule_whose_key_changes_moves_to_the_partition_of_its_key() -> None:
     app, ran = application(), list[str]()
 
