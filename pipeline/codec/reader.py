@@ -14,6 +14,7 @@ from struct import Struct
 from struct import error as StructError
 from typing import Any, Final
 
+from pipeline.codec.generated import function
 from pipeline.codec.schema import AvroSchema, Node
 
 Read = Callable[[bytes, int], Any]
@@ -35,9 +36,7 @@ def compile_reader(schema: AvroSchema) -> Read:
         "  if pos != len(data): raise ValueError(f'the value ends at byte {pos} of {len(data)}')",
         f"  return {value}",
     ]
-    scope = body.scope
-    exec(compile("\n".join([*body.functions, *lines]), f"<reader of {schema.name}>", "exec"), scope)
-    read: Read = scope["read"]
+    read: Read = function("read", [*body.functions, *lines], body.scope, f"<reader of {schema.name}>")
     return read
 
 

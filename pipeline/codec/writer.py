@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from fastavro import schemaless_writer
 
+from pipeline.codec.generated import function
 from pipeline.codec.schema import PRIMITIVES, AvroSchema, Node
 
 Write = Callable[[Mapping[str, Any], bytes], bytes]
@@ -116,8 +117,7 @@ def _generated(source: _Source) -> Any:
     name = source.schema.name
     parts = source.emit(source.schema.node, "d", "  ")
     lines = ["def write(d, prefix):", *source.lines, f"  return b''.join((prefix, {', '.join(parts)}))"]
-    exec(compile("\n".join([*source.functions, *lines]), f"<writer of {name}>", "exec"), source.scope)
-    return source.scope["write"]
+    return function("write", [*source.functions, *lines], source.scope, f"<writer of {name}>")
 
 
 def fields_of(schema: AvroSchema, row: Sequence[Any]) -> dict[str, Any]:

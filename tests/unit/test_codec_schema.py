@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.codec.generated import function
 from pipeline.codec.reader import READ_ERRORS, compile_reader
 from pipeline.codec.schema import NODES_MAX, SchemaRefused, parse
+from pipeline.codec.writer import compile_writer
 
 
 def record(name: str, *types: Any) -> dict[str, Any]:
@@ -184,3 +186,22 @@ def test_unions_of_records_say_which() -> None:
     assert compile_reader(union)(b"\x02\x08", 0) == {"f0": ("B", {"f0": 4})}
     single = parse(record("R", ["null", record("A", "int")]))
     assert compile_reader(single)(b"\x02\x08", 0) == {"f0": {"f0": 4}}
+
+
+def test_functions_of_one_text_keep_their_own_names() -> None:
+    """Two enums give the same lines: code may be shared, what it looks up may not."""
+    forth, back = (
+        parse(record("R", {"type": "enum", "name": "E", "symbols": symbols})) for symbols in (["A", "B"], ["B", "A"])
+    )
+    writers, readers = (
+        [compile_writer(each) for each in (forth, back)],
+        [compile_reader(each) for each in (forth, back)],
+    )
+    assert [write({"f0": "A"}, b"") for write in writers] == [b"\x00", b"\x02"]
+    assert [read(b"\x00", 0) for read in readers] == [{"f0": "A"}, {"f0": "B"}]
+
+
+def test_one_text_is_compiled_once() -> None:
+    first, second = (function("f", ["def f(): return n"], {"n": n}, "<test of one text>") for n in (1, 2))
+    assert (first(), second()) == (1, 2)
+    assert first.__code__ is second.__code__
