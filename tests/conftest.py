@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, settings
 from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker, EmbeddedRegistry
 from pipeline.kafka.embedded.ports import free_ports
 from pipeline.kafka.embedded.properties import NodePorts, node_properties
+from tests.patience import PATIENCE
 from tests.real_runs import require_real_runs
 
 _HOST = "127.0.0.1"
@@ -150,7 +151,7 @@ settings.load_profile("shared-machine")
 
 # How long after its own time limit a test's process is ended: pytest-timeout raises in the main thread once, which does not
 # reach a thread that waits inside a C library, nor a teardown that then waits for ever. A whole run stood still on that.
-_PATIENCE_S = 90
+_GRACE_S = 90
 
 _STDERR = pytest.StashKey[int]()
 _BROKER = pytest.StashKey[_RunBroker]()
@@ -169,12 +170,19 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False  # xdist starts with the files of most tests: we say so ourselves, below
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A test's time limit is that of an idle machine; put before its own markers, as the first one counts."""
+    marker = item.get_closest_marker("timeout")
+    limit_s = float(marker.args[0] if marker else item.config.getini("timeout"))
+    item.add_marker(pytest.mark.timeout(limit_s * PATIENCE), append=False)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """A test that outlives its limit shows where each thread stands and ends its process; xdist reports it and goes on in a new one."""
     marker = item.get_closest_marker("timeout")
-    limit_s = float(marker.args[0] if marker else item.config.getini("timeout"))
-    _end_process_after(limit_s + _PATIENCE_S, item.config)
+    assert marker, "each was given one"
+    _end_process_after(marker.args[0] + _GRACE_S, item.config)
     try:
         return (yield)
     finally:
@@ -185,7 +193,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
     """A failure ends pytest's own and so our timer; the teardown that follows needs one."""
     if isinstance(node, pytest.Item):
-        _end_process_after(_PATIENCE_S, node.config)
+        _end_process_after(_GRACE_S, node.config)
 
 
 def _end_process_after(seconds: float, config: pytest.Config) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline import Pipeline
 from pipeline.topology import Defaults, apply
+from tests.patience import PATIENCE
 
 SOURCE = """
 import asyncio
@@ -92,7 +93,7 @@ def served(app: Pipeline) -> Iterator[None]:
 
 def soon(what: Callable[[], Any], seconds: float = 40.0) -> Any:
     """What it gives once that is true."""
-    until_s = time.monotonic() + seconds
+    until_s = time.monotonic() + seconds * PATIENCE
     while not (found := what()):
         assert time.monotonic() < until_s, "it did not come"
         time.sleep(0.1)

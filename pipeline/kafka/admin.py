@@ -63,6 +63,16 @@ class KafkaAdmin:
         except FutureTimeout as exception:
             raise ClusterUnavailable(f"{doing} got no answer within {timeout_s} s{self._last_error}") from exception
 
+    def _if_present(self, future: Future[T], timeout_s: float, doing: str) -> T | None:
+        """The same, and None for a topic that is not there (any more)."""
+        try:
+            return self._wait(future, timeout_s, doing)
+        except ClusterError as error:
+            cause = error.__cause__
+            if isinstance(cause, KafkaException) and cause.args[0].code() in _ABSENT:
+                return None
+            raise
+
     # -- topics
 
     def topics(self, names: Collection[str] | None = None, timeout_s: float = 10.0) -> dict[str, TopicSpec]:
@@ -95,13 +105,8 @@ class KafkaAdmin:
         futures = self._admin.describe_topics(TopicCollection(wanted), request_timeout=timeout_s)
         found = {}
         for name, future in futures.items():
-            try:
-                found[name] = future.result(timeout_s + 1.0)
-            except KafkaException as exception:
-                if exception.args[0].code() not in _ABSENT:
-                    self._wait(future, timeout_s, f"describing topic {name}")
-            except FutureTimeout:
-                self._wait(future, 0, f"describing topic {name}")
+            if (described := self._if_present(future, timeout_s, f"describing topic {name}")) is not None:
+                found[name] = described
         return found
 
     def _configs(self, names: Collection[str], timeout_s: float) -> dict[str, dict[str, str]]:
@@ -111,15 +116,9 @@ class KafkaAdmin:
         answers = self._admin.describe_configs(resources, request_timeout=timeout_s)
         found: dict[str, dict[str, str]] = {}
         for resource, future in answers.items():
-            try:
-                entries = future.result(timeout_s + 1.0)
-            except KafkaException as exception:
-                if exception.args[0].code() in _ABSENT:  # deleted since it was listed
-                    continue
-                entries = self._wait(future, timeout_s, f"reading the settings of topic {resource.name}")
-            except FutureTimeout:
-                entries = self._wait(future, 0, f"reading the settings of topic {resource.name}")
-            found[resource.name] = {name.name: name.value for name in entries.values() if name.value is not None}
+            doing = f"reading the settings of topic {resource.name}"
+            if (entries := self._if_present(future, timeout_s, doing)) is not None:
+                found[resource.name] = {name.name: name.value for name in entries.values() if name.value is not None}
         return found
 
     def create_topics(self, specs: Sequence[TopicSpec], timeout_s: float = 30.0) -> None:

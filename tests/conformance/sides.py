@@ -32,8 +32,9 @@ from pipeline.model.cluster import (
     TopicSpec,
 )
 from pipeline.model.errors import ClusterError
+from tests.patience import PATIENCE
 
-DEADLINE_S = 40.0
+DEADLINE_S = 40.0 * PATIENCE
 SESSION_MS = 2_000
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,6 +18,7 @@ from pipeline.model.job_policies import JobOptions, RetentionPolicy
 from pipeline.testing import QUEUE_CHECKS, QueueCheck, check_queue
 from pipeline.topology import Defaults, apply
 from tests.conformance.conftest import kafka_queue
+from tests.patience import PATIENCE
 
 Make = Callable[[], BackgroundQueue]
 
@@ -123,7 +124,7 @@ def test_a5_a_memory_queue_is_bounded_and_its_room_comes_back() -> None:
         with pytest.raises(BufferFull, match=r"holds 3 jobs: raise jobs_max"):
             await queue.enqueue("t", 3)
         await queue.consume("t", handler)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(10 * PATIENCE):
             while len(ran) < 3:
                 await asyncio.sleep(0.001)
         await queue.handle("t", last).result("10s")
@@ -176,7 +177,7 @@ def test_a5_finished_jobs_of_a_memory_queue_are_forgotten() -> None:
         await queue.handle("t", ids[-1]).result("10s")
         await queue.handle("t", await queue.enqueue("t", 50)).result("10s")
         await queue.enqueue("t", 51)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(10 * PATIENCE):
             while len(queue._topics["t"].board.jobs) > 7:
                 await asyncio.sleep(0.001)
         await queue.close()
@@ -226,7 +227,7 @@ def test_a5_a_topic_that_is_a_job_of_the_application_is_that_job(app: Pipeline) 
 
 async def _there(queue: KafkaQueue, job_id: str) -> Any:
     """Another process sees a short job when it has its ending."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(30 * PATIENCE):
         while True:
             try:
                 return await queue.handle("t", job_id).result("30s")

@@ -28,6 +28,7 @@ from pipeline.background import (
 from pipeline.model.errors import ConfigurationError, InvalidJob, JobMissing, JobUnsuccessful
 from pipeline.model.job_policies import Fixed
 from tests.conformance.conftest import kafka_queue
+from tests.patience import PATIENCE
 
 Make = Callable[[], ResultQueue]
 
@@ -117,7 +118,7 @@ def played(
 
 
 async def result(queue: ResultQueue, task: str, topic: str = "tasks") -> Any:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(30 * PATIENCE):
         while True:
             try:
                 return await queue.handle(topic, task).result("30s")
@@ -234,7 +235,7 @@ def test_b4_start_runs_until_it_is_stopped_and_stopping_first_is_fine() -> None:
     async def main() -> None:
         worker = TaskWorker(MemoryQueue())
         worker.stop()
-        await asyncio.wait_for(worker.start(), 10)
+        await asyncio.wait_for(worker.start(), 10 * PATIENCE)
         assert not worker.ready.is_set()
         with pytest.raises(ConfigurationError, match="was started already"):
             await worker.start()

@@ -36,6 +36,7 @@ from pipeline.model.errors import InvalidJob, JobMissing, JobUnsuccessful
 from pipeline.model.job_states import JobState
 from pipeline.model.jobs import JobRecord
 from tests.jobs_at_work import make_topics
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.timeout(120)
 SOON = "30s"
@@ -66,7 +67,7 @@ def play(app: Pipeline, story: Callable[[], Awaitable[None]], partitions: int = 
     async def played() -> None:
         await app.start()
         try:
-            await asyncio.wait_for(story(), 60)
+            await asyncio.wait_for(story(), 60 * PATIENCE)
         finally:
             for each in (*others, app):
                 await each.stop()
@@ -260,7 +261,7 @@ def test_b8_finished_jobs_are_kept_by_number(make: Make) -> None:
             return found
 
         wanted = [False] * (8 - KEPT) + [True] * KEPT
-        until_s = time.monotonic() + 30
+        until_s = time.monotonic() + 30 * PATIENCE
         while (found := await known()) != wanted:
             assert time.monotonic() < until_s, found
             await asyncio.sleep(0.2)
@@ -348,7 +349,7 @@ def test_d4_urgent_jobs_go_first_and_a_tenant_waits_for_its_share_only(make: Mak
         async def waiting() -> int:
             return (await app.desk().stats()).total.waiting
 
-        until_s = time.monotonic() + 30
+        until_s = time.monotonic() + 30 * PATIENCE
         while await waiting() < 42:
             assert time.monotonic() < until_s
             await asyncio.sleep(0.1)

@@ -13,6 +13,7 @@ from pipeline.core.rebuild import Rebuild
 from pipeline.model.cluster import TopicPartition
 from pipeline.topology import Defaults, apply
 from tests.conformance.sides import MemberInTest, Side, wait_until
+from tests.patience import PATIENCE
 
 
 def member_with_lane(side: Side) -> tuple[MemberInTest, TopicPartition]:
@@ -74,7 +75,7 @@ def test_a_worker_opens_a_partition_whose_lane_ends_in_a_marker(side: Side, reco
     async def go() -> None:
         await app.start()
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(20 * PATIENCE):
                 while not done:
                     await asyncio.sleep(0.02)
         finally:

@@ -10,6 +10,7 @@ from pipeline.inspect.scan import read_to_end
 from pipeline.model.cluster import Acknowledgements, OutRecord, TopicPartition
 from pipeline.model.errors import BufferFull, ClusterError, RecordTooLarge
 from tests.conformance.sides import DEADLINE_S, Side
+from tests.patience import PATIENCE
 
 
 def test_a_full_buffer_says_so_at_once_and_takes_records_again_later(side: Side) -> None:
@@ -21,7 +22,7 @@ def test_a_full_buffer_says_so_at_once_and_takes_records_again_later(side: Side)
     began = time.monotonic()
     with pytest.raises(BufferFull, match=topic):
         producer.send(topic, b"k", b"v", delivered=lambda error, offset: reports.append(error))
-    assert time.monotonic() - began < 0.2
+    assert time.monotonic() - began < 0.2 * PATIENCE
     assert producer.flush(DEADLINE_S) == 0
     producer.send(topic, b"k", b"v", delivered=lambda error, offset: reports.append(error))
     assert producer.flush(DEADLINE_S) == 0

@@ -11,6 +11,7 @@ from pipeline.model.cluster import Message, TopicPartition
 from pipeline.model.errors import ClusterError
 from pipeline.model.partitioner import partition_of
 from tests.conformance.sides import DEADLINE_S, MemberInTest, Side, wait_until
+from tests.patience import PATIENCE
 
 LENGTHS = (0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 31, 100)
 
@@ -119,7 +120,7 @@ def test_poll_returns_at_most_what_was_asked_for_and_waits_only_for_the_first(si
     assert got == list(range(50))
     began = time.monotonic()
     assert member.consumer.poll(7, 0.2) == []
-    assert 0.15 < time.monotonic() - began < 2.0
+    assert 0.15 < time.monotonic() - began < 2.0 * PATIENCE
     assert member.consumer.poll(1, 0) == []
 
 
@@ -234,7 +235,7 @@ def test_resuming_when_all_was_paused_is_quick(side: Side) -> None:
         began = time.monotonic()
         assert len(member.consumer.poll(1, DEADLINE_S)) == 1
         took_s.append(time.monotonic() - began)
-    assert sorted(took_s)[2] < 0.15
+    assert sorted(took_s)[2] < 0.3, "half a second on average without our waking it"
 
 
 def test_gaps_of_an_aborted_transaction_are_passed(side: Side) -> None:

@@ -19,6 +19,7 @@ from pipeline.model.headers import decode as decode_headers
 from tests.fault.feed import NUMBER
 from tests.fault.history import Commit, Copy, Origin
 from tests.integration.commit_log import stored_commits
+from tests.patience import PATIENCE
 
 READ_S = 90.0
 
@@ -181,7 +182,7 @@ class Beside:
 
     def seen(self, wanted: int) -> Sequence[Origin]:
         """Once it has seen that many, or nothing more comes."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + 20 * PATIENCE
         while time.monotonic() < end and not (len(self._found) >= wanted and self._ended.is_set()):
             time.sleep(0.05)
         self.close()

@@ -12,6 +12,7 @@ from confluent_kafka import TopicPartition as Named
 
 from pipeline.core.progress import Progress, decode
 from pipeline.model.cluster import TopicPartition
+from tests.patience import PATIENCE
 
 TOPIC = "__consumer_offsets"
 _COMMIT_KEYS = (0, 1)
@@ -84,7 +85,7 @@ def stored_commits(bootstrap: str, group: str) -> list[Stored]:
         count = len(consumer.list_topics(TOPIC, timeout=10).topics[TOPIC].partitions)
         consumer.assign([Named(TOPIC, _java_hash(group) % count, 0)])
         found: list[Stored] = []
-        until = time.monotonic() + 60
+        until = time.monotonic() + 60 * PATIENCE
         while True:
             assert time.monotonic() < until, "the offsets topic could not be read to its end"
             for message in consumer.consume(1000, 0.2):

@@ -21,6 +21,7 @@ from tests.integration.ledger import Ledger, Mark, verdict
 from tests.integration.obedient import GROUP, OUT, SOURCE, make_app
 from tests.integration.processes import ROOT, Process
 from tests.integration.waiting import until, until_async
+from tests.patience import PATIENCE
 
 __all__ = [
     "GROUP",
@@ -137,7 +138,7 @@ class Scene:
         reader = self.client.cluster.reader("read-back")
         try:
             reader.assign({tp: starts[tp] for tp in wanted})
-            end = time.monotonic() + 20
+            end = time.monotonic() + 20 * PATIENCE
             while wanted:
                 assert time.monotonic() < end, f"{topic} could not be read to its end"
                 found += reader.poll(1000, 0.1)

@@ -26,6 +26,7 @@ from pipeline.model.job_states import JobState
 from pipeline.model.jobs import JobRequest, PutSchedule, Schedule
 from pipeline.worker.jobs.context import JobContext
 from tests.integration.harness import Process, Scene, until_async
+from tests.patience import PATIENCE
 
 APP_NAME = "tests.integration.job_scene:app"
 INBOX, STATE, DEAD = "jobs.default", "jobs.default.{0}default.state", "jobs.default.{0}default.dlq"
@@ -170,7 +171,7 @@ class JobScene(Scene):
 
     async def becomes(self, handle: JobHandle, state: JobState, stalls: int = 0) -> None:
         """Until the store says so."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(30 * PATIENCE):
             while True:
                 with contextlib.suppress(JobMissing):
                     status = await handle.status()

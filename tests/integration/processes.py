@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 APP = "tests.integration.obedient:app"
 
@@ -54,7 +56,7 @@ class Process:
 
     def kill(self) -> None:
         self.popen.kill()
-        self.popen.wait(10)
+        self.popen.wait(10 * PATIENCE)
 
     def lines(self) -> list[dict[str, Any]]:
         """The structured part of its log."""

@@ -18,6 +18,7 @@ from pipeline.dead_letters import redrive as engine
 from pipeline.dead_letters.api import OPEN
 from pipeline.dead_letters.desk import Desk
 from tests.integration.harness import ROOT, Scene
+from tests.patience import PATIENCE
 
 WINDOW = 400
 CANARY = "canary sent"
@@ -28,7 +29,7 @@ def killed(scene: Scene, stage: str, group: str, what: str = "redrive") -> None:
     """Returns when it is dead; fails when it ended otherwise."""
     words = [scene.bootstrap, scene.prefix, str(scene.folder / "state"), group, stage, what]
     process = subprocess.run(
-        [sys.executable, "-m", "tests.integration.redrive_process", *words], cwd=ROOT, timeout=60, check=False,
+        [sys.executable, "-m", "tests.integration.redrive_process", *words], cwd=ROOT, timeout=60 * PATIENCE, check=False,
         capture_output=True, text=True,
     )  # fmt: skip
     assert process.returncode == -signal.SIGKILL, process.stderr[-2_000:]

@@ -21,8 +21,9 @@ from pipeline.replay.planning import make_plan
 from pipeline.replay.results import Result, read_results
 from pipeline.replay.running import Reason, Surroundings, run_options, run_plan
 from tests.integration.harness import GROUP, ROOT, SOURCE, Scene, make_app, until
+from tests.patience import PATIENCE
 
-RUN_S = 60.0
+RUN_S = 60.0 * PATIENCE
 
 
 class Replays:

@@ -14,12 +14,13 @@ from pipeline import Context, Pipeline, Retry
 from pipeline.cli.main import app as command_line
 from pipeline.settings import Settings
 from pipeline.topology import Defaults, apply
+from tests.patience import PATIENCE
 
 KEY = b"run-7"
 
 
-async def until(holds: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-    async with asyncio.timeout(seconds):
+async def until(holds: Callable[[], bool], what: str) -> None:
+    async with asyncio.timeout(30 * PATIENCE):
         while not await asyncio.to_thread(holds):
             await asyncio.sleep(0.1)
 

@@ -21,6 +21,7 @@ from pipeline.model import headers
 from pipeline.model.cluster import Cluster, ConsumerPolicy, Headers, Position, RecordProducer, TopicPartition
 from pipeline.model.errors import ClusterError
 from pipeline.model.partitioner import partition_of
+from tests.patience import PATIENCE
 
 PARTITIONS = 3
 MODULE = """
@@ -60,7 +61,7 @@ class Place:
 
     def commit(self, positions: dict[TopicPartition, Position]) -> None:
         consumer = self.cluster.consumer(ConsumerPolicy(group=self.group))
-        deadline = time.monotonic() + 20.0
+        deadline = time.monotonic() + 20.0 * PATIENCE
         while any(consumer.commit_now(positions, 5.0).values()):
             assert time.monotonic() < deadline, "the coordinator takes no commit"
         consumer.close()

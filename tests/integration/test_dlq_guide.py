@@ -14,6 +14,7 @@ import pytest
 
 from tests.integration.harness import until
 from tests.integration.test_examples import Shell
+from tests.patience import PATIENCE
 from tests.unit.docs_reader import ROOT, Page
 
 PAGE = Page(ROOT / "docs" / "guide" / "dead-letters.md")
@@ -40,7 +41,7 @@ class Reader:
 
     def dlq(self, words: str) -> Any:
         process = self.shell.start(shlex.split(f"pipeline dlq {words} --group credits --json"))
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=60 * PATIENCE)
         assert process.returncode in (0, 1), err
         return json.loads(out)
 

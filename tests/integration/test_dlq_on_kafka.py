@@ -41,6 +41,7 @@ from pipeline.model.headers import DeliveryHeaders, ErrorInfo, dead_letter_heade
 from pipeline.model.topics import AUDIT_TOPIC, RESULTS_TOPIC, TASKS_TOPIC
 from pipeline.replay.audit import AuditEntry, read_audit
 from tests.integration.harness import GROUP, ROOT, SOURCE, Scene, running, until_async
+from tests.patience import PATIENCE
 
 PARTITIONS = 2
 pytestmark = pytest.mark.timeout(180)
@@ -410,7 +411,7 @@ class Typed:
         os.close(theirs)
         try:
             os.write(ours, answers.encode())
-            out, _ = process.communicate(timeout=60)
+            out, _ = process.communicate(timeout=60 * PATIENCE)
         finally:
             process.kill()
             process.wait()
@@ -578,7 +579,7 @@ def test_two_commands_at_once_on_a_new_index(dead: Dead) -> None:
         for _ in range(3)
     ]  # fmt: skip
     try:
-        outs = [process.communicate(timeout=90) for process in processes]
+        outs = [process.communicate(timeout=90 * PATIENCE) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -38,6 +38,7 @@ from pipeline.model.topics import AUDIT_TOPIC
 from pipeline.replay.audit import read_audit
 from tests.integration.harness import GROUP, ROOT, SOURCE, Scene, running, until_async
 from tests.integration.redrive_process import ANA
+from tests.patience import PATIENCE
 
 PARTITIONS = 2
 pytestmark = pytest.mark.timeout(180)
@@ -244,7 +245,7 @@ def test_ctrl_c_ends_it_cleanly_and_says_how_to_go_on(place: Redriving) -> None:
     try:
         place.scene.until("some are sent", lambda: place.scene.count(place.scene.lane("replay")) > 50)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=30 * PATIENCE)
     finally:
         process.kill()
         process.wait()
@@ -258,8 +259,8 @@ def test_ctrl_c_ends_it_cleanly_and_says_how_to_go_on(place: Redriving) -> None:
     path = Path(hint.rpartition(" ")[2])
     words = [*shlex.split(hint.partition(": pipeline ")[2]), "--yes", "--reason", "going on", "--json"]
     again = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli.main", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
-        check=False,
+        [sys.executable, "-m", "pipeline.cli.main", *words], cwd=ROOT, env=environment,
+        capture_output=True, text=True, timeout=60 * PATIENCE, check=False,
     )  # fmt: skip
     assert again.returncode == 0, (again.stdout, again.stderr)
     assert place.states() == {"redriven": 1_500}
@@ -278,7 +279,7 @@ def test_redrives_at_once_send_nothing_twice(place: Redriving, machines: str) ->
         folder = place.scene.folder / (f"state-{number}" if machines == "several" else "state")
         app = place.scene.app(state_dir=str(folder))
         list_dead_letters(app, group=GROUP)  # the index is there: what follows begins together
-        begin.wait(30)
+        begin.wait(30 * PATIENCE)
         try:
             results.append(redrive_dead_letters(app, OPEN, ANA, group=GROUP, canary=0))
         except PipelineError as error:

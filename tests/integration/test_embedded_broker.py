@@ -18,6 +18,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker
 from pipeline.model.errors import BrokerStartError
 from tests.integration.processes import ended
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.first
 
@@ -145,7 +146,7 @@ def test_a_full_cache_needs_no_network(kafka: str) -> None:
         assert filled.bootstrap
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=ROOT, env={**os.environ, **dead}, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, env={**os.environ, **dead}, capture_output=True, text=True, timeout=120 * PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("127.0.0.1:")

@@ -16,6 +16,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from tests.integration.processes import ended
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from pipeline.cli.main import run; run()", "broker"]
@@ -24,7 +25,7 @@ CODE_NO, CODE_USAGE = 1, 2
 
 def pipeline_broker(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200 * PATIENCE, check=False)
 
 
 def as_json(*arguments: str | Path) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def as_json(*arguments: str | Path) -> dict[str, Any]:
 
 
 def wait_gone(*pids: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 20 * PATIENCE
     while not all(ended(pid) for pid in pids):
         assert time.monotonic() < deadline, f"some of {pids} still run"
         time.sleep(0.05)
@@ -78,7 +79,7 @@ def test_foreground_stops_on_a_signal(tmp_path: Path, number: signal.Signals) ->
         assert owner.stdout is not None
         started = json.loads(owner.stdout.readline())
         owner.send_signal(number)
-        assert owner.wait(30) == 0
+        assert owner.wait(30 * PATIENCE) == 0
     wait_gone(*started["node_pids"].values())
     assert not (tmp_path / "broker.json").exists()
 

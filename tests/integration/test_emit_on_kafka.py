@@ -6,9 +6,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -30,6 +29,8 @@ from pipeline.model.cluster import TopicPartition, TopicSpec
 from pipeline.model.errors import BufferFull
 from pipeline.model.events import Message, RunEvent
 from pipeline.model.headers import event_id_of
+from tests.integration.waiting import until
+from tests.patience import PATIENCE
 
 PARTITIONS = 3
 CLIENT = {"producer.delivery.timeout.ms": "0"}
@@ -68,13 +69,6 @@ def read_all(bootstrap: str, topic: str, deadline_s: float = 30.0) -> list[Fetch
     finally:
         reader.close()
     return found
-
-
-def until(condition: Callable[[], bool], what: str, deadline_s: float = 30.0) -> None:
-    end, pause = time.monotonic() + deadline_s, threading.Event()
-    while not condition():
-        assert time.monotonic() < end, f"{what}: not within {deadline_s} s"
-        pause.wait(0.01)
 
 
 def message(number: int) -> Message:
@@ -172,9 +166,9 @@ def test_spooling_through_a_broker_that_is_killed_and_comes_back(
         publish(500)
         node = kill(broker)
         publish(100)
-        until(lambda: publisher.stats().away, "the publisher notices")
+        until("the publisher notices", lambda: publisher.stats().away)
         publish(8_000)
-        until(lambda: publisher.stats().spooled >= 8_000, "they are on disk")
+        until("they are on disk", lambda: publisher.stats().spooled >= 8_000)
         broker.start_node(node)
         publish(2_000)
         left = publisher.flush(60)
@@ -231,7 +225,7 @@ bootstrap, topic, spool, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.
 publisher = publisher_for(bootstrap, topic, BufferPolicy(mode="spool", spool_dir=spool, away_after="300ms"))
 for number in range(count):
     publisher.publish(message(number))
-until(lambda: publisher.stats().spooled >= count, "all is on disk")
+until("all is on disk", lambda: publisher.stats().spooled >= count)
 os._exit(9)
 """
 
@@ -243,7 +237,9 @@ def test_a_spool_of_a_process_that_died_is_sent_by_the_next(
     node = kill(broker)
     arguments = [broker.bootstrap, topic_name, str(tmp_path), "600", str(Path(__file__).parent)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    died = subprocess.run([sys.executable, "-c", DYING, *arguments], timeout=60, check=False, env=environment)
+    died = subprocess.run(
+        [sys.executable, "-c", DYING, *arguments], timeout=60 * PATIENCE, check=False, env=environment
+    )
     assert died.returncode == 9
     broker.start_node(node)
     publisher = publisher_for(broker.bootstrap, topic_name, BufferPolicy(mode="spool", spool_dir=tmp_path))
@@ -260,10 +256,12 @@ def test_the_examples_run(kafka: str, topic_name: str, example: str) -> None:
     environment = {**os.environ, "PIPELINE_BROKER": kafka, "PIPELINE_EVENTS_TOPIC": topic_name, "PYTHONPATH": str(root)}
     create(kafka, topic_name)
     register = [sys.executable, "-c", "from pipeline.cli.main import run; run()", "schemas", "register", topic_name]
-    registered = subprocess.run(register, timeout=60, check=False, env=environment, capture_output=True, text=True)
+    registered = subprocess.run(
+        register, timeout=60 * PATIENCE, check=False, env=environment, capture_output=True, text=True
+    )
     assert registered.returncode == 0, registered.stderr
     command = [sys.executable, str(root / "examples" / example)]
-    done = subprocess.run(command, timeout=60, check=False, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, timeout=60 * PATIENCE, check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     records = read_all(kafka, topic_name)
     assert {record.key() for record in records} == {done.stdout.strip().encode()}
@@ -299,7 +297,7 @@ def agent(
     began = time.monotonic()
     ran = subprocess.run(
         [sys.executable, "-c", COLD, *arguments],
-        timeout=60,
+        timeout=60 * PATIENCE,
         check=False,
         env=environment,
         capture_output=True,

@@ -24,6 +24,7 @@ from tests.conformance.sides import KafkaSide, wait_until
 from tests.conformance.test_transactions import Asked, membership, scene, visible
 from tests.integration.harness import GROUP, OUT, SOURCE, Scene, make_app, running, until_async
 from tests.integration.kafka_proxy import END_TXN, TXN_OFFSET_COMMIT, KafkaProxy, Request, Verdict, proxied_broker
+from tests.patience import PATIENCE
 
 TIERS = ("200ms",)
 QUICK = {"commit_interval_ms": 50, "transaction_timeout_ms": 3_000}
@@ -269,7 +270,7 @@ class Stuck(Producer):
             super().send_offsets_to_transaction(*given)
             return
         self.armed.clear()
-        assert self.free.wait(60)
+        assert self.free.wait(60 * PATIENCE)
         try:
             super().send_offsets_to_transaction(*given)
         finally:

@@ -22,6 +22,7 @@ from pipeline.model.job_policies import Fixed
 from pipeline.model.job_states import JobState
 from tests.integration.harness import ROOT, running
 from tests.integration.job_scene import JobScene, Told, make_app, put_schedule
+from tests.patience import PATIENCE
 
 pytestmark = [pytest.mark.first, pytest.mark.timeout(180)]
 
@@ -378,13 +379,13 @@ def test_f7_a_supervised_worker_that_is_killed_is_started_again_and_goes_on(scen
                     while len({each.pid for each in scene.jobs.told("done")}) < 3:
                         await (await app.enqueue("obey", {})).result("30s")
 
-                await asyncio.wait_for(a_third_has_work(), 40)
+                await asyncio.wait_for(a_third_has_work(), 40 * PATIENCE)
                 run.terminate()
-                assert run.wait(30) == 0
+                assert run.wait(30 * PATIENCE) == 0
             finally:
                 if run.poll() is None:
                     run.kill()
-                    run.wait(10)
+                    run.wait(10 * PATIENCE)
                 log.close()
 
     asyncio.run(story())

@@ -16,6 +16,7 @@ from pipeline.codec.registry_local import LocalRegistry
 from pipeline.kafka.schema_log import KafkaSchemaLog
 from pipeline.model.errors import SchemaUnavailable, UndecodableError
 from pipeline.model.events import EVENT_TYPES, Message
+from tests.patience import PATIENCE
 
 EVENT = Message(event_id="e", run_id="r", sequence=0, occurred_at=5, agent="a", tenant="t", role="USER", content="hi")
 Open = Callable[[], LocalRegistry]
@@ -56,7 +57,7 @@ def test_processes_that_start_at_once_agree(open_registry: Open) -> None:
     found: list[dict[str, int]] = [{} for _ in registries]
 
     def work(index: int) -> None:
-        start.wait(30)
+        start.wait(30 * PATIENCE)
         for name in EVENT_TYPES:
             subject = subject_of("t", name)
             found[index][name] = registries[index].lookup(subject, product_catalogue().present[name])

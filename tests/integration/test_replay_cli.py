@@ -20,6 +20,7 @@ from pipeline.replay.plan import from_text
 from pipeline.replay.results import read_results
 from tests.integration.harness import ROOT, Scene, until
 from tests.integration.replays import Replays, check_history, origins
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def start(scene: Scene, *words: str) -> subprocess.Popen[str]:
 
 def run(scene: Scene, *words: str, code: int = 0) -> tuple[str, str]:
     process = start(scene, *words)
-    out, error = process.communicate(timeout=90)
+    out, error = process.communicate(timeout=90 * PATIENCE)
     assert process.returncode == code, (process.returncode, out, error)
     assert "Traceback" not in error
     return out, error
@@ -115,7 +116,7 @@ def test_several_processes_share_the_work_and_leave_together(replays: Replays) -
     process = start(scene, "run", "p.json", "--yes", "--reason", "x", "--processes", "2", "--who", "ann", "--json")
     group = replays.surroundings.group(plan.plan_id)
     until("two are at work", lambda: len([m for m in scene.admin.describe_group(group).members if m.partitions]) == 2)
-    out, error = process.communicate(timeout=90)
+    out, error = process.communicate(timeout=90 * PATIENCE)
     assert process.returncode == 0, error
     assert json.loads(out.strip().splitlines()[-1])["counts"] == {"written": 3_000}
     assert scene.admin.describe_group(group).members == ()
@@ -134,7 +135,7 @@ def test_ctrl_c_is_safe_and_says_how_to_go_on(replays: Replays) -> None:
     process = start(scene, "run", "p.json", "--yes", "--reason", "x")
     until("it sends", lambda: scene.count(scene.lane("replay")) > 0)
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=60 * PATIENCE)
     assert process.returncode == 130, (out, error)
     assert "to go on: pipeline replay run p.json" in error
     assert 0 < len(replays.copies()) < 2_000
@@ -158,7 +159,7 @@ def test_pause_resume_cancel(replays: Replays) -> None:
     resumed = as_json(scene, "resume", "p.json", "--reason", "well")
     assert (resumed["was"], resumed["members"]) == ("paused", 1)
     assert as_json(scene, "cancel", "p.json", "--reason", "wrong")["done"] == "cancel"
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=60 * PATIENCE)
     assert process.returncode == 1
     assert json.loads(out.strip().splitlines()[-1])["state"] == "cancelled"
     plan = from_text((scene.folder / "p.json").read_text())
@@ -180,7 +181,7 @@ def test_a_run_of_a_paused_plan_says_why_nothing_moves(replays: Replays) -> None
         assert f"{plan.plan_id} is paused: it waits here for `pipeline replay resume" in process.stderr.readline()
         assert replays.copies() == []
         run(scene, "resume", "p.json", "--reason", "go")
-        process.communicate(timeout=60)
+        process.communicate(timeout=60 * PATIENCE)
         assert process.returncode == 0
     finally:
         process.kill()

@@ -23,6 +23,7 @@ from pipeline.replay.results import read_results
 from pipeline.replay.status import status_of
 from tests.integration.harness import GROUP, Scene, until
 from tests.integration.replays import Replays, check_history, origins
+from tests.patience import PATIENCE
 
 WINDOW = 500
 """Checked before a fetch is sent, so that much and one fetch more may be under way."""
@@ -112,7 +113,7 @@ def test_two_processes_one_killed_the_other_takes_over(replays: Replays) -> None
     second = replays.start(plan, announce=str(replays.scene.folder / "second"), join=True, window=WINDOW)
     until("the second sends", (replays.scene.folder / "second").exists)
     first.send_signal(signal.SIGKILL)
-    first.wait(10)
+    first.wait(10 * PATIENCE)
     assert first.stdout is not None
     first.communicate()
     said = replays.finish(second)
@@ -137,7 +138,7 @@ def test_two_that_start_at_once_one_goes_on(replays: Replays) -> None:
     both = [replays.start(plan), replays.start(plan)]
     codes = []
     for process in both:
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=60 * PATIENCE)
         codes.append(process.returncode)
         assert process.returncode == 0 or b"is being run by" in error, error.decode()[-1_000:]
     assert 0 in codes
@@ -217,7 +218,7 @@ def test_the_rate_is_kept_over_all(replays: Replays) -> None:
     assert [replays.finish(process)["state"] for process in processes] == ["finished", "finished"]
     check_history(replays, plan, origins(scene), 0)
     times = [message.timestamp()[1] for message, _ in replays.copies()]
-    assert 0.85 * records / rate < (max(times) - min(times)) / 1_000 < 3 * records / rate
+    assert 0.85 * records / rate < (max(times) - min(times)) / 1_000 < 3 * PATIENCE * records / rate
 
 
 def test_so_many_first_and_the_rest_later(replays: Replays) -> None:

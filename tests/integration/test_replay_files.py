@@ -24,6 +24,7 @@ from pipeline.replay.plan import Fork, PlanError
 from pipeline.replay.status import status_of
 from tests.integration.harness import Scene, until
 from tests.integration.replays import Replays, check_history, origins
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_two_runs_at_once_write_no_file_together(replays: Replays) -> None:
     first = replays.start(plan, announce=str(writing), hold=str(go_on))
     until("the first writes", writing.exists)
     assert status_of(surroundings, plan).state == "running"
-    _, error = replays.start(plan).communicate(timeout=60)
+    _, error = replays.start(plan).communicate(timeout=60 * PATIENCE)
     assert b"is being run by pipeline-replay on" in error
     assert b"wait until that ends" in error
     with pytest.raises(ConfigurationError, match="is being written by another process"):

@@ -21,6 +21,7 @@ from pipeline.replay.results import read_results
 from tests.integration.harness import ROOT, Scene, until
 from tests.integration.option_scene import COPIES, PARTITIONS, STEPPED, Options, Place, Places, Row, iso, where
 from tests.integration.replays import read_container
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.timeout(180)
 EVENTS, LANE = ("--topic", "events"), ("--topic", "events", "--group", "g")
@@ -286,7 +287,7 @@ def running_plan(options: Options, *words: str) -> Iterator[subprocess.Popen[str
 
 
 def ended(process: subprocess.Popen[str], code: int = 0) -> Any:
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=60 * PATIENCE)
     assert process.returncode == code, error
     return json.loads(out.splitlines()[-1])
 

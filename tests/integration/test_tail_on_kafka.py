@@ -61,6 +61,11 @@ def ago(hours: float) -> str:
     return datetime.fromtimestamp(NOW_MS / 1_000 - 3_600 * hours, UTC).isoformat()
 
 
+def age(hours: float) -> str:
+    """By now, of what was so many hours old when this file was loaded: a run of all tests has taken longer than half an hour."""
+    return f"{time.time() - NOW_MS / 1_000 + 3_600 * hours:.0f}s"
+
+
 @pytest.fixture(scope="module")
 def letters(kafka: str) -> str:
     topic = f"tail.{uuid.uuid4().hex[:10]}.dlq"
@@ -107,7 +112,6 @@ EARLIEST = ("--from", "earliest", "--no-follow")
         ('origin.offset in (103, 107) or event_id == "e-9"', [3, 7, 9]),
         ('tenant == "other"', [0, 3, 6, 9]),
         ('value.n > 6.5 and key like "run-*" and partition == 0', [8]),
-        ("age > 8.5h and age < 10.5h", [0, 1]),
         (f'timestamp >= "{ago(3)}"', [7, 8, 9]),
         ("replay.id is not null", []),
     ],
@@ -116,13 +120,17 @@ EARLIEST = ("--from", "earliest", "--no-follow")
         "places",
         "tenant",
         "value",
-        "age",
         "time",
         "replay",
     ],  # not the texts: one has the time of day in it
 )
 def test_where_chooses(tail: Tail, where: str, wanted: list[int]) -> None:
     assert tail.numbers("--where", where, *EARLIEST) == wanted
+
+
+def test_where_chooses_by_age(tail: Tail) -> None:
+    assert tail.numbers("--where", f"age > {age(8.5)} and age < {age(10.5)}", *EARLIEST) == [0, 1]
+    assert tail.numbers("--where", "age > 8h and age < 30d", *EARLIEST)[:2] == [0, 1]
 
 
 def test_a_filter_of_headers_and_keys_decodes_only_what_is_shown(tail: Tail, decoded: list[int]) -> None:
@@ -145,7 +153,7 @@ def test_from_time_and_to_time_choose_by_the_records_own_times(tail: Tail) -> No
     assert tail.numbers("--from-time", ago(4), "--no-follow") == [6, 7, 8, 9]
     assert tail.numbers("--to-time", ago(8)) == [0, 1], "the end is left out, and nothing is waited for"
     assert tail.numbers("--from-time", ago(8.5), "--to-time", ago(5.5)) == [2, 3, 4]
-    assert tail.numbers("--last", "2.5h", "--no-follow") == [8, 9]
+    assert tail.numbers("--last", age(2.5), "--no-follow") == [8, 9]
     assert tail.numbers("--from", "1:3", "--to-time", ago(2.5)) == [7]
 
 
@@ -178,7 +186,7 @@ def test_a_topic_that_ends_in_a_transactions_marker_is_shown_whole_and_at_once(t
     started = time.monotonic()
     shown = Tail(topic_name, tail.address, tail.run)
     assert shown.numbers(*EARLIEST) == [0, 1, 2, 3], "the open transaction is not waited for"
-    assert time.monotonic() - started < 10.0
+    assert time.monotonic() - started < 30.0, "the broker ends it after a minute"
     producer.abort_transaction(20.0)
     assert shown.numbers(*EARLIEST) == [0, 1, 2, 3]
 

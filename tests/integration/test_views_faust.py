@@ -30,6 +30,7 @@ from pipeline.model.events import ModelCall, RunCompleted, RunEvent, RunFailed, 
 from pipeline.model.headers import decode as decode_headers
 from pipeline.views.policy import ViewsPolicy
 from tests.integration.waiting import until as until_in
+from tests.patience import PATIENCE
 
 pytestmark = [pytest.mark.first, pytest.mark.timeout(240)]
 ROOT = Path(__file__).parents[2]
@@ -144,7 +145,7 @@ class Scene:
             }
             consumer.assign([TopicPartition(topic, partition, 0) for partition in wanted])
             out: list[Any] = []
-            end = time.monotonic() + 30
+            end = time.monotonic() + 30 * PATIENCE
             while wanted:
                 assert time.monotonic() < end, f"{topic} was not read to its end"
                 message = consumer.poll(0.2)
@@ -242,7 +243,7 @@ class Scene:
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
-            process.wait(10)
+            process.wait(10 * PATIENCE)
         self.schema_log.close()
 
 
@@ -262,7 +263,7 @@ def unused_ports() -> tuple[int, int]:
 
 def stop_cleanly(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(30 * PATIENCE) == 0
 
 
 def test_events_become_summaries_and_rates(scene: Scene) -> None:
@@ -314,7 +315,7 @@ def test_a_killed_worker_leaves_right_totals(scene: Scene, store: str, tmp_path:
         worker = scene.start()
         until(f"{kill_at} events counted", partial(scene.has_counted, kill_at))
         worker.kill()
-        worker.wait(10)
+        worker.wait(10 * PATIENCE)
     scene.publish(events[2_000:])
     worker = scene.start()
     scene.check(runs)
@@ -372,7 +373,7 @@ def test_a_refused_write_ends_the_worker_before_its_offset_is_committed(scene: S
     until("committed", lambda: scene.committed() == 7)
     scene.limit_summaries("10")
     scene.publish(a_run(2))
-    assert worker.wait(60) == 1
+    assert worker.wait(60 * PATIENCE) == 1
     assert scene.committed() == 7, "an offset was committed past a write that Kafka refused"
     scene.limit_summaries("1048588")
     again = scene.start()
@@ -389,7 +390,7 @@ def test_a_worker_that_waits_for_a_lost_topic_still_ends(scene: Scene) -> None:
     scene.admin.delete_topics([scene.topics.summaries])[scene.topics.summaries].result(30)
     until("topic gone", lambda: not scene.has_topic(scene.topics.summaries))
     scene.publish(a_run(2))
-    assert worker.wait(60) == 1
+    assert worker.wait(60 * PATIENCE) == 1
     again = scene.start()
     until("run 2 is written", lambda: scene.has_topic(scene.topics.summaries) and scene.events_counted() >= 7)
     assert scene.latest(scene.topics.summaries).keys() == {"run-2"}
@@ -432,7 +433,7 @@ def test_workers_end_when_their_parent_is_killed(scene: Scene) -> None:
     scene.publish(a_run(1))
     scene.check([1])
     parent.kill()
-    parent.wait(10)
+    parent.wait(10 * PATIENCE)
     until("the worker ended", lambda: not running(worker), deadline_s=30)
 
 
@@ -447,7 +448,11 @@ def test_a_missing_source_topic_is_one_sentence(scene: Scene) -> None:
     code = "from pipeline.cli.main import run; run()"
     options = ["--broker", scene.policy.bootstrap, "--prefix", "nothing-here."]
     process = subprocess.run(
-        [sys.executable, "-c", code, "views", *options], cwd=ROOT, capture_output=True, timeout=60, check=False
+        [sys.executable, "-c", code, "views", *options],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60 * PATIENCE,
+        check=False,
     )
     assert process.returncode == 2
     assert b"nothing-here.agent.run.events does not exist" in process.stderr
@@ -478,4 +483,4 @@ def test_the_example_agent_sees_typed_events_and_keeps_what_it_cant_read(scene: 
     assert letter.value() == b"garbage"
     assert decode_headers(letter.headers()).group == f"{prefix}large-calls"
     process.send_signal(signal.SIGTERM)
-    process.wait(40)
+    process.wait(40 * PATIENCE)

@@ -14,6 +14,7 @@ from pipeline import Context, FlowPolicy
 from pipeline.model.cluster import TopicPartition
 from pipeline.model.control import Pause, Release, Skip
 from tests.integration.harness import GROUP, SOURCE, Scene, make_app, running, until_async, verdict
+from tests.patience import PATIENCE
 
 TIERS = ("200ms",)
 
@@ -273,11 +274,11 @@ def test_a_paused_tier_keeps_a_bounded_look_ahead_and_stays_on_time(scene: Scene
                 await asyncio.sleep(0.02)
             print("the longest look-ahead was", most)
 
-    asyncio.run(asyncio.wait_for(go(), 60))
+    asyncio.run(asyncio.wait_for(go(), 60 * PATIENCE))
     verdict(scene.ledger.marks(), scene.published, tier_s=1.0).check()
     failed = {(m.partition, m.offset): m.at for m in scene.ledger.marks("fail")}
     late = sorted(m.at - failed[m.partition, m.offset] - 1.0 for m in scene.ledger.marks("done"))
-    assert late[-1] < 3, late[-5:]
+    assert late[-1] < 3 * PATIENCE, late[-5:]
 
 
 def test_control_records_that_are_not_readable_are_passed_over(scene: Scene) -> None:

@@ -18,6 +18,7 @@ import pytest
 from pipeline.model.headers import decode
 from tests.integration.harness import ROOT, Process, Scene, make_app, verdict
 from tests.integration.obedient import APP_NAME, KILLING_BYTES
+from tests.patience import PATIENCE
 
 pytestmark = [pytest.mark.first, pytest.mark.timeout(240)]
 
@@ -133,7 +134,7 @@ def test_a_copy_in_a_retry_tier_that_kills_is_found_out_under_a_supervisor(scene
         said = log.read_text()
         assert said.count("killed by SIGKILL") >= 3, "two workers and a child"
         supervisor.terminate()
-        assert supervisor.wait(60) == 0
+        assert supervisor.wait(60 * PATIENCE) == 0
 
 
 @contextlib.contextmanager
@@ -150,7 +151,7 @@ def supervised(scene: Scene, spec: dict[str, Any], log: Path) -> Iterator[subpro
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait(60)
+            process.wait(60 * PATIENCE)
         print(log.read_text()[-6000:])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from pipeline.model.policies import Start
 from pipeline.worker.fetcher import Fetcher
 from pipeline.worker.opening import FetchPolicy
 from tests.integration.harness import GROUP, OUT, Scene, make_app, verdict
+from tests.patience import PATIENCE
 
 pytestmark = [pytest.mark.first, pytest.mark.timeout(180)]
 
@@ -63,7 +65,7 @@ def test_a_rolling_restart_under_load_has_no_duplicates_and_loses_nothing(scene:
         for process in old:
             began = time.monotonic()
             process.popen.terminate()
-            assert process.popen.wait(30) == 0
+            assert process.popen.wait(30 * PATIENCE) == 0
             assert time.monotonic() - began < 15, "it did not stop in its grace period"
             new.append(scene.start(spec))
             wanted = [2, 2] if process is old[1] else None
@@ -104,7 +106,7 @@ def test_a_stop_in_the_middle_of_a_rebalance_repeats_nothing(scene: Scene, proto
     stop = threading.Event()
 
     def load() -> None:
-        for n in range(0, 20_000, 20):
+        for n in itertools.count(0, 20):  # as long as it takes: a start of a worker has taken nine seconds
             if stop.wait(0.02):
                 return
             scene.publish_many([(f"k{i % 40}", {"sleep": 0.01}) for i in range(n, n + 20)])
@@ -279,7 +281,7 @@ def behind(scene: Scene, group: str) -> dict[str, int]:
     said = subprocess.run(
         [sys.executable, "-c", "from pipeline.cli.main import run; run()", "groups", "lag", group, "--json"],
         env={**os.environ, "PIPELINE_BROKER": scene.bootstrap, "PIPELINE_PREFIX": scene.prefix},
-        stdout=subprocess.PIPE, check=False, timeout=60,
+        stdout=subprocess.PIPE, check=False, timeout=60 * PATIENCE,
     )  # fmt: skip
     found = json.loads(said.stdout or b"{}")
     return {name: found.get(name, -1) for name in ("lag", "waiting")}
@@ -301,14 +303,15 @@ def test_a_handler_longer_than_max_poll_interval_runs_once_without_a_rebalance(s
     while len(scene.ledger.marks("done")) < len(quick) + 6:
         quick += scene.publish_many([(f"quick-{len(quick)}", {})])
         wanted = set(quick)
-        scene.until("others go on meanwhile", lambda wanted=wanted: wanted <= set(scene.ledger.done()), 8)
+        scene.until("others go on", lambda wanted=wanted: wanted <= set(scene.ledger.done()))
         assert {process.pid: process.partitions() for process in (first, second)} == owned
         time.sleep(0.3)  # the pace of the load, not a wait for anything
     marks = scene.ledger.marks()
     verdict(marks, scene.published).check()
     slow = [m for m in marks if m.what == "start" and not m.key.startswith("quick")]
     assert len(slow) == 6, "each ran once"
-    assert len(quick) > 10
+    ended = min(m.at for m in marks if m.what == "done" and not m.key.startswith("quick"))
+    assert sum(m.what == "done" and m.at < ended for m in marks) >= 5, "others went on meanwhile"
     for process in (first, second):
         assert len(process.said("partition open")) >= 2
         assert not process.said("partition lost")

@@ -19,6 +19,7 @@ from pipeline.model.errors import ClusterError, FencedError
 from tests.conformance.sides import SESSION_MS, KafkaSide, wait_until
 from tests.integration.commit_log import setbacks, stored_commits
 from tests.integration.harness import GROUP, Mark, Process, Scene, make_app, running, until_async, verdict
+from tests.patience import PATIENCE
 
 pytestmark = [pytest.mark.first, pytest.mark.timeout(180)]
 INTERVAL_S = 4.0
@@ -101,7 +102,7 @@ def test_a_blocked_poll_thread(scene: Scene, protocol: str, owner_lives: bool) -
 
     def block() -> None:
         blocked.set()
-        free.wait(60)
+        free.wait(60 * PATIENCE)
 
     async def session() -> None:
         app = make_app(spec)
@@ -146,7 +147,7 @@ def test_a_commit_from_before_a_loss_is_not_sent_after_it(
 
     def late(thread_id: int) -> None:
         if slow.is_set():
-            assert free.wait(60)
+            assert free.wait(60 * PATIENCE)
         pass_for(thread_id)
 
     monkeypatch.setattr(commits, "_pass_for", late)

@@ -15,6 +15,7 @@ import pytest
 from pipeline.model.headers import decode
 from tests.integration.harness import GROUP, Scene, make_app, verdict
 from tests.integration.test_worker_deploy import behind
+from tests.patience import PATIENCE
 
 pytestmark = [pytest.mark.first, pytest.mark.timeout(180)]
 HEADS = 12
@@ -99,7 +100,7 @@ def test_partitions_are_added_by_the_procedure_of_the_guide_and_without_it(scene
     assert parked, "nothing is parked any more: the rest of the test shows nothing"
     add_partitions(scene, 8)
     refused = scene.start(spec)
-    assert refused.popen.wait(30) == 2
+    assert refused.popen.wait(30 * PATIENCE) == 2
     said = refused.log.read_text()
     for lane in ("retry.1s", "replay", "dlq"):
         assert scene.lane(lane) in said, said

@@ -14,6 +14,7 @@ import pytest
 from pipeline.model.headers import decode
 from pipeline.model.history import parse
 from tests.integration.harness import OUT, Process, Scene, make_app, verdict
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -141,7 +142,7 @@ def test_children_end_with_a_worker_that_is_killed_and_their_records_run_again(s
 def test_an_application_without_a_name_is_refused_in_one_sentence(scene: Scene) -> None:
     spec = in_processes(scene)
     process = scene.start({**spec, "hidden_from_children": True})
-    assert process.popen.wait(60) == 2
+    assert process.popen.wait(60 * PATIENCE) == 2
     said = process.log.read_text().splitlines()[-1]
     assert said.startswith("error: ")
     assert "obedient" in said
@@ -158,6 +159,6 @@ def test_sigterm_to_all_processes_at_once_lets_what_runs_finish(scene: Scene) ->
         os.kill(pid, signal.SIGTERM)
     scene.until("it is told to stop", lambda: worker.said("stopping"))
     gate.touch()
-    assert worker.popen.wait(30) == 0
+    assert worker.popen.wait(30 * PATIENCE) == 0
     assert len(scene.ledger.done()) == 2
     assert scene.settled()

@@ -16,6 +16,7 @@ import pytest
 
 from pipeline import Backoff, Context, Reject, Retries, Retry
 from tests.integration.harness import SOURCE, Scene, running, until_async, verdict
+from tests.patience import PATIENCE
 
 TIERS_S = (0.3, 0.6)
 TIERS = ("300ms", "600ms")
@@ -246,7 +247,7 @@ def test_a_coroutine_past_its_deadline_is_cancelled_and_a_thread_counts_when_it_
     def thread(value: int, ctx: Context) -> None:
         if ctx.attempt == 1 and value == 0:
             began_s.append(time.monotonic())
-            assert let_go.wait(20)
+            assert let_go.wait(20 * PATIENCE)
             seen.append(("thread", ctx.attempt, "returned"))
             return
         seen.append(("thread", ctx.attempt, f"done {value}"))

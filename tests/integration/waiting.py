@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tests.patience import PATIENCE
+
 PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5
 PAUSES_PER_LOOK = 3
 """Looking can be work, for us and for the broker (a topic that is read anew): a quarter of the time at most."""
 
 
 def until(what: str, condition: Callable[[], Any], deadline_s: float = 30.0, tell: Callable[[], str] = str) -> Any:
-    """Wait for a truthy answer; on time-out say what was waited for and what `tell` knows."""
+    """Wait for a truthy answer; on time-out say what was waited for and what `tell` knows. `deadline_s`: of an idle machine."""
+    deadline_s *= PATIENCE
     end = (looked := time.monotonic()) + deadline_s
     while not (answer := condition()):
         if (now := time.monotonic()) > end:
@@ -25,6 +28,7 @@ def until(what: str, condition: Callable[[], Any], deadline_s: float = 30.0, tel
 
 async def until_async(what: str, condition: Callable[[], Any], deadline_s: float = 30.0) -> Any:
     """`until` for code in the event loop."""
+    deadline_s *= PATIENCE
     end = time.monotonic() + deadline_s
     while not (answer := condition()):
         if time.monotonic() > end:

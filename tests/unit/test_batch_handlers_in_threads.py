@@ -21,6 +21,7 @@ from pipeline.topology import Defaults, apply
 from pipeline.worker.daemon_threads import DaemonThreads
 from pipeline.worker.declaring import Retries
 from pipeline.worker.worker import Worker
+from tests.patience import PATIENCE
 
 NUMBERS = itertools.count()
 QUICK = Retries(Backoff(10))
@@ -54,7 +55,7 @@ def publish(app: Pipeline, *keys: bytes) -> None:
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(seconds * PATIENCE):
         while not condition():
             await asyncio.sleep(0.01)
 

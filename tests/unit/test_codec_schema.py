@@ -68,10 +68,10 @@ def test_a_schema_of_doublings_is_refused_at_once() -> None:
     node: Any = record("L0", "int")
     for level in range(1, 28):
         node = record(f"L{level}", node, f"L{level - 1}")
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(SchemaRefused, match=rf"more than {NODES_MAX}"):
         parse(node)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_deep_schemas_are_refused_whatever_the_text() -> None:
@@ -154,10 +154,10 @@ def test_logical_types_are_read_as_what_lies_beneath() -> None:
 )
 def test_hostile_bytes_are_an_error_and_no_work(schema: Any, data: bytes) -> None:
     read = compile_reader(parse(schema))
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(READ_ERRORS):
         read(data, 0)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_a_count_beyond_the_data_is_refused_before_the_first_item() -> None:
@@ -169,10 +169,10 @@ def test_a_count_beyond_the_data_is_refused_before_the_first_item() -> None:
 def test_fixed_values_stop_at_the_end_of_the_data() -> None:
     wide = record("Wide", *({"type": "fixed", "name": f"F{i}", "size": 50_000} for i in range(500)))
     read = compile_reader(parse({"type": "array", "items": wide}))
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ValueError, match="cut short"):
         read(b"\x80\x89\x7a" + bytes(1_000_000), 0)  # claims 999,488 items in a megabyte
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_block_counts_may_be_negative_with_a_size() -> None:

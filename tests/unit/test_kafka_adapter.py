@@ -198,6 +198,17 @@ class _Client:
         return 0
 
 
+def test_settings_that_do_not_come_are_told_with_the_time_that_was_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    admin = KafkaAdmin({"bootstrap.servers": "127.0.0.1:1", "log_level": 0})
+    silent: Future[Any] = Future()
+    monkeypatch.setattr(admin, "_describe", lambda names, timeout_s: {"t": SimpleNamespace(is_internal=False)})
+    monkeypatch.setattr(
+        admin, "_admin", SimpleNamespace(describe_configs=lambda resources, request_timeout: {resources[0]: silent})
+    )
+    with pytest.raises(ClusterUnavailable, match=r"^reading the settings of topic t got no answer within 0\.1 s"):
+        admin.topics(["t"], 0.1)
+
+
 @pytest.fixture
 def made_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The threads in which clients were made."""

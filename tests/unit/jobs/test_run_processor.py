@@ -17,6 +17,7 @@ from pipeline.model.job_policies import JobOptions, RetentionPolicy
 from pipeline.model.job_states import JobState
 from pipeline.testing import run_processor
 from pipeline.worker.jobs.context import JobContext
+from tests.patience import PATIENCE
 
 
 class Order(BaseModel):
@@ -43,7 +44,7 @@ def test_f5_a_job_function_runs_by_its_own_policy_and_hours_of_back_off_take_mil
 
     began = time.monotonic()
     run = run_processor(charge, {"id": 7})
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 2 * PATIENCE
     assert (run.attempts, run.result, run.error, run.state) == (5, Receipt(order=7), None, JobState.COMPLETED)
     hours = [round(at / 3600, 3) for at in run.began_s]
     assert hours == [0, 1, 3, 7, 15]
@@ -99,7 +100,7 @@ def test_f5_deadlines_and_delays_pass_in_virtual_time() -> None:
     run = run_processor(
         hangs, expect_failure=True, max_retries=1, options=JobOptions(timeout="2h", delay="30d", backoff=Fixed("1h"))
     )
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 2 * PATIENCE
     assert isinstance(run.error, JobUnsuccessful)
     assert "took longer than timeout=7200s" in str(run.error)
     day_s = 86_400
