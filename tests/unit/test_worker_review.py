@@ -838,102 +838,95 @@ def test_headers_that_the_client_can_not_read_do_not_stop_the_worker(monkeypatch
 # -- hand-offs and commits
 
 
+class HandOffs:
+    """A sender, records of one partition that have failed, and a producer that answers for each when it is told to."""
+
+    def __init__(self, *keys: bytes) -> None:
+        self.now = 1_000_000
+        self.producer = FakeProducer(up=False)
+        self._posted: list[Any] = []
+        self.sender = Sender(self.producer, "dlq", self._posted.append, lambda _delivery: "")  # type: ignore[arg-type]
+        self.unit = core.unit()
+        records = (core.source_record(at, key) for at, key in enumerate(keys))
+        for delivery in core.receive(self.unit, *records):
+            assert self.unit.admit(delivery, self.now)
+            self.unit.failed(delivery, core.FAILURE, self.now, 0.0)
+        self.hand_offs = [effect for effect in self.unit.effects if isinstance(effect, HandOff)]
+        assert len(self.hand_offs) == len(keys)
+
+    def hand_off(self, number: int, after_ms: int = 0) -> None:
+        self.sender.hand_off(self.hand_offs[number], self.now + after_ms)
+
+    def answer(self, key: bytes, error: ClusterError | None, after_ms: int) -> None:
+        self.producer.held.rotate(-self.held.index(key))
+        self.producer.answer(1, error)
+        item = self._posted.pop()
+        self.sender.answer(item.effect, item.error, self.now + after_ms)
+
+    def resend_due(self, after_ms: int) -> None:
+        self.sender.resend_due(self.now + after_ms)
+
+    @property
+    def held(self) -> list[bytes | None]:
+        return [record.key for record in self.producer.held]
+
+    @property
+    def waits(self) -> bool:
+        return self.sender.troubled(self.unit) or self.sender.pending(self.unit)
+
+
+NO = ClusterUnavailable("not enough replicas")
+
+
 def test_a_hand_off_waits_behind_one_of_its_lane_that_was_refused() -> None:
     """Two records fail one after the other while their tier takes nothing: they stand in it in their order."""
-    now, posted, producer = 1_000_000, [], FakeProducer(up=False)
-    sender = Sender(producer, "dlq", posted.append, lambda _delivery: "")  # type: ignore[arg-type]
-
-    def answer(error: ClusterError | None, at_ms: int) -> None:
-        producer.answer(1, error)
-        item = posted.pop()
-        sender.answer(item.effect, item.error, at_ms)
-
-    target = core.unit()
-    first, second = core.receive(target, core.source_record(0, b"a"), core.source_record(1, b"b"))
-    for delivery in (first, second):
-        assert target.admit(delivery, now)
-        target.failed(delivery, core.FAILURE, now, 0.0)
-    one, two = target.effects
-    assert isinstance(one, HandOff)
-    assert isinstance(two, HandOff)
-    sender.hand_off(one, now)
-    answer(ClusterUnavailable("not enough replicas"), now)
-    sender.hand_off(two, now + 1)
-    assert not producer.held, "the second waits for the first, not for its own refusal"
-    sender.resend_due(now + 100)
-    assert [record.key for record in producer.held] == [b"a"]
-    answer(None, now + 110)
-    assert [record.key for record in producer.held] == [b"b"]
-    answer(None, now + 120)
-    assert not sender.troubled(target)
-    assert not sender.pending(target)
+    them = HandOffs(b"a", b"b")
+    them.hand_off(0)
+    them.answer(b"a", NO, 0)
+    them.hand_off(1, 1)
+    assert not them.held, "the second waits for the first, not for its own refusal"
+    them.resend_due(100)
+    assert them.held == [b"a"]
+    them.answer(b"a", None, 110)
+    assert them.held == [b"b"]
+    them.answer(b"b", None, 120)
+    assert not them.waits
 
 
 def test_a_hand_off_goes_out_once_at_a_time_however_often_it_is_refused() -> None:
     """Two answers to one write counted twice: the unit stayed troubled, and took no new work, for ever."""
-    now, posted, producer = 1_000_000, [], FakeProducer(up=False)
-    sender = Sender(producer, "dlq", posted.append, lambda _delivery: "")  # type: ignore[arg-type]
-
-    def answer(key: bytes, error: ClusterError | None, at_ms: int) -> None:
-        producer.held.rotate(-[record.key for record in producer.held].index(key))
-        producer.answer(1, error)
-        item = posted.pop()
-        sender.answer(item.effect, item.error, at_ms)
-
-    target = core.unit()
-    ready = core.receive(target, core.source_record(0, b"a"), core.source_record(1, b"b"))
-    for delivery in ready:
-        assert target.admit(delivery, now)
-        target.failed(delivery, core.FAILURE, now, 0.0)
-    for effect in target.effects:
-        assert isinstance(effect, HandOff)
-        sender.hand_off(effect, now)
-    no = ClusterUnavailable("not enough replicas")
-    answer(b"a", no, now)
-    answer(b"b", no, now + 50)
-    sender.resend_due(now + 100)
-    answer(b"a", None, now + 120)
-    answer(b"b", no, now + 140)
-    for at_ms in (150, 440, 500):
-        sender.resend_due(now + at_ms)
-    assert [record.key for record in producer.held] == [b"b"]
-    answer(b"b", None, now + 600)
-    assert not sender.troubled(target)
-    assert not sender.pending(target)
+    them = HandOffs(b"a", b"b")
+    for number in (0, 1):
+        them.hand_off(number)
+    them.answer(b"a", NO, 0)
+    them.answer(b"b", NO, 50)
+    them.resend_due(100)
+    them.answer(b"a", None, 120)
+    them.answer(b"b", NO, 140)
+    for after_ms in (150, 440, 500):
+        them.resend_due(after_ms)
+    assert them.held == [b"b"]
+    them.answer(b"b", None, 600)
+    assert not them.waits
 
 
 def test_a_hand_off_that_is_through_frees_no_lane_that_another_one_keeps() -> None:
     """Three that were refused go out again side by side; the second is refused once more, then the third is written. It ended the
     engine (it was looked for among those that wait); it may not send what waits for its time either."""
-    now, posted, producer = 1_000_000, [], FakeProducer(up=False)
-    sender = Sender(producer, "dlq", posted.append, lambda _delivery: "")  # type: ignore[arg-type]
-
-    def answer(key: bytes, error: ClusterError | None, at_ms: int) -> None:
-        producer.held.rotate(-[record.key for record in producer.held].index(key))
-        producer.answer(1, error)
-        item = posted.pop()
-        sender.answer(item.effect, item.error, at_ms)
-
-    target = core.unit()
-    for delivery in core.receive(target, *(core.source_record(at, key) for at, key in enumerate((b"a", b"b", b"c")))):
-        assert target.admit(delivery, now)
-        target.failed(delivery, core.FAILURE, now, 0.0)
-    for effect in target.effects:
-        assert isinstance(effect, HandOff)
-        sender.hand_off(effect, now)
-    no = ClusterUnavailable("not enough replicas")
+    them = HandOffs(b"a", b"b", b"c")
+    for number in range(3):
+        them.hand_off(number)
     for key in (b"a", b"b", b"c"):
-        answer(key, no, now)
-    sender.resend_due(now + 100)
-    answer(b"a", None, now + 120)
-    answer(b"b", no, now + 140)
-    answer(b"c", None, now + 150)
-    assert not producer.held, "the second waits for its time"
-    assert sender.troubled(target)
-    sender.resend_due(now + 450)
-    answer(b"b", None, now + 460)
-    assert not sender.troubled(target)
-    assert not sender.pending(target)
+        them.answer(key, NO, 0)
+    them.resend_due(100)
+    them.answer(b"a", None, 120)
+    them.answer(b"b", NO, 140)
+    them.answer(b"c", None, 150)
+    assert not them.held, "the second waits for its time"
+    assert them.sender.troubled(them.unit)
+    them.resend_due(450)
+    them.answer(b"b", None, 460)
+    assert not them.waits
 
 
 def test_the_late_answer_to_a_commit_that_was_given_up_is_not_taken_for_the_next_ones() -> None:
