@@ -27,6 +27,7 @@ from pipeline.kafka.embedded.ports import free_ports
 from pipeline.kafka.embedded.properties import NodePorts, node_properties
 from tests.patience import PATIENCE
 from tests.real_runs import require_real_runs
+from tests.topics import forget_topics
 
 _HOST = "127.0.0.1"
 _FIRST_START_S = 300
@@ -270,7 +271,11 @@ def real_runs() -> Path:
 
 
 @pytest.fixture
-def topic_name(request: pytest.FixtureRequest) -> str:
-    """A topic name no other test and no other run uses."""
+def topic_name(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A topic name no other test and no other run uses. Topics with its last ten characters are deleted after the test."""
     readable = "".join(c if c.isalnum() else "-" for c in request.node.name)[:60].strip("-")
-    return f"t.{readable}.{uuid.uuid4().hex[:10]}"
+    own = uuid.uuid4().hex[:10]
+    bootstrap = request.getfixturevalue("kafka") if "kafka" in request.fixturenames else ""
+    yield f"t.{readable}.{own}"
+    if bootstrap:
+        forget_topics(bootstrap, own)

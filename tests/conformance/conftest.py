@@ -11,6 +11,7 @@ from pipeline import Pipeline, Settings
 from pipeline.background import KafkaQueue
 from pipeline.topology import Defaults
 from tests.conformance.sides import KafkaSide, MemorySide, Side
+from tests.topics import forget_topics
 
 
 def _side(request: pytest.FixtureRequest, which: str) -> Side:
@@ -40,6 +41,7 @@ def kafka_queue(request: pytest.FixtureRequest, kind: str, name: str) -> Callabl
     """Makes queues of background jobs that share their topics: on a memory cluster ("kafka-in-memory") or on the real one ("kafka")."""
     broker = request.getfixturevalue("kafka") if kind == "kafka" else f"memory://{uuid.uuid4().hex}"
     settings = Settings(broker=broker, prefix=f"{uuid.uuid4().hex[:8]}.", session_timeout_s=6.0)
+    request.addfinalizer(lambda: forget_topics(broker, settings.prefix))
     return lambda: KafkaQueue(Pipeline(name, settings=settings), create=Defaults(partitions=2))
 
 
@@ -50,6 +52,10 @@ def broker(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def prefix() -> str:
+def prefix(request: pytest.FixtureRequest) -> Iterator[str]:
     """An environment of the test's own."""
-    return f"t{uuid.uuid4().hex[:8]}."
+    name = f"t{uuid.uuid4().hex[:8]}."
+    broker = request.getfixturevalue("broker") if "broker" in request.fixturenames else ""
+    yield name
+    if broker:
+        forget_topics(broker, name)

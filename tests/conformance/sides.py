@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import queue
 import signal
@@ -33,6 +34,7 @@ from pipeline.model.cluster import (
 )
 from pipeline.model.errors import ClusterError
 from tests.patience import PATIENCE
+from tests.topics import forget_topics
 
 DEADLINE_S = 40.0 * PATIENCE
 SESSION_MS = 2_000
@@ -130,10 +132,12 @@ class Side:
         self.cluster = cluster
         self.protocol = protocol
         self.admin = cluster.admin()
+        self.prefix = f"conformance.{uuid.uuid4().hex[:12]}."
         self._closing: list[Callable[[], None]] = []
+        self._topics = itertools.count()
 
     def topic(self, partitions: int = 1, **configs: str) -> str:
-        name = f"conformance.{uuid.uuid4().hex[:12]}"
+        name = f"{self.prefix}{next(self._topics)}"
         settings = {key.replace("_", "."): value for key, value in configs.items()}
         self.admin.create_topics([TopicSpec(name, partitions, 1, settings)])
         return name
@@ -263,6 +267,7 @@ class KafkaSide(Side):
     def __init__(self, address: str, protocol: str) -> None:
         self.address = address
         super().__init__(connect_kafka(address), protocol)
+        self._closing.append(lambda: forget_topics(address, self.prefix))
 
     def remote(self, topic: str, group: str) -> Remote:
         remote = KafkaRemote(self.address, topic, self.policy(group))

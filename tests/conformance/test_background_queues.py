@@ -19,6 +19,7 @@ from pipeline.testing import QUEUE_CHECKS, QueueCheck, check_queue
 from pipeline.topology import Defaults, apply
 from tests.conformance.conftest import kafka_queue
 from tests.patience import PATIENCE
+from tests.topics import forget_topics
 
 Make = Callable[[], BackgroundQueue]
 
@@ -197,14 +198,16 @@ async def _kafka_queue(app: Pipeline, story: Callable[[KafkaQueue], Any]) -> Non
         await app.stop()
 
 
-def _application(broker: str) -> Pipeline:
-    return Pipeline("a5", settings=Settings(broker=broker, prefix=f"{uuid.uuid4().hex[:8]}.", session_timeout_s=6.0))
+def _application(request: pytest.FixtureRequest, broker: str) -> Pipeline:
+    prefix = f"{uuid.uuid4().hex[:8]}."
+    request.addfinalizer(lambda: forget_topics(broker, prefix))
+    return Pipeline("a5", settings=Settings(broker=broker, prefix=prefix, session_timeout_s=6.0))
 
 
 @pytest.fixture(params=["memory", "kafka"])
 def app(request: pytest.FixtureRequest) -> Pipeline:
     kafka = request.param == "kafka"
-    return _application(request.getfixturevalue("kafka") if kafka else f"memory://{uuid.uuid4().hex}")
+    return _application(request, request.getfixturevalue("kafka") if kafka else f"memory://{uuid.uuid4().hex}")
 
 
 def test_a5_a_topic_that_is_a_job_of_the_application_is_that_job(app: Pipeline) -> None:
