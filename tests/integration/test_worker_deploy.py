@@ -223,10 +223,11 @@ def test_a_deploy_that_adds_a_tier_and_one_that_removes_it_strand_nothing(scene:
     scene.make_topics(make_app(longer))  # `topics apply` of the new version
     new = scene.start(longer)
     scene.until("they share", lambda: (len(old.partitions()), len(new.partitions())) == (2, 2))
+    scene.publish_many([(f"k{n}", {"fails": 2}) for n in range(12)])  # a slow start outlasts what was parked before it
     scene.until("the new tier is used", lambda: scene.count(scene.lane("retry.2s")) >= 1, 40)
     scene.publish_many([(f"k{n % 12}", {"later": n}) for n in range(24)])
     assert old.stop() == 0
-    scene.until("all are done", lambda: len(set(scene.ledger.done())) == 72, 60)
+    scene.until("all are done", lambda: len(set(scene.ledger.done())) == 84, 60)
     verdict(scene.ledger.marks(), scene.published, tier_s=1.0).check()
 
     before = scene.count(scene.lane("retry.2s"))
@@ -238,7 +239,7 @@ def test_a_deploy_that_adds_a_tier_and_one_that_removes_it_strand_nothing(scene:
     scene.publish_many([(f"k{n % 12}", {"even later": n}) for n in range(24)])
     assert new.stop() == 0
     scene.until("it has all of it", lambda: len(reduced.partitions()) == 4)
-    scene.until("all are done", lambda: len(set(scene.ledger.done())) == 144, 60)
+    scene.until("all are done", lambda: len(set(scene.ledger.done())) == 156, 60)
     scene.until("all are committed", scene.settled)
     marks = scene.ledger.marks()
     verdict(marks, scene.published, tier_s=1.0).check()
