@@ -7,6 +7,7 @@ Any thread may enqueue. Handlers run in the event loop that called `consume`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import threading
 from collections.abc import Callable
@@ -41,6 +42,7 @@ from pipeline.worker.stalls import Stalls
 
 JOBS_MAX = 100_000
 CLOSING_S = 10.0
+_LOOK_S = 0.01
 ALL = Permissions(frozenset({"*"}))
 """What is in memory runs in the process that asked for it."""
 OWNER = 1
@@ -216,9 +218,10 @@ class MemoryQueue:
         with self._lock:
             self._closed = True
             served = [topic.served for topic in self._topics.values() if topic.served is not None]
-        tasks = {task for each in served for task in each.runs.tasks()}
-        if tasks:
-            await asyncio.wait(tasks, timeout=CLOSING_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSING_S):
+                while any(each.runs.running or each.endings for each in served):
+                    await asyncio.sleep(_LOOK_S)
         for each in served:
             each.runs.abandon()
             if each.timer is not None:

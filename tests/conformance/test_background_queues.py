@@ -11,7 +11,8 @@ import pytest
 import structlog
 
 from pipeline import Pipeline, Settings
-from pipeline.background import KafkaQueue, MemoryQueue
+from pipeline.background import KafkaQueue, MemoryQueue, memory_queue
+from pipeline.background.memory_queue import CLOSING_S
 from pipeline.model.background import BackgroundQueue, ConsumeOptions, ResultQueue
 from pipeline.model.errors import BufferFull, ConfigurationError, InvalidJob, JobMissing, PipelineError
 from pipeline.model.job_policies import JobOptions, RetentionPolicy
@@ -182,6 +183,52 @@ def test_a5_finished_jobs_of_a_memory_queue_are_forgotten() -> None:
             while len(queue._topics["t"].board.jobs) > 7:
                 await asyncio.sleep(0.001)
         await queue.close()
+
+    asyncio.run(main())
+
+
+def test_a5_a_memory_queue_is_closed_once_nothing_runs() -> None:
+    """Tasks that rest between jobs were waited for: each close took the ten seconds that are for what runs."""
+
+    async def main() -> None:
+        queue, done = MemoryQueue(), list[int]()
+
+        async def handler(number: int) -> None:
+            await asyncio.sleep(0.2)
+            done.append(number)
+
+        await queue.consume("t", handler)
+        first, second = [await queue.enqueue("t", number) for number in (1, 2)]
+        await queue.handle("t", first).result("10s")
+        async with asyncio.timeout(CLOSING_S - 1):
+            await queue.close()
+        assert done == [1, 2], "what runs may end"
+        assert (await queue.handle("t", second).status()).state.value == "completed"
+
+    asyncio.run(main())
+
+
+def test_a5_what_does_not_end_holds_a_close_up_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_queue, "CLOSING_S", 0.2)
+
+    async def main() -> None:
+        queue, started, cancelled = MemoryQueue(), asyncio.Event(), list[int]()
+
+        async def handler(number: int) -> None:
+            started.set()
+            try:
+                await asyncio.sleep(3_600)
+            except asyncio.CancelledError:
+                cancelled.append(number)
+                raise
+
+        await queue.consume("t", handler)
+        await queue.enqueue("t", 1)
+        await started.wait()
+        async with asyncio.timeout(5 * PATIENCE):
+            await queue.close()
+        await asyncio.sleep(0)
+        assert cancelled == [1]
 
     asyncio.run(main())
 
