@@ -154,6 +154,19 @@ settings.load_profile("shared-machine")
 # reach a thread that waits inside a C library, nor a teardown that then waits for ever. A whole run stood still on that.
 _GRACE_S = 90
 
+
+class _TellsAtOnce:
+    """Names a test when it has failed: a run that is ended from outside has said by then which ones did."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.write_line(f" {report.when} failed: {report.nodeid}", red=True)
+
+
 _STDERR = pytest.StashKey[int]()
 _BROKER = pytest.StashKey[_RunBroker]()
 _DESK = pytest.StashKey[_BrokerDesk]()
@@ -167,6 +180,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         return
     config.stash[_BROKER] = _RunBroker()
+    config.pluginmanager.register(_TellsAtOnce(config))
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False  # xdist starts with the files of most tests: we say so ourselves, below
 
