@@ -23,6 +23,7 @@ from confluent_kafka.admin import (
 )
 
 from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 PAGE, EXACTLY_ONCE = (ROOT / "docs" / "guide" / name for name in ("security.md", "exactly-once.md"))
@@ -36,7 +37,7 @@ _RESOURCES = {
     "group": ResourceType.GROUP,
     "transactional id": ResourceType.TRANSACTIONAL_ID,
 }
-PATIENCE_S = 60
+PATIENCE_S = 60 * PATIENCE
 
 
 def _login(address: str, user: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tests.patience import PATIENCE
 pytestmark = pytest.mark.first
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 30.0
+DEADLINE_S = 30.0 * PATIENCE
 
 
 def eventually(condition: Callable[[], bool], what: str, timeout_s: float = DEADLINE_S) -> None:

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 
 from tests.integration.harness import until
+from tests.patience import PATIENCE
 from tests.unit.docs_reader import ROOT, Page
 
 pytestmark = pytest.mark.first
 
 EXAMPLES = ROOT / "examples"
-PATIENCE_S = 60
+PATIENCE_S = 60 * PATIENCE
 PROGRAMS = {
     "support_bot.py",
     "billing.py",

@@ -13,6 +13,7 @@ import pytest
 from pipeline.kafka import connect
 from pipeline.kafka.embedded import BrokerSpec, EmbeddedBroker
 from tests.integration.processes import ROOT
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.first
 
@@ -47,7 +48,7 @@ def test_the_adapters_transactions_and_a_killed_worker_hold_on_the_newest_kafka_
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=DEADLINE_S,
+            timeout=DEADLINE_S * PATIENCE,
             check=False,
         )
         assert done.returncode == 0, done.stdout[-4_000:]

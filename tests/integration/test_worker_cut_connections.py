@@ -51,7 +51,7 @@ def scene(behind: tuple[str, KafkaProxy], topic_name: str, tmp_path: Path) -> It
 def test_commits_never_overtake_each_other_when_connections_are_cut(
     scene: Scene, proxy: KafkaProxy, protocol: str
 ) -> None:
-    """Every fourth commit loses its answer (the broker has stored it) or is lost itself, while 3,000 records with retries go through."""
+    """Every fourth commit loses its answer (the broker has stored it) or is lost itself, while thousands of records go through."""
     spec = scene.spec(
         settings={"group_protocol": protocol},
         tiers=("300ms", "600ms"),
@@ -69,13 +69,19 @@ def test_commits_never_overtake_each_other_when_connections_are_cut(
 
     proxy.judge = judge
     records = [(f"k{n % 40}", {"sleep": 0.02, "fails": 1 + n % 2 if n % 61 == 0 else 0}) for n in range(3000)]
-    scene.publish_many(records)
-    scene.until("all are done", lambda: len(set(scene.ledger.done())) == 3000, 120)
-    scene.until("all is committed", scene.settled, 30)
-    lost = proxy.seen[OFFSET_COMMIT, "lose answer"], proxy.seen[OFFSET_COMMIT, "lose request"]
-    assert min(lost) >= 3, f"too few commits were cut to show anything: {lost}"
+
+    def lost() -> tuple[int, int]:
+        return proxy.seen[OFFSET_COMMIT, "lose answer"], proxy.seen[OFFSET_COMMIT, "lose request"]
+
+    for _ in range(5):  # a slow machine makes fewer commits of the same records
+        scene.publish_many(records)
+        scene.until("all are done", lambda: len(set(scene.ledger.done())) == len(scene.published), 120)
+        scene.until("all is committed", scene.settled, 30)
+        if min(lost()) >= 3:
+            break
+    assert min(lost()) >= 3, f"too few commits were cut to show anything: {lost()}"
     commits = stored_commits(scene.bootstrap, scene.prefix + GROUP)
-    print(f"{len(commits)} partition commits stored, {lost} requests cut")
+    print(f"{len(commits)} partition commits stored, {lost()} requests cut")
     assert setbacks(commits, scene.topic()) == []
     verdict(scene.ledger.marks(), scene.published, tier_s=0.3).check()
     assert scene.dead() == []
