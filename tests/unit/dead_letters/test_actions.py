@@ -75,6 +75,15 @@ def now() -> int:
     return int(time.time() * 1000)
 
 
+def test_one_letter_is_shown_without_a_look_at_all_others() -> None:
+    """An export asked for each letter what took its place, and the index went through all of them each time."""
+    place, looks = Place(1_000), list[int]()
+    (message,) = place.desk.fetch([500])
+    place.desk.store.db.set_progress_handler(lambda: looks.append(1), 100)  # once in a hundred steps of SQLite
+    details(place.desk, message)
+    assert len(looks) < 10
+
+
 # -- purge
 
 
