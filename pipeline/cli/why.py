@@ -21,7 +21,7 @@ from pipeline.cli.access import (
 )
 from pipeline.cli.output import clean, emit_json, line, note, text_of
 from pipeline.model.durations import format_duration
-from pipeline.model.errors import ConfigurationError
+from pipeline.model.errors import ConfigurationError, PipelineError
 from pipeline.model.history import attempts
 from pipeline.model.keys import key_text
 
@@ -173,6 +173,10 @@ def why(
             collector = Collector(cluster, entry, control_topic())
             try:
                 found += look_up(collector, what, Reach(records=scan))
+            except PipelineError as error:
+                if group is not None or not entry.missing(collector.admin.topic_names()):
+                    raise
+                blind.append(f"group {entry.group} was not looked at, a topic of it is gone: {error}")
             finally:
                 collector.close()
     if as_json:

@@ -33,6 +33,10 @@ class Layout:
         """The same with dead letters under another name than the default."""
         return replace(self, topics=replace(self.topics, dead_letters=topic))
 
+    def missing(self, existing_names: Collection[str]) -> tuple[str, ...]:
+        """Its source and lanes that are not there."""
+        return tuple(name for name in (self.topics.source, *self.topics.lanes) if name not in existing_names)
+
     def without_dead_letters(self) -> str:
         """What a tool says that was told no name and finds no topic of the default one."""
         return (

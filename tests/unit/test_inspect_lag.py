@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 from pipeline import Context, Pipeline, Reject, Settings
 from pipeline.cli import main
 from pipeline.core.progress import Progress
+from pipeline.inspect import collect
 from pipeline.inspect.lag import EXPIRY_SHARE, GroupFacts, LagRow, rows, warnings
 from pipeline.memory import cluster as memory
 from pipeline.memory.cluster import MemoryCluster
 from pipeline.memory.loop import VirtualClockLoop, run
-from pipeline.model.cluster import TopicPartition, TopicSpec
+from pipeline.model.cluster import Position, TopicPartition, TopicSpec
 from pipeline.model.topics import lane_topics
 from pipeline.topology import Defaults, apply
 from pipeline.topology.naming import Layout
@@ -134,6 +135,29 @@ def test_why_says_that_dead_letters_were_not_looked_at() -> None:
     assert "events.billing.dlq does not exist" in text
     shown = CliRunner().invoke(main.app, ["why", "run-7"])
     assert "--dead-letters" in shown.stderr
+
+
+@pytest.mark.usefixtures("graveyard")
+def test_why_passes_over_a_group_whose_topics_go_while_it_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = Pipeline("old", settings=Settings(broker=BROKER))
+
+    @app.subscribe("gone", group="old", value="bytes", tiers=())
+    async def handle(_value: bytes, _ctx: Context) -> None: ...
+
+    admin = app.cluster.admin()
+    apply(admin, app.subscriptions, Defaults(partitions=1))
+    admin.set_group_positions("old", {TopicPartition("gone", 0): Position(0)})
+    listed = collect.find_layouts
+
+    def and_then_they_go(*given: Any) -> Any:
+        found = listed(*given)
+        admin.delete_topics(["gone", *found[-1].topics.lanes])
+        return found
+
+    monkeypatch.setattr(collect, "find_layouts", and_then_they_go)
+    code, found = answer("why", "run-7")
+    assert (code, [each["group"] for each in found["found"]]) == (0, ["billing"])
+    assert [text for text in found["warnings"] if "group old was not looked at, a topic of it is gone" in text]
 
 
 @pytest.mark.usefixtures("graveyard")

@@ -114,10 +114,10 @@ def test_a_masked_json_document_is_still_one(secret: str) -> None:
 )
 def test_masking_takes_linear_time(unit: str) -> None:
     text = unit * (300_000 // len(unit))
-    began = time.perf_counter()
+    began = time.process_time()
     mask_secrets(text)
     Sensitive([(PII, text), (PII, unit * 20)]).scrub(text)
-    assert time.perf_counter() - began < 5, "300 kB"
+    assert time.process_time() - began < 5, "300 kB"
 
 
 # -- values of an event in error texts
