@@ -7,6 +7,7 @@ Beside these: A5 in test_background_queues, B6, B10, F1 and D5's schedules in te
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Awaitable, Callable
@@ -35,6 +36,7 @@ from pipeline.model.cluster import Message, TopicPartition
 from pipeline.model.errors import InvalidJob, JobMissing, JobUnsuccessful
 from pipeline.model.job_states import JobState
 from pipeline.model.jobs import JobRecord
+from pipeline.testing import run_processor
 from tests.jobs_at_work import make_topics
 from tests.patience import PATIENCE
 
@@ -363,5 +365,28 @@ def test_d4_urgent_jobs_go_first_and_a_tenant_waits_for_its_share_only(make: Mak
         assert places["small"] <= 4, ran[:8]
         order = [name for name in ran if name.startswith("many")]
         assert all(int(a[4:]) < int(b[4:]) for a, b in itertools.pairwise(order))
+
+    play(app, story)
+
+
+@pytest.mark.parametrize("failures", [1, 9])
+def test_f5_what_run_processor_tells_is_what_becomes_of_the_job_at_work(make: Make, failures: int) -> None:
+    app = make("f5")
+
+    @app.job("charge", attempts=3, backoff=Fixed("100ms"), jitter=0)
+    async def charge(ticket: Ticket, job: JobContext) -> Label:
+        if job.attempt <= failures:
+            raise ConnectionError("the bank does not answer")
+        return Label(label=f"{ticket.id} at attempt {job.attempt}")
+
+    told = run_processor(charge, Ticket(id="t"), expect_failure=failures > 3)
+
+    async def story() -> None:
+        handle = await app.enqueue(charge, Ticket(id="t"))
+        result = None
+        with contextlib.suppress(JobUnsuccessful):
+            result = await handle.result(SOON)
+        status = await handle.status()
+        assert (status.state, status.attempt, result) == (told.state, told.attempts, told.result)
 
     play(app, story)
