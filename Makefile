@@ -8,8 +8,8 @@ ARGS ?=
 # Test processes; they wait more than they work, so there are more than processors. The real Kafka is one for all of
 # them; a file's tests stay together, so its servers start once.
 JOBS ?= 4
-# They start hundreds of processes, which would each compile the product anew where the environment forbids to keep bytecode.
-KEEP_BYTECODE := env -u PYTHONDONTWRITEBYTECODE
+# Tests and faults start hundreds of processes, which would each compile the product anew where the environment says so.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench sim mutants fault clean
@@ -22,7 +22,7 @@ demo: $(VENV)/.ready-run  ## the main job on a real Kafka, one worker killed in 
 	$(BIN)/pipeline demo $(ARGS)
 
 test: $(VENV)/.ready-dev  ## all tests, on a real Kafka
-	$(KEEP_BYTECODE) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 2 $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 2 $(ARGS)
 
 lint: $(VENV)/.ready-dev  ## ruff, its formatter, mypy --strict, and the schemas against their history
 	code=0; for check in "ruff check --quiet ." "ruff format --check --quiet ." "mypy --strict --no-error-summary" "pipeline schemas check"; do \
