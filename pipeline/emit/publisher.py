@@ -22,6 +22,7 @@ from pipeline.emit.envelope import event_headers
 from pipeline.emit.policy import BufferPolicy
 from pipeline.emit.schema_wait import EventEncoder, Prepare, SchemaWait
 from pipeline.emit.scrubbing import EventScrubber
+from pipeline.emit.sections import Bell, Section, inside_section, put_off
 from pipeline.emit.sender import Sender, leftover
 from pipeline.emit.stats import Counters, Leftover, PublisherStats
 from pipeline.model.cluster import Headers, RecordProducer
@@ -77,7 +78,7 @@ class Publisher:
         self.options = options or PublishOptions()
         self._schemas = SchemaWait(encoder, self.options.prepare)
         self._scrub = EventScrubber(self.options.scrub)
-        self._lock = threading.Condition(threading.Lock())
+        self._lock = Section()
         self._buffer = Buffer(self.policy)
         self._counters = Counters()
         self._sender = Sender(producer, self._buffer, self._lock, self._counters, _open_spool(self.policy))
@@ -86,7 +87,7 @@ class Publisher:
         self._sender.why_cold = lambda: self._schemas.trouble
         self._sender.first_look_up = self._schemas.first_look_up
         self._async_waiters: deque[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = deque()
-        self._wake = threading.Event()
+        self._wake = Bell()
         self._sleeping = self._asleep = False
         self._flushing = 0
         self._closing = False
@@ -174,7 +175,7 @@ class Publisher:
             self._lock.notify_all()
         self._schemas.close()
         self._call_async_waiters()
-        self._wake.set()
+        self._wake.ring()
         self._thread.join(max(1.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             raise PublishError(
@@ -208,6 +209,9 @@ class Publisher:
         return self._schemas.record(event, topic, headers)
 
     def _offer(self, record: Outgoing) -> bool:
+        if inside_section():  # a stream that was left ends here, by the garbage collector
+            put_off(self._put, record)
+            return True
         with self._lock:
             if self._closing:
                 raise PublishError("The publisher is closed: publish before close().")
@@ -219,13 +223,15 @@ class Publisher:
         if direct and self._sender.send_route.hand_over_launched(record) and not self._asleep:
             return True  # its report is found when the thread looks again, soon
         if self._sleeping:
-            self._wake.set()
+            self._wake.ring()
         return True
 
     def _put(self, record: Outgoing) -> None:
         if self._offer(record):
             return
-        deadline = time.monotonic() + self.policy.block_timeout_ms / 1_000
+        # The thread that makes the room must not wait for it.
+        wait_ms = 0 if threading.current_thread() is self._thread else self.policy.block_timeout_ms
+        deadline = time.monotonic() + wait_ms / 1_000
         while not self._offer(record):
             with self._lock:
                 remaining = deadline - time.monotonic()
@@ -283,7 +289,7 @@ class Publisher:
 
     def _nudge(self) -> None:
         if self._sleeping:
-            self._wake.set()
+            self._wake.ring()
 
     def _run(self) -> None:
         idle_s = _IDLE_MIN_S
@@ -313,7 +319,7 @@ class Publisher:
             eager = not self._buffer.waiting and not self._sender.link.away
             asleep = eager and self._sender.idle
             trickle = eager and not self._flushing and self._sender.few_under_way
-        self._wake.clear()
+        self._wake.hush()
         self._asleep = asleep
         self._sleeping = eager
         if trickle:

@@ -7,7 +7,6 @@ finds no room in the buffer is lost and counted, and the gap in the numbers show
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 from pipeline.emit.blocks import Block, ModelCallBlock, StepBlock, ToolCallBlock
 from pipeline.emit.journal import Scope
 from pipeline.emit.run_core import EventPublisher, RecorderOptions, RunCore, RunShell, RunStart, current_scope
+from pipeline.emit.sections import Turn, inside, put_off
 from pipeline.model.errors import PipelineError
 from pipeline.model.events import RunEvent, RunTotals
 
@@ -48,7 +48,7 @@ class DetachedRun(RunShell):
         self.labels = dict(start.labels or {})
         self.parent_run_id = start.parent_run_id
         self.lost = 0
-        self._turn = threading.Lock()
+        self._turn = Turn()
         self._open: dict[Hashable, _Opened] = {}
         self._core.base_scope = cause
         with self._turn:
@@ -131,6 +131,9 @@ class DetachedRun(RunShell):
 
     def end(self, key: Hashable, failure: BaseException | None = None) -> bool:
         """The block of this key ends, and before it what is still open inside; False when there is none."""
+        if inside():
+            put_off(self.end, key, failure)
+            return key in self._open
         with self._turn:
             if key not in self._open:
                 return False

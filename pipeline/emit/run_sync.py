@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from pipeline.emit.blocks import Block, ModelCallBlock, StepBlock, ToolCallBlock
 from pipeline.emit.journal import Scope, Stamp
 from pipeline.emit.run_core import RunCore, RunShell, current_scope, not_recorded
+from pipeline.emit.sections import Turn, inside, put_off
 from pipeline.model.errors import PipelineError
 from pipeline.model.events import RunEvent
 
@@ -48,7 +48,7 @@ class Run(RunShell):
 
     def __init__(self, core: RunCore) -> None:
         super().__init__(core)
-        self._turn = threading.Lock()
+        self._turn = Turn()
         self._own = SyncBlock(self, core.block)
 
     def __enter__(self) -> Run:
@@ -97,6 +97,9 @@ class Run(RunShell):
         return scope
 
     def _emit(self, make: Callable[[Stamp], RunEvent]) -> None:
+        if inside():
+            put_off(self._emit, make)
+            return
         with self._turn:  # numbered and published in one go, so that the order in Kafka is the order of numbers
             event = make(self._core.stamp())
             self._core.publisher.publish(event, traceparent=self._core.traceparent())

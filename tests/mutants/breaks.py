@@ -24,6 +24,7 @@ ASKED = "tests/unit/jobs/test_jobs_from_handlers.py"
 SHARING = "tests/unit/test_core_jobs_sharing.py"
 OPERATING, MONITOR = "tests/unit/jobs/test_operating_jobs.py", "tests/unit/jobs/test_job_monitor.py"
 EVENTS = "tests/unit/jobs/test_job_events.py"
+LEFT = "tests/unit/test_emit_left_streams.py"
 CHOICE, CRON = "tests/unit/test_core_jobs_choice.py", "tests/unit/test_jobs_cron.py"
 
 
@@ -390,6 +391,11 @@ BREAKS = (
     Break("strangers-behind-the-last-entry-unseen", "worker.jobs.strangers", "elif host in known and now_ms - at_ms >= LOOK_MS:", "elif False:", JOBS),
     Break("strangers-are-all-the-others", "core.store_scan", "if found != epoch and key", "if key", JOBS),
     Break("strangers-found-over-and-over", "worker.jobs.strangers", "                host.writer.seen = max(host.writer.seen, at)", "                pass", JOBS),
+    # publishing
+    Break("left-streams-recorded-at-once", "emit.sections", "return _threads.here.depth > 0", "return False", LEFT),
+    Break("left-streams-published-at-once", "emit.sections", "return _threads.here.sections > 0", "return False", LEFT),
+    Break("left-streams-never-recorded", "emit.sections", "self.later.popleft()()", "self.later.popleft()", LEFT),
+    Break("publishers-thread-waits-for-itself", "emit.publisher", "0 if threading.current_thread() is self._thread else ", "", LEFT),
     # operating jobs
     Break("jobs-index-believes-strangers", "jobs.index", "epoch >= epochs[place]", "True", MONITOR),
     Break("jobs-index-keeps-the-forgotten", "jobs.index", "            self._jobs[name] = None\n", "            pass\n", MONITOR),

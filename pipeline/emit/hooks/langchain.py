@@ -11,7 +11,6 @@ event loop, since nothing in it waits.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from pipeline.emit.blocks import ModelCallBlock, ToolCallBlock
 from pipeline.emit.coerce import content_text
 from pipeline.emit.hooks.watch import HookOptions, HookStats, RunSource, RunWatch
 from pipeline.emit.run_detached import DetachedRun
+from pipeline.emit.sections import Turn, inside, put_off
 from pipeline.model.errors import ConfigurationError
 
 try:
@@ -59,7 +59,7 @@ class LangChainHooks(BaseCallbackHandler):
         self._watch = RunWatch("LangChain", recorder, options or HookOptions())
         self._nodes: dict[UUID, _Node] = {}
         self._said: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock = Turn()
 
     def stats(self) -> HookStats:
         """Counts as of now."""
@@ -208,6 +208,9 @@ class LangChainHooks(BaseCallbackHandler):
         return node, fresh
 
     def _leave(self, run_id: UUID, output: Any, failure: BaseException | None = None) -> None:
+        if inside():  # a stream that was left, ended by the garbage collector
+            put_off(self._leave, run_id, output, failure)
+            return
         with self._lock:
             node = self._nodes.pop(run_id, None)
         if node is None:

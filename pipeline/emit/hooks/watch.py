@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -14,6 +13,7 @@ from pydantic_core import to_jsonable_python
 
 from pipeline.emit.coerce import as_json, clean
 from pipeline.emit.run_detached import DetachedRun
+from pipeline.emit.sections import Turn, inside, put_off
 from pipeline.model.events import RunCancelled, RunCompleted, RunFailed, RunTotals
 
 log = logging.getLogger("pipeline.hooks")
@@ -140,7 +140,7 @@ class RunWatch:
         self.options = options
         self._framework = framework
         self._source = source
-        self._lock = threading.Lock()
+        self._lock = Turn()
         self._runs = self._open = self._lost = self._stray = 0
 
     def stats(self) -> HookStats:
@@ -161,6 +161,9 @@ class RunWatch:
 
     def close(self, run: DetachedRun, failure: BaseException | None = None) -> None:
         """The run ends; twice is fine. Then its hooks are called."""
+        if inside():
+            put_off(self.close, run, failure)
+            return
         last = run.finish(failure)
         if last is None:
             return
