@@ -31,7 +31,7 @@ from pipeline.model.errors import (
     SchemaUnavailable,
     TopologyError,
 )
-from pipeline.model.events import EVENT_TYPES, Message, RunEvent
+from pipeline.model.events import EVENT_TYPES, Approval, Message, RunEvent
 from tests.fake_producer import FakeProducer, Sent
 from tests.patience import PATIENCE
 
@@ -460,6 +460,35 @@ def test_an_event_whose_record_is_not_registered_waits_for_it(make: Make, produc
     missing.clear()
     assert publisher.flush(10).complete
     assert ids(producer) == ["r-0"]
+
+
+@pytest.mark.parametrize("lacking", [[Approval.record_name], list(EVENT_TYPES)], ids=("one", "all"))
+def test_events_published_after_a_look_up_that_missed_their_contracts_wait_for_them(
+    producer: FakeProducer, lacking: list[str]
+) -> None:
+    """The agent was deployed before `pipeline schemas register` had run: its code heard of that, until it was restarted."""
+    missing = list(lacking)
+
+    class Unregistered(Names):
+        def encode(self, value: RunEvent, *, topic: str) -> bytes:
+            if value.record_name in missing:
+                raise EncodeError(f"{value.record_name} is not registered")
+            return super().encode(value, topic=topic)
+
+    options = PublishOptions(prepare=lambda topic: list(missing))
+    publisher = Publisher(producer, Unregistered(), BufferPolicy(), options)
+    try:
+        until(lambda: "schemas register" in publisher._schemas.trouble, "the look-up is over")
+        publisher.publish(message(0))
+        publisher.publish(filled(Approval).model_copy(update={"event_id": "r-1"}))
+        publisher.publish_many([message(2), message(3)])
+        assert not publisher.flush(0.1).complete
+        assert ids(producer) == ([] if len(lacking) > 1 else ["r-0"]), "order is kept: what follows waits too"
+        missing.clear()
+        assert publisher.flush(10).complete
+        assert ids(producer) == ["r-0", "r-1", "r-2", "r-3"]
+    finally:
+        publisher.close(1)
 
 
 def test_text_that_no_event_can_hold_is_refused_at_once_also_by_a_cold_publisher(
