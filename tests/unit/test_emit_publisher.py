@@ -22,10 +22,12 @@ from pipeline.emit.metrics import PublisherCollector
 from pipeline.emit.policy import BufferPolicy
 from pipeline.emit.publisher import EVENTS_TOPIC, Publisher, PublishOptions
 from pipeline.emit.schema_wait import FIRST_LOOK_UP_S, as_json, from_json
+from pipeline.emit.stats import Leftover
 from pipeline.memory import connect
 from pipeline.model.cluster import TopicPartition
 from pipeline.model.errors import (
     BufferFull,
+    ClusterError,
     EncodeError,
     PublishError,
     SchemaUnavailable,
@@ -337,6 +339,24 @@ def test_close_says_what_was_not_delivered(make: Make, producer: FakeProducer) -
     assert publisher.close(0.2) == left
     with pytest.raises(PublishError):
         publisher.publish(message(1))
+
+
+def test_what_kafka_refused_for_good_is_told_at_the_end(
+    make: Make, producer: FakeProducer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a run's output that is larger than the topic allows: its last event never arrives, and nothing is left to send."""
+    publisher = make()
+    producer.up = False
+    publisher.publish(message(0))
+    publisher.publish(message(1))
+    until(lambda: len(producer.held) == 2, "both are on their way")
+    producer.answer(1, ClusterError("Broker: Message size too large [MSG_SIZE_TOO_LARGE]"))
+    producer.come_back()
+    assert publisher.flush(10) == Leftover(refused=1)
+    left = publisher.close(10)
+    assert (left, ids(producer)) == (Leftover(refused=1), ["r-1"])
+    assert not left.complete
+    assert "1 records were refused by Kafka for good" in caplog.records[-1].message
 
 
 def test_close_ends_the_thread(make: Make) -> None:
