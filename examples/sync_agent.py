@@ -37,8 +37,8 @@ def main(folder: Path) -> None:
         for run_id in pool.map(lambda task: work(recording, task), range(4)):
             print(run_id)
     left = recorder.left
-    if left.undelivered:
-        print(f"{left.undelivered} events are lost", file=sys.stderr)
+    if left.undelivered or left.refused:
+        print(f"{left.undelivered + left.refused} events are lost", file=sys.stderr)
     if left.spool_bytes:
         print(f"{left.spool_bytes} bytes wait in {folder} for the next start", file=sys.stderr)
 

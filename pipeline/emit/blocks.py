@@ -83,11 +83,11 @@ class ModelCallBlock:
         return None, stamp.scope
 
     def end(self, stamp: Stamp, failure: BaseException | None) -> RunEvent:
-        began_ms = self._begun.now_ms if self._begun else stamp.now_ms
-        fields = {**self._answer, "duration_ms": max(0, stamp.now_ms - began_ms)}
+        began = self._begun or stamp
+        fields = {**self._answer, "duration_ms": max(0, stamp.now_ms - began.now_ms)}
         if failure is not None:
             fields["error"] = f"{type(failure).__name__}: {error_text(failure)}"
-        return self._journal.model_call(stamp, self._model, fields, self._cost_usd)
+        return self._journal.model_call(stamp.at(began.scope), self._model, fields, self._cost_usd)
 
     def _update(self, **fields: Any) -> None:
         candidate = self._answer | {name: value for name, value in fields.items() if value is not None}
@@ -163,6 +163,7 @@ class RunBlock:
     def __init__(self, journal: RunJournal, started: dict[str, Any]) -> None:
         self._journal = journal
         self._started = started
+        self._inside = Scope()
         self._output: str | None = None
         self._failure: tuple[str, str] | None = None
         self._cancelled: tuple[str | None, str | None] | None = None
@@ -181,9 +182,11 @@ class RunBlock:
 
     def begin(self, stamp: Stamp) -> tuple[RunEvent | None, Scope]:
         event = self._journal.started(stamp, **self._started)
-        return event, Scope(None, event.event_id)
+        self._inside = Scope(None, event.event_id)
+        return event, self._inside
 
     def end(self, stamp: Stamp, failure: BaseException | None) -> RunEvent:
+        stamp = stamp.at(self._inside)
         if failure is not None and is_cancellation(failure):
             return self._journal.cancelled(stamp, f"{type(failure).__name__}: {error_text(failure)}")
         if failure is not None:

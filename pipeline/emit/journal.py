@@ -63,6 +63,10 @@ class Stamp:
     now_ms: int
     scope: Scope = field(default_factory=Scope)
 
+    def at(self, scope: Scope) -> Stamp:
+        """The same elsewhere in the run."""
+        return Stamp(self.event_id, self.now_ms, scope)
+
 
 class RunJournal:
     """The events of one run, numbered from 0. Not thread-safe."""
@@ -118,7 +122,7 @@ class RunJournal:
     ) -> ToolResult:
         """The tool has ended, one way or another."""
         duration_ms = max(0, stamp.now_ms - started_ms)
-        base = self._base(stamp) | {"parent_id": call.event_id}
+        base = self._base(stamp) | {"step": call.step, "parent_id": call.event_id}
         return self._count(
             ToolResult(
                 **base,

@@ -201,7 +201,7 @@ class Publisher:
                 return self._left
             records = (*self._buffer.in_flight.values(), *self._buffer.waiting)
             undelivered = [record for record in records if not record.copied]
-            return leftover(undelivered, self._sender.spool_bytes, self._sender.trouble)
+            return leftover(undelivered, self._sender.spool_bytes, self._sender.trouble, self._counters.failed)
 
     def _record(self, event: RunEvent, topic: str, traceparent: str | None) -> Outgoing:
         event = self._scrub(event)

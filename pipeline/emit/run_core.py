@@ -23,8 +23,51 @@ from pipeline.model.events import RunEvent
 
 log = logging.getLogger("pipeline.emit")
 
-current_scope: ContextVar[tuple[str, Scope] | None] = ContextVar("pipeline_run_scope", default=None)
-"""The innermost block the caller is in, with the id of its run."""
+
+@dataclass(slots=True, eq=False)
+class ActiveScope:
+    """A block that somebody is in: the journal of its run, and where in the run that is. `left`: the block has ended."""
+
+    journal: RunJournal
+    scope: Scope
+    left: bool = False
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self.journal.identity.run_id
+
+    @property
+    def ended(self) -> bool:
+        """Nobody is in it any more: a run's end is the end of all that is open in it."""
+        return self.left or self.journal.ended
+
+
+_entered: ContextVar[tuple[ActiveScope, ...]] = ContextVar("pipeline_run_scopes", default=())
+"""The blocks that the caller is in, the innermost last. Some may have ended: a generator that is left ends its block in another
+context, which can't set this one, and generators that take turns end theirs in any order."""
+
+
+def current_scope() -> ActiveScope | None:
+    """The innermost block the caller is in."""
+    return next((active for active in reversed(_entered.get()) if not active.ended), None)
+
+
+def enter_scope(journal: RunJournal, scope: Scope) -> ActiveScope:
+    """What the caller does from now on is inside; give the result to `leave_scope`, in whatever context."""
+    active = ActiveScope(journal, scope)
+    _entered.set((*_not_ended(), active))
+    return active
+
+
+def leave_scope(active: ActiveScope) -> None:
+    """Its block has ended, for everyone who is in it."""
+    active.left = True
+    _entered.set(_not_ended())
+
+
+def _not_ended() -> tuple[ActiveScope, ...]:
+    return tuple(active for active in _entered.get() if not active.ended)
 
 
 class EventPublisher(Protocol):
@@ -97,8 +140,8 @@ class RunCore:
     def stamp(self, scope: Scope | None = None) -> Stamp:
         """A new event's id, its time, and where in the run it is: where the caller is, unless told."""
         if scope is None:
-            here = current_scope.get()
-            scope = here[1] if here is not None and here[0] == self.run_id else self.base_scope
+            here = current_scope()
+            scope = here.scope if here is not None and here.journal is self.journal else self.base_scope
         return Stamp(self._options.new_id(), self._options.clock_ms(), scope)
 
     def traceparent(self) -> str | None:

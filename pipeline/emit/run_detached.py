@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pipeline.emit.blocks import Block, ModelCallBlock, StepBlock, ToolCallBlock
-from pipeline.emit.journal import Scope
+from pipeline.emit.journal import RunJournal, Scope
 from pipeline.emit.run_core import EventPublisher, RecorderOptions, RunCore, RunShell, RunStart, current_scope
 from pipeline.emit.sections import Turn, inside, put_off
 from pipeline.model.errors import PipelineError
@@ -39,10 +39,10 @@ class DetachedRun(RunShell):
     """Any thread may use it. Calls raise ValidationError (nothing sent, nothing open) and, after the end, PublishError."""
 
     def __init__(self, publisher: EventPublisher, options: RecorderOptions, start: RunStart) -> None:
-        here = current_scope.get()
+        here = current_scope()
         cause = Scope()
         if here is not None and start.parent_run_id is None:
-            start, cause = start.inside(here[0]), Scope(None, here[1].parent_id)
+            start, cause = start.inside(here.run_id), Scope(None, here.scope.parent_id)
         super().__init__(RunCore(publisher, options, start))
         self.input = start.input
         self.labels = dict(start.labels or {})
@@ -66,10 +66,10 @@ class DetachedRun(RunShell):
         """How many blocks are open."""
         return len(self._open)
 
-    def scope_of(self, key: Hashable | None) -> tuple[str, Scope]:
-        """For `current_scope`: inside the block of this key, or of the run where there is none."""
+    def scope_of(self, key: Hashable | None) -> tuple[RunJournal, Scope]:
+        """For `enter_scope`: inside the block of this key, or of the run where there is none."""
         with self._turn:
-            return self.run_id, self._inner(key)
+            return self._core.journal, self._inner(key)
 
     def is_open(self, key: Hashable) -> bool:
         """Whether a block has begun under this key and not ended."""

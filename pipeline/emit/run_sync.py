@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from pipeline.emit.blocks import Block, ModelCallBlock, StepBlock, ToolCallBlock
 from pipeline.emit.journal import Scope, Stamp
-from pipeline.emit.run_core import RunCore, RunShell, current_scope, not_recorded
+from pipeline.emit.run_core import ActiveScope, RunCore, RunShell, enter_scope, leave_scope, not_recorded
 from pipeline.emit.sections import Turn, inside, put_off
 from pipeline.model.errors import PipelineError
 from pipeline.model.events import RunEvent
@@ -22,18 +22,17 @@ class SyncBlock(Generic[B]):
     def __init__(self, run: Run, block: B) -> None:
         self._run = run
         self._block = block
-        self._outer: tuple[str, Scope] | None = None
+        self._active: ActiveScope
 
     def __enter__(self) -> B:
-        self._outer = current_scope.get()
         scope = self._run._begin(self._block)
-        current_scope.set((self._run.run_id, scope))
+        self._active = enter_scope(self._run._core.journal, scope)
         return self._block
 
     def __exit__(
         self, _kind: type[BaseException] | None, failure: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        current_scope.set(self._outer)
+        leave_scope(self._active)
         try:
             self._run._emit(lambda stamp: self._block.end(stamp, failure))
         except (PipelineError, ValueError) as trouble:

@@ -1,6 +1,7 @@
 """Events whose schema ids are not known yet: kept as JSON, in memory or in the spool, until the registry has answered.
 
-Nobody waits for it: a thread of its own looks the ids of a topic up, again and again until they are known.
+Nobody waits for it: a thread of its own looks the ids of a topic up, again and again until they are known. A contract
+that is not registered is one more that is not known yet: an agent may be deployed before it is registered.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class EventEncoder(Protocol):
 
 
 class SchemaWait:
-    """Encodes at once where the topic's ids are known, else later. `trouble`: why they are not, one sentence or ""."""
+    """Encodes at once where the event's id is known, else later. `trouble`: why they are not, one sentence or ""."""
 
     def __init__(self, encoder: EventEncoder, prepare: Prepare | None) -> None:
         self.trouble = ""
@@ -47,7 +48,8 @@ class SchemaWait:
     def record(self, event: RunEvent, topic: str, headers: Headers) -> Outgoing:
         """The event on its way, encoded if that is possible yet. Raises EncodeError."""
         key = event.run_id.encode()
-        if self._prepare is None or topic in self._known:
+        missing = self._known.get(topic)
+        if self._prepare is None or (missing is not None and event.record_name not in missing):
             return Outgoing(topic, key, self._encoder.encode(event, topic=topic), headers)
         made = Outgoing(topic, key, as_json(event), headers)
         made.unencoded = event.record_name

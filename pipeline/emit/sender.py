@@ -179,7 +179,10 @@ class Sender:
             log.error("%d records were not delivered when the publisher closed, and are lost%s", len(lost), why)
         if spool_bytes:
             log.warning("%d bytes of records are left in the spool for the next publisher%s", spool_bytes, why)
-        return leftover(lost, spool_bytes, self.trouble)
+        refused = self._counters.failed
+        if refused:
+            log.error("%d records were refused by Kafka for good, and are lost: see the log above for each", refused)
+        return leftover(lost, spool_bytes, self.trouble, refused)
 
     @property
     def _spool_empty(self) -> bool:
@@ -293,10 +296,10 @@ class Sender:
         return "the broker does not answer"
 
 
-def leftover(records: Sequence[Outgoing], spool_bytes: int, trouble: str) -> Leftover:
-    """What these records amount to."""
+def leftover(records: Sequence[Outgoing], spool_bytes: int, trouble: str, refused: int) -> Leftover:
+    """What these records amount to, beside those that were refused."""
     ids = (event_id_of(record.headers) for record in records[:EVENT_IDS_MAX])
-    return Leftover(len(records), tuple(name for name in ids if name), spool_bytes, trouble)
+    return Leftover(len(records), tuple(name for name in ids if name), spool_bytes, trouble, refused)
 
 
 def _nothing() -> None:

@@ -53,15 +53,17 @@ class Leftover:
     event ids, and bytes on disk.
 
     What is on disk is sent later, by this publisher or by the next one with the same spool_dir. It counts as
-    undelivered only in `complete`. `trouble`: why something is left, where that is known.
+    undelivered only in `complete`. `refused`: records that Kafka refused for good since the publisher was made, all lost;
+    the log names each. `trouble`: why something is left, where that is known.
     """
 
     undelivered: int = 0
     event_ids: tuple[str, ...] = ()
     spool_bytes: int = 0
     trouble: str = ""
+    refused: int = 0
 
     @property
     def complete(self) -> bool:
-        """Everything reached Kafka."""
-        return not self.undelivered and not self.spool_bytes
+        """Everything reached Kafka, but for what the mode "drop_oldest" dropped."""
+        return not (self.undelivered or self.spool_bytes or self.refused)

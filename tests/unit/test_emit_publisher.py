@@ -22,16 +22,18 @@ from pipeline.emit.metrics import PublisherCollector
 from pipeline.emit.policy import BufferPolicy
 from pipeline.emit.publisher import EVENTS_TOPIC, Publisher, PublishOptions
 from pipeline.emit.schema_wait import FIRST_LOOK_UP_S, as_json, from_json
+from pipeline.emit.stats import Leftover
 from pipeline.memory import connect
 from pipeline.model.cluster import TopicPartition
 from pipeline.model.errors import (
     BufferFull,
+    ClusterError,
     EncodeError,
     PublishError,
     SchemaUnavailable,
     TopologyError,
 )
-from pipeline.model.events import EVENT_TYPES, Message, RunEvent
+from pipeline.model.events import EVENT_TYPES, Approval, Message, RunEvent
 from tests.fake_producer import FakeProducer, Sent
 from tests.patience import PATIENCE
 
@@ -339,6 +341,24 @@ def test_close_says_what_was_not_delivered(make: Make, producer: FakeProducer) -
         publisher.publish(message(1))
 
 
+def test_what_kafka_refused_for_good_is_told_at_the_end(
+    make: Make, producer: FakeProducer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a run's output that is larger than the topic allows: its last event never arrives, and nothing is left to send."""
+    publisher = make()
+    producer.up = False
+    publisher.publish(message(0))
+    publisher.publish(message(1))
+    until(lambda: len(producer.held) == 2, "both are on their way")
+    producer.answer(1, ClusterError("Broker: Message size too large [MSG_SIZE_TOO_LARGE]"))
+    producer.come_back()
+    assert publisher.flush(10) == Leftover(refused=1)
+    left = publisher.close(10)
+    assert (left, ids(producer)) == (Leftover(refused=1), ["r-1"])
+    assert not left.complete
+    assert "1 records were refused by Kafka for good" in caplog.records[-1].message
+
+
 def test_close_ends_the_thread(make: Make) -> None:
     publisher = make()
     publisher.publish(message(1))
@@ -460,6 +480,35 @@ def test_an_event_whose_record_is_not_registered_waits_for_it(make: Make, produc
     missing.clear()
     assert publisher.flush(10).complete
     assert ids(producer) == ["r-0"]
+
+
+@pytest.mark.parametrize("lacking", [[Approval.record_name], list(EVENT_TYPES)], ids=("one", "all"))
+def test_events_published_after_a_look_up_that_missed_their_contracts_wait_for_them(
+    producer: FakeProducer, lacking: list[str]
+) -> None:
+    """The agent was deployed before `pipeline schemas register` had run: its code heard of that, until it was restarted."""
+    missing = list(lacking)
+
+    class Unregistered(Names):
+        def encode(self, value: RunEvent, *, topic: str) -> bytes:
+            if value.record_name in missing:
+                raise EncodeError(f"{value.record_name} is not registered")
+            return super().encode(value, topic=topic)
+
+    options = PublishOptions(prepare=lambda topic: list(missing))
+    publisher = Publisher(producer, Unregistered(), BufferPolicy(), options)
+    try:
+        until(lambda: "schemas register" in publisher._schemas.trouble, "the look-up is over")
+        publisher.publish(message(0))
+        publisher.publish(filled(Approval).model_copy(update={"event_id": "r-1"}))
+        publisher.publish_many([message(2), message(3)])
+        assert not publisher.flush(0.1).complete
+        assert ids(producer) == ([] if len(lacking) > 1 else ["r-0"]), "order is kept: what follows waits too"
+        missing.clear()
+        assert publisher.flush(10).complete
+        assert ids(producer) == ["r-0", "r-1", "r-2", "r-3"]
+    finally:
+        publisher.close(1)
 
 
 def test_text_that_no_event_can_hold_is_refused_at_once_also_by_a_cold_publisher(

@@ -7,7 +7,8 @@ import itertools
 import json
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
@@ -37,6 +38,10 @@ class Kept:
     async def publish_async(self, event: RunEvent, *, traceparent: str | None = None) -> None:
         await asyncio.sleep(0)
         self.publish(event, traceparent=traceparent)
+
+    def offer(self, event: RunEvent, *, traceparent: str | None = None) -> bool:
+        self.publish(event, traceparent=traceparent)
+        return True
 
     def close(self, timeout_s: float = 10.0) -> Leftover:
         self.closed_with = timeout_s
@@ -308,6 +313,81 @@ def test_a_run_inside_a_tool_call_stands_on_its_own(kept: Kept) -> None:
     assert inner_started.parent_id is None
     assert inner_message.parent_id == inner_started.event_id
     assert kept.events[5].parent_id == kept.events[1].event_id
+
+
+async def streamed(block: AbstractAsyncContextManager[Any]) -> AsyncGenerator[str, None]:
+    async with block:
+        yield "a"
+        yield "b"
+
+
+async def begin_and_leave(block: AbstractAsyncContextManager[Any]) -> None:
+    """As `async for ... break` does: the event loop closes the generator in a task, and so a context, of its own."""
+    stream = streamed(block)
+    await anext(stream)
+    await asyncio.create_task(stream.aclose())
+
+
+def test_what_follows_a_generator_that_was_left_is_not_inside_its_step(kept: Kept) -> None:
+    async def main() -> None:
+        async with Recorder(kept) as recorder, recorder.run(agent="a") as run, run.tool_call("outer"):
+            await begin_and_leave(run.step("plan"))
+            await run.message("user", "x")
+            async with run.step("act"):
+                await run.message("user", "y")
+
+    asyncio.run(main())
+    _, call, planned, ended, message, acted, inside, *_ = kept.events
+    assert (planned.step, ended.parent_id) == (0, planned.event_id)
+    assert (message.step, message.parent_id) == (None, call.event_id)
+    assert (acted.parent_id, inside.step, inside.parent_id) == (call.event_id, 1, acted.event_id)
+
+
+def test_a_run_in_a_generator_that_was_left_is_no_parent_of_what_follows(kept: Kept) -> None:
+    async def main() -> None:
+        async with Recorder(kept) as recorder, recorder.run(agent="outer") as outer:
+            await begin_and_leave(recorder.run(agent="left"))
+            assert recorder.detached("inside").parent_run_id == outer.run_id
+        async with Recorder(kept) as recorder:
+            await begin_and_leave(recorder.run(agent="left"))
+            assert recorder.detached("alone").parent_run_id is None
+
+    asyncio.run(main())
+
+
+def test_a_step_whose_generator_is_still_to_be_closed_ends_with_its_run(kept: Kept) -> None:
+    """A run ends right after its stream was left: the event loop has had no time yet to close that."""
+
+    async def main() -> None:
+        async with Recorder(kept) as recorder:
+            async with recorder.run(agent="left") as run, run.step("outer"), run.model_call("m"), run.tool_call("t"):
+                stream = streamed(run.step("inner"))
+                await anext(stream)
+            assert recorder.detached("next").parent_run_id is None
+            await stream.aclose()
+
+    asyncio.run(main())
+    started, outer, call, inner, result, model, ended, last, _ = kept.events
+    assert isinstance(last, RunCompleted)
+    found = [(event.step, event.parent_id) for event in (call, inner, result, model, ended, last)]
+    ids = started.event_id, outer.event_id, call.event_id
+    assert found == [(0, ids[1]), (1, ids[2]), (0, ids[2]), (0, ids[1]), (0, ids[1]), (None, ids[0])]
+
+
+def test_runs_in_generators_that_take_turns_are_each_left_by_their_own_end(kept: Kept) -> None:
+    def turns(recorder: SyncRecorder, agent: str) -> Iterator[str]:
+        with recorder.run(agent=agent) as run:
+            yield run.run_id
+            yield run.run_id
+
+    with Recorder(kept) as recorder:
+        first, second = turns(recorder, "first"), turns(recorder, "second")
+        next(first)
+        second_id = next(second)
+        assert len(list(first)) == 1
+        assert recorder.detached("x").parent_run_id == second_id
+        assert len(list(second)) == 1
+        assert recorder.detached("y").parent_run_id is None
 
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

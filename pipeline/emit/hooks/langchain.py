@@ -87,7 +87,7 @@ class LangChainHooks(BaseCallbackHandler):
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         with self._watch.guard:
-            self._leave(run_id, outputs)
+            self._leave(run_id, outputs, streamed="inputs" in kwargs)  # known only now, of a stream
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         with self._watch.guard:
@@ -207,9 +207,11 @@ class LangChainHooks(BaseCallbackHandler):
             self._nodes[run_id] = node
         return node, fresh
 
-    def _leave(self, run_id: UUID, output: Any, failure: BaseException | None = None) -> None:
+    def _leave(
+        self, run_id: UUID, output: Any, failure: BaseException | None = None, *, streamed: bool = False
+    ) -> None:
         if inside():  # a stream that was left, ended by the garbage collector
-            put_off(self._leave, run_id, output, failure)
+            put_off(lambda: self._leave(run_id, output, failure, streamed=streamed))
             return
         with self._lock:
             node = self._nodes.pop(run_id, None)
@@ -218,7 +220,8 @@ class LangChainHooks(BaseCallbackHandler):
         with self._watch.guard:
             node.run.end(run_id, failure)
         if node.root:
-            if failure is None and node.run.opened:  # how LangChain ends a stream that is left
+            # How LangChain ends a stream that is left. What was invoked has returned: it left a stream of its own inside.
+            if failure is None and streamed and node.run.opened:
                 failure = asyncio.CancelledError("its stream was left before its end")
             if failure is None:
                 with self._watch.guard:

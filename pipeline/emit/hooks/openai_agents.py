@@ -21,7 +21,6 @@ from typing import Any
 from pipeline.emit.blocks import ModelCallBlock, ToolCallBlock
 from pipeline.emit.coerce import content_text
 from pipeline.emit.hooks.watch import HookOptions, HookStats, RunSource, RunWatch, plain
-from pipeline.emit.run_core import current_scope
 from pipeline.emit.run_detached import DetachedRun, Unfinished
 from pipeline.model.errors import ConfigurationError
 
@@ -70,7 +69,7 @@ class _RunBlock:
     def __init__(self, hooks: OpenAIAgentsHooks, recorded: _Recorded) -> None:
         self._hooks = hooks
         self._recorded = recorded
-        self._outer: tuple[Any, Any] = (None, None)
+        self._outer: _Recorded | None = None
 
     @property
     def run_id(self) -> str | None:
@@ -78,15 +77,14 @@ class _RunBlock:
         return self._recorded.run.run_id if self._recorded.run is not None else None
 
     def __enter__(self) -> _RunBlock:
-        self._outer = _recorded.get(), current_scope.get()
+        self._outer = _recorded.get()
         _recorded.set(self._recorded)
         return self
 
     def __exit__(
         self, _kind: type[BaseException] | None, failure: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        _recorded.set(self._outer[0])
-        current_scope.set(self._outer[1])
+        _recorded.set(self._outer)
         self._hooks._close(self._recorded, failure)
 
     async def __aenter__(self) -> _RunBlock:

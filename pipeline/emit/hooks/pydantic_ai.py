@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.emit.blocks import ModelCallBlock
 from pipeline.emit.hooks.watch import HookOptions, HookStats, RunSource, RunWatch
-from pipeline.emit.run_core import current_scope
+from pipeline.emit.run_core import enter_scope, leave_scope
 from pipeline.emit.run_detached import DetachedRun
 from pipeline.model.errors import ConfigurationError
 
@@ -68,9 +68,9 @@ class PydanticAIHooks(AbstractCapability[Any]):
             run = self._watch.open(name, _prompt_text(ctx.prompt), run_id=ctx.run_id)
         if run is None:
             return await handler()  # type: ignore[no-any-return]
-        outer = _recorded.get(), current_scope.get()
+        outer = _recorded.get()
         _recorded.set(_Recorded(run, ctx.run_id))
-        current_scope.set(run.scope_of(None))
+        active = enter_scope(*run.scope_of(None))
         try:
             result: AgentRunResult[Any] = await handler()
         except BaseException as failure:
@@ -84,8 +84,8 @@ class PydanticAIHooks(AbstractCapability[Any]):
                 self._watch.close(run)
             return result
         finally:
-            _recorded.set(outer[0])  # not by tokens: a run that is iterated may end in another context
-            current_scope.set(outer[1])
+            _recorded.set(outer)  # not by tokens: a run that is iterated may end in another context
+            leave_scope(active)
 
     async def wrap_model_request(
         self, ctx: RunContext[Any], *, request_context: ModelRequestContext, handler: Any
@@ -120,10 +120,10 @@ class PydanticAIHooks(AbstractCapability[Any]):
         recorded = self._here(ctx)
         if recorded is None:
             return await handler(args)
-        run, key, block, outer = recorded.run, object(), None, current_scope.get()
+        run, key, block, active = recorded.run, object(), None, None
         with self._watch.guard:
             block = run.tool_call(key, call.tool_name, self._watch.arguments(args), call_id=call.tool_call_id)
-            current_scope.set(run.scope_of(key))
+            active = enter_scope(*run.scope_of(key))
         try:
             result = await handler(args)
         except (ApprovalRequired, CallDeferred) as deferral:
@@ -137,7 +137,8 @@ class PydanticAIHooks(AbstractCapability[Any]):
                 run.end(key, failure)
             raise
         finally:
-            current_scope.set(outer)
+            if active is not None:
+                leave_scope(active)
         if block is not None:
             with self._watch.guard:
                 block.result(self._watch.text(result))

@@ -10,9 +10,11 @@ import atexit
 import contextlib
 import inspect
 import logging
+import os
 import queue as queues
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from dataclasses import dataclass
@@ -87,10 +89,15 @@ class QueueHook(Generic[R]):
         self._options = options
         bound = inspect.iscoroutinefunction(queue.enqueue) and not getattr(queue, "from_any_loop", False)
         self._asynchronous = bound or inspect.iscoroutinefunction(payload_fn)
+        self._thread: threading.Thread | None = None
+        self._begin()
+        _hooks.add(self)
+
+    def _begin(self) -> None:
+        """As new: also in a process that was forked, since what waits is its parent's, which still enqueues it."""
         self._changed = threading.Condition()
         self._called = self._enqueued = self._failed = self._dropped = 0
         self._work: queues.SimpleQueue[tuple[Context, Any]] = queues.SimpleQueue()
-        self._thread: threading.Thread | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, run: R) -> None:
@@ -187,3 +194,15 @@ class QueueHook(Generic[R]):
             self._changed.notify_all()
         if first:
             log.error("no job was enqueued to %s; later failures are counted", self.topic, exc_info=trouble)
+
+
+_hooks: weakref.WeakSet[QueueHook[Any]] = weakref.WeakSet()
+
+
+def _begin_in_child() -> None:
+    for hook in list(_hooks):
+        hook._begin()
+
+
+if hasattr(os, "register_at_fork"):  # where there is no fork there is nothing to do
+    os.register_at_fork(after_in_child=_begin_in_child)

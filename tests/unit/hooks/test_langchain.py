@@ -133,24 +133,47 @@ def test_a_stream_is_recorded(rec: Recording, asynchronous: bool) -> None:
     assert [event.content for event in events if isinstance(event, ModelCall)] == ["sent on Monday"]
 
 
+@pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_stream_that_is_left_is_a_cancelled_run(rec: Recording, asynchronous: bool) -> None:
+def test_a_stream_that_is_left_is_a_cancelled_run(rec: Recording, asynchronous: bool, parts: int) -> None:
     hooks = LangChainHooks(rec.recorder, rec.options)
     chain, config = draft("sent on Monday"), RunnableConfig(callbacks=[hooks])
 
     async def leave() -> None:
         stream = chain.astream({"q": "x"}, config)
-        await anext(stream)
+        for _ in range(parts):
+            await anext(stream)
         await stream.aclose()  # type: ignore[attr-defined]
 
     if asynchronous:
         asyncio.run(leave())
     else:
         stream = chain.stream({"q": "x"}, config)
-        next(stream)
+        for _ in range(parts):
+            next(stream)
         stream.close()  # type: ignore[attr-defined]
     assert isinstance(rec.run()[-1], RunCancelled)
     assert rec.finished == []
+
+
+async def test_a_chain_that_leaves_a_models_stream_and_returns_is_a_completed_run(rec: Recording) -> None:
+    """It has read enough; the event loop closes the model's stream later, when the run has ended."""
+    model = GenericFakeChatModel(messages=iter([said("sent on Monday")]))
+
+    async def first_word(given: str) -> str:
+        stream = model.astream(given)
+        return str((await anext(stream)).content)
+
+    hooks = LangChainHooks(rec.recorder, rec.options)
+    chain = RunnableLambda(first_word).with_config(run_name="support")
+    assert await chain.ainvoke("x", RunnableConfig(callbacks=[hooks])) == "sent"
+    await asyncio.sleep(0.01)  # the stream is closed by now
+    _, _, call, last = rec.run()
+    assert isinstance(call, ModelCall)
+    assert call.error is not None
+    assert isinstance(last, RunCompleted)
+    assert [run.output for run in rec.finished] == ["sent"]
+    assert (last.output, hooks.stats().open, hooks.stats().errors) == ("sent", 0, 0)
 
 
 @pytest.mark.parametrize("where", ["tool", "model"])

@@ -262,6 +262,40 @@ hook(2)
     assert (out.stdout, out.stderr) == ("2 0\n", "")
 
 
+def test_A2_after_a_fork_what_waits_is_enqueued_by_the_parent_alone() -> None:
+    """Both enqueued it, and a child that called no hook waited 5 seconds, when it ended, for what was not its own."""
+    code = """
+import os, threading
+from pipeline import queue_hook
+
+class Queue:
+    go = threading.Event()
+
+    def enqueue(self, topic, payload, options):
+        self.go.wait(30)
+        print(payload, flush=True)
+
+hook = queue_hook(Queue(), "t", lambda run: run)
+for n in range(3):
+    hook(n)
+child = os.fork()
+if not child:
+    print(hook.drain(0), hook.stats().called, flush=True)
+    Queue.go.set()
+    hook("child")
+    print(hook.drain(20), hook.stats().enqueued, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+Queue.go.set()
+print(hook.drain(20), hook.stats().enqueued, flush=True)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert out.stdout.splitlines() == ["True 0", "child", "True 1", "0", "1", "2", "True 3"]
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 async def test_A2_inside_a_handler_a_hook_asks_for_its_job_directly(asynchronous: bool) -> None:
     """Its outbox may be taken at any moment: what came just after that was lost, and what came before changed the numbers, and so the
