@@ -76,7 +76,16 @@ def _int(number: int) -> bytes:
     return _varint((number << 1) ^ (number >> 63))
 
 
+def _bytes(value: Any) -> bytes:
+    """Of a view, or bytes that can change. Not of any buffer: `len` of an array is told in its items, whose bytes differ by machine."""
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        raise TypeError(f"{type(value).__name__} is not bytes")
+    return bytes(value)
+
+
 def _fixed(value: bytes, size: int) -> bytes:
+    if type(value) is not bytes:
+        value = _bytes(value)
     if len(value) != size:
         raise ValueError(f"{len(value)} bytes instead of {size}")
     return value
@@ -180,6 +189,7 @@ class _Source:
             "small": _SMALL,
             "long": _long,
             "int_": _int,
+            "bytes_": _bytes,
             "fixed": _fixed,
             "container": _container,
             "Mapping": Mapping,
@@ -239,6 +249,7 @@ class _Source:
 
     def write_bytes(self, _node: Node, value: str, pad: str) -> list[str]:
         name = self.hold(value, pad)
+        self.lines.append(f"{pad}if type({name}) is not bytes: {name} = bytes_({name})")
         return [f"small[len({name})] if len({name}) < 8192 else long(len({name}))", name]
 
     def write_fixed(self, node: Node, value: str, _pad: str) -> list[str]:
