@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from fastavro import schemaless_writer
 
+from pipeline.codec.defaults import default_of, with_defaults
 from pipeline.codec.generated import function
 from pipeline.codec.schema import PRIMITIVES, AvroSchema, Node
 
@@ -97,14 +98,6 @@ def _container(value: Any, kind: Any) -> Any:
     return value
 
 
-def _default(member: Mapping[str, Any]) -> Any:
-    """A field's default as Python has it: JSON spells bytes as a string of code points below 256."""
-    kind, default = member["type"], member["default"]
-    if isinstance(kind, dict):
-        kind = kind["type"]
-    return default.encode("iso-8859-1") if kind in ("bytes", "fixed") and isinstance(default, str) else default
-
-
 def compile_writer(schema: AvroSchema) -> Write:
     """The writer of one record schema. Missing fields take their default; unknown ones are not looked at."""
     write: Write = _generated(_Source(schema)) if _is_simple(schema.node, schema) else _fastavro_writer(schema)
@@ -153,10 +146,12 @@ def _by_name(schema: AvroSchema, node: Node, value: Any) -> Any:
 
 
 def _fastavro_writer(schema: AvroSchema) -> Write:
+    node, _ = with_defaults(schema)
+
     def write(fields: Mapping[str, Any], prefix: bytes) -> bytes:
         out = BytesIO()
         out.write(prefix)
-        schemaless_writer(out, schema.node, fields)
+        schemaless_writer(out, node, fields)
         return out.getvalue()
 
     return write
@@ -267,7 +262,7 @@ class _Source:
             expression = f"{value}[{name!r}]"
             if "default" in member:
                 default = self.new()
-                self.scope[default] = _default(member)
+                self.scope[default] = default_of(member, self.schema)
                 expression = f"{expression} if {name!r} in {value} else {default}"
             parts += self.emit(member["type"], self.hold(expression, pad), pad)
         return parts or ["b''"]
