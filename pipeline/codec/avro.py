@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, Final
 
@@ -154,6 +154,9 @@ class AvroCodec:
             contract = self.catalogue.present.get(writer.name)
             reader = SchemaReader.make(writer, contract, self._policy.types.get(writer.name))
             self._by_fingerprint[writer.fingerprint] = reader
+        elif reader.writer.text != writer.text:
+            # Read alike, but tags are no part of a fingerprint: what one marks as personal the other may not.
+            reader = replace(reader, writer=writer)
         return reader
 
     def _contract(self, name: str) -> AvroSchema:

@@ -17,6 +17,7 @@ from fastavro import schemaless_reader
 from fastavro.read import SchemaResolutionError
 from pydantic import BaseModel
 
+from pipeline.codec.defaults import unshared, with_defaults
 from pipeline.codec.reader import READ_ERRORS, Read, compile_reader
 from pipeline.codec.schema import AvroSchema
 from pipeline.model.errors import CodecError, SchemaUnavailable, UndecodableError
@@ -98,16 +99,19 @@ class SchemaReader:
 
 
 def _resolving(writer: AvroSchema, contract: AvroSchema, check: Read) -> Read:
+    wanted, shared = with_defaults(contract)
+
     def read(data: bytes, start: int) -> Any:
         check(data, start)
         body = BytesIO(data)
         body.seek(start)
         try:
-            return schemaless_reader(
-                body, writer.node, contract.node, return_record_name=True, return_record_name_override=True
+            found = schemaless_reader(
+                body, writer.node, wanted, return_record_name=True, return_record_name_override=True
             )
         except _RESOLVE_ERRORS as error:
             raise ValueError(f"it can't be read as this build's contract ({error})") from error
+        return unshared(found, shared) if shared else found
 
     return read
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from fastavro import schemaless_writer
 
+from pipeline.codec.defaults import default_of, with_defaults
 from pipeline.codec.generated import function
 from pipeline.codec.schema import PRIMITIVES, AvroSchema, Node
 
@@ -76,7 +77,16 @@ def _int(number: int) -> bytes:
     return _varint((number << 1) ^ (number >> 63))
 
 
+def _bytes(value: Any) -> bytes:
+    """Of a view, or bytes that can change. Not of any buffer: `len` of an array is told in its items, whose bytes differ by machine."""
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        raise TypeError(f"{type(value).__name__} is not bytes")
+    return bytes(value)
+
+
 def _fixed(value: bytes, size: int) -> bytes:
+    if type(value) is not bytes:
+        value = _bytes(value)
     if len(value) != size:
         raise ValueError(f"{len(value)} bytes instead of {size}")
     return value
@@ -86,14 +96,6 @@ def _container(value: Any, kind: Any) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{type(value).__name__} is not a list or map")
     return value
-
-
-def _default(member: Mapping[str, Any]) -> Any:
-    """A field's default as Python has it: JSON spells bytes as a string of code points below 256."""
-    kind, default = member["type"], member["default"]
-    if isinstance(kind, dict):
-        kind = kind["type"]
-    return default.encode("iso-8859-1") if kind in ("bytes", "fixed") and isinstance(default, str) else default
 
 
 def compile_writer(schema: AvroSchema) -> Write:
@@ -144,10 +146,12 @@ def _by_name(schema: AvroSchema, node: Node, value: Any) -> Any:
 
 
 def _fastavro_writer(schema: AvroSchema) -> Write:
+    node, _ = with_defaults(schema)
+
     def write(fields: Mapping[str, Any], prefix: bytes) -> bytes:
         out = BytesIO()
         out.write(prefix)
-        schemaless_writer(out, schema.node, fields)
+        schemaless_writer(out, node, fields)
         return out.getvalue()
 
     return write
@@ -180,6 +184,7 @@ class _Source:
             "small": _SMALL,
             "long": _long,
             "int_": _int,
+            "bytes_": _bytes,
             "fixed": _fixed,
             "container": _container,
             "Mapping": Mapping,
@@ -239,6 +244,7 @@ class _Source:
 
     def write_bytes(self, _node: Node, value: str, pad: str) -> list[str]:
         name = self.hold(value, pad)
+        self.lines.append(f"{pad}if type({name}) is not bytes: {name} = bytes_({name})")
         return [f"small[len({name})] if len({name}) < 8192 else long(len({name}))", name]
 
     def write_fixed(self, node: Node, value: str, _pad: str) -> list[str]:
@@ -256,7 +262,7 @@ class _Source:
             expression = f"{value}[{name!r}]"
             if "default" in member:
                 default = self.new()
-                self.scope[default] = _default(member)
+                self.scope[default] = default_of(member, self.schema)
                 expression = f"{expression} if {name!r} in {value} else {default}"
             parts += self.emit(member["type"], self.hold(expression, pad), pad)
         return parts or ["b''"]

@@ -65,7 +65,7 @@ class Store(ReadModel):
         super().__init__(path, DESIGN)
 
     def schemas(self) -> dict[str, str]:
-        """Fingerprint -> schema, as registries said while they answered."""
+        """Fingerprint and id (`values.remembered_as`) -> schema, as registries said while they answered."""
         try:
             return dict(self.db.execute("SELECT fingerprint, text FROM schemas").fetchall())
         except sqlite3.DatabaseError as error:

@@ -1,6 +1,7 @@
 """Values of dead letters, decoded also when the registry is gone: by the writer schema's fingerprint, which each of them carries.
 
 The schemas are those of the installation and their history, then those that an index remembered while a registry was there.
+What is remembered goes by fingerprint and id: schemas that differ in tags alone have one fingerprint.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Shown(NamedTuple):
 
 
 class Values:
-    """Decodes. `texts` (fingerprint -> schema) is read, and grows by what the registry says. One thread."""
+    """Decodes. `texts` (`remembered_as` -> schema) is read, and grows by what the registry says. One thread."""
 
     def __init__(self, codec: Registered, texts: MutableMapping[str, str] | None = None) -> None:
         self._codec = codec
@@ -56,14 +57,11 @@ class Values:
         """(type, value) of one record. `topic`: whose schemas it is written with. Never raises for bad bytes."""
         if data is None or not (data[:1] == b"\x00" or wire.SCHEMA_ID_HEADER in headers):
             return plain(data)
-        reader = self._reader(headers.get(SCHEMA))
-        if reader is not None:
-            start = 0 if wire.SCHEMA_ID_HEADER in headers else wire.PREFIX_BYTES
-            try:
-                return reader.name, reader.fields(data, start)
-            except CodecError:
-                return plain(data)
         try:
+            reader = self._reader(headers.get(SCHEMA), data, pairs)
+            if reader is not None:
+                start = 0 if wire.SCHEMA_ID_HEADER in headers else wire.PREFIX_BYTES
+                return reader.name, reader.fields(data, start)
             return self._registered(pairs, data, topic)
         except CodecError as error:
             self.unknown += isinstance(error, SchemaUnavailable)
@@ -77,7 +75,7 @@ class Values:
             return Shown(*plain(data))
         topic = (headers.get("pl.origin.topic") or message.topic().encode()).decode("utf-8", "replace")
         try:
-            reader = self._reader(headers.get(SCHEMA))
+            reader = self._reader(headers.get(SCHEMA), data, pairs)
             if reader is not None:
                 value = reader.fields(data, wire.split(data, pairs)[1])
                 return Shown(reader.name, value, "", self._contract(reader.name) or reader.writer)
@@ -94,7 +92,7 @@ class Values:
         pairs, data = headers_in(message), message.value() or b""
         headers = spelled_out(dict(pairs or ()))
         topic = (headers.get("pl.origin.topic") or message.topic().encode()).decode("utf-8", "replace")
-        known = self._reader(headers.get(SCHEMA))
+        known = self._reader(headers.get(SCHEMA), data, pairs)
         writer = known.writer if known is not None else self._codec.writer_schema(topic, data, pairs)
         if writer is None:
             return None
@@ -103,29 +101,27 @@ class Values:
     def _contract(self, name: str) -> AvroSchema | None:
         return self._codec.catalogue.present.get(name)
 
-    def schema(self, fingerprint: str) -> AvroSchema | None:
-        """The writer's schema, where it is known without a registry."""
-        reader = self._reader(fingerprint.encode())
-        return None if reader is None else reader.writer
-
-    def _reader(self, raw: bytes | None) -> SchemaReader | None:
+    def _reader(self, raw: bytes | None, data: bytes, pairs: Headers | None) -> SchemaReader | None:
+        """Of the schema with this fingerprint, where it is known without a registry. Raises UndecodableError without a frame."""
         if not raw:
             return None
         fingerprint = raw.decode("latin-1")
+        schema = self._codec.catalogue.by_fingerprint.get(fingerprint)
+        name = fingerprint if schema is not None else remembered_as(fingerprint, wire.split(data, pairs)[0])
         try:
-            return self._readers[fingerprint]
+            return self._readers[name]
         except KeyError:
             pass
-        schema = self._codec.catalogue.by_fingerprint.get(fingerprint) or self._remembered(fingerprint)
+        schema = schema or self._remembered(fingerprint, name)
         reader = None
         if schema is not None:
-            reader = SchemaReader.make(schema, self._codec.catalogue.present.get(schema.name), None)
+            reader = SchemaReader.make(schema, self._contract(schema.name), None)
         if len(self._readers) < _SCHEMA_IDS_REMEMBERED:
-            self._readers[fingerprint] = reader
+            self._readers[name] = reader
         return reader
 
-    def _remembered(self, fingerprint: str) -> AvroSchema | None:
-        text = self.texts.get(fingerprint)
+    def _remembered(self, fingerprint: str, name: str) -> AvroSchema | None:
+        text = self.texts.get(name)
         try:
             schema = parse(text) if text else None
         except SchemaRefused:
@@ -148,9 +144,15 @@ class Values:
         found = self._codec.decode_dict(topic, data, pairs)
         schema = self._codec.writer_schema(topic, data, pairs)
         if schema is not None and schema.fingerprint not in self._codec.catalogue.by_fingerprint:
-            self.texts[schema.fingerprint] = schema.text
-            self._readers.pop(schema.fingerprint, None)
+            name = remembered_as(schema.fingerprint, wire.split(data, pairs)[0])
+            self.texts[name] = schema.text
+            self._readers.pop(name, None)
         return found
+
+
+def remembered_as(fingerprint: str, key: wire.SchemaKey) -> str:
+    """What an index calls the schema of a value: its fingerprint as the header has it, and the id as hex digits."""
+    return f"{fingerprint} {key.hex()}"
 
 
 def undecoded(shown: Shown) -> UndecodableError:

@@ -1,16 +1,19 @@
 """Secrets by their shape: keys, tokens, passwords and private keys in any text, masked.
 
-Linear in the text, and quick where there are none.
+Linear in the text, and quick where there are none. A secret has no greatest length: what is a run of characters is taken whole
+and never given back (`++`), and what has to follow one is looked at once, so that no part of a text is gone through for each start in it.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 MASK: Final = "[secret]"
 _PATH_NAME: Final = 100
+_Put = str | Callable[[re.Match[str]], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +22,10 @@ class _Shape:
 
     hints: tuple[str, ...]
     pattern: re.Pattern[str]
-    put: str = MASK
+    put: _Put = MASK
 
 
-def _shape(hints: str, pattern: str, flags: int = 0, put: str = MASK) -> _Shape:
+def _shape(hints: str, pattern: str, flags: int = 0, put: _Put = MASK) -> _Shape:
     return _Shape(tuple(hint.replace("~", " ") for hint in hints.split()), re.compile(pattern, flags), put)
 
 
@@ -33,16 +36,36 @@ _NAMES = (
 _SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
 _NAME_HINTS = "assw ASSW ecret ECRET key KEY Key oken OKEN uthoriz UTHORIZ"
 _KEPT = rf"\1{MASK}"
+
+
+def _if_ended(found: re.Match[str]) -> str:
+    """Masked unless a bracket follows, as in `token=make()`; passed over whole then, since what else begins in it ends there, too."""
+    return found[0] if found["follows"] is not None else f"{found[1]}{MASK}"
+
+
+def _in_text(marks: int) -> _Shape:
+    """A value by its name in JSON that stands in a text itself, so that each of its quotes has `marks` backslashes before it.
+
+    Of a secret's own quote or backslash there `step` backslashes are its escape, and then comes what it escapes.
+    """
+    step = 2 if marks == 1 else 4
+    end = rf'\\{{{marks}}}"'
+    quote, backslash = rf"\\{{{step}}}{end}", rf"\\{{{2 * step}}}"
+    own = rf'\\++(?!["\\])|(?:{backslash})*+{quote}|(?:{backslash})++(?={end})'  # before no quote; before its own; before the end
+    name = rf'(\\{{{marks}}}"{_NAMES}{end}\s{{0,8}}:\s{{0,8}}{end})(?!\\{{0,{marks}}}")'
+    return _shape("\\" * marks + '"', rf'{name}[^"\\]*+(?:(?:{own})[^"\\]*+)*+', re.IGNORECASE, _KEPT)
+
+
 _SHAPES: tuple[tuple[str, tuple[_Shape, ...]], ...] = (
     (
         "",
         (
             _shape("AKIA ASIA", r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
             _shape("AIza", r"\bAIza[\w-]{35}"),
-            _shape(".eyJ", r"(?<![\w-])eyJ[\w-]{8,4096}\.eyJ[\w-]{8,16384}\.[\w-]{0,4096}"),
+            _shape(".eyJ", r"(?<![\w-])eyJ[\w-]{8,}+\.eyJ[\w-]{8,}+\.[\w-]*+"),
             _shape(
                 "earer~ EARER~",
-                r"\b(bearer\s{1,8})(?=[^\s0-9]{0,256}[0-9])[A-Za-z0-9._~+/-]{16,4096}=*",
+                r"\b(bearer\s{1,8})(?=[^\s0-9]*+[0-9])[A-Za-z0-9._~+/-]{16,}+=*+",
                 re.IGNORECASE,
                 _KEPT,
             ),
@@ -53,20 +76,22 @@ _SHAPES: tuple[tuple[str, tuple[_Shape, ...]], ...] = (
         (
             _shape(
                 "PRIVATE~KEY-----",
-                r'-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY-----[^"]{0,16384}?'
-                r'(?:-----END [A-Z0-9 ]{0,30}PRIVATE KEY-----|(?=\\{0,3}")|(?=-----BEGIN )|\Z)',
+                r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY-----(?:"
+                r'[^"]{0,16384}?(?:-----END [A-Z0-9 ]{0,30}PRIVATE KEY-----|(?=\\{0,3}")|(?=-----BEGIN )|\Z)'
+                # One without an end in a long text: as far as it looks like a key.
+                r"|[\w+/=\s\\:,]*+(?:-(?!-)[\w+/=\s\\:,]*+)*+(?:-----END [A-Z0-9 ]{0,30}PRIVATE KEY-----)?)",
             ),
-            _shape("sk-", r"(?<![\w-])sk-(?=[A-Za-z_-]{0,256}[0-9])[A-Za-z0-9_-]{20,256}"),
-            _shape("glpat-", r"(?<![\w-])glpat-[\w-]{20,256}"),
-            _shape("xox", r"(?<![\w-])xox[abeoprs]-[A-Za-z0-9-]{10,256}"),
+            _shape("sk-", r"(?<![\w-])sk-(?=[A-Za-z_-]*+[0-9])[A-Za-z0-9_-]{20,}+"),
+            _shape("glpat-", r"(?<![\w-])glpat-[\w-]{20,}+"),
+            _shape("xox", r"(?<![\w-])xox[abeoprs]-[A-Za-z0-9-]{10,}+"),
         ),
     ),
     (
         "_",
         (
-            _shape("k_live_ k_test_", r"\b[rs]k_(?:live|test)_[A-Za-z0-9]{16,256}"),
-            _shape("gh github_pat_", r"\b(?:gh[opusr]_[A-Za-z0-9]{30,256}|github_pat_\w{22,256})"),
-            _shape("hf_", r"\bhf_[A-Za-z0-9]{30,256}\b"),
+            _shape("k_live_ k_test_", r"\b[rs]k_(?:live|test)_[A-Za-z0-9]{16,}+"),
+            _shape("gh github_pat_", r"\b(?:gh[opusr]_[A-Za-z0-9]{30,}+|github_pat_\w{22,}+)"),
+            _shape("hf_", r"\bhf_[A-Za-z0-9]{30,}+\b"),
             _shape("npm_", r"\bnpm_[A-Za-z0-9]{36}\b"),
         ),
     ),
@@ -75,25 +100,27 @@ _SHAPES: tuple[tuple[str, tuple[_Shape, ...]], ...] = (
         (
             _shape(
                 "asic~ ASIC~",
-                r"(authorization\\?[\"']?\s{0,8}[:=]\s{0,8}\\?[\"']?basic\s{1,8})[A-Za-z0-9+/]{8,4096}=*",
+                r"(authorization\\?[\"']?\s{0,8}[:=]\s{0,8}\\?[\"']?basic\s{1,8})[A-Za-z0-9+/]{8,}+=*+",
                 re.IGNORECASE,
                 _KEPT,
             ),
-            _shape("://", r"([A-Za-z][A-Za-z0-9+.-]{1,20}://[^\s:@/\"']{0,128}:)[^\s@/\"']{1,256}(?=@)", 0, _KEPT),
+            _shape("://", r"((?<=[A-Za-z0-9+.-]{2})://[^\s:@/\"']*+:)[^\s@/\"']++(?=@)", 0, _KEPT),
         ),
     ),
     (
         '"',
         (
             # As JSON has it: "password": "..."
-            _shape(_NAME_HINTS, rf'("{_NAMES}"\s{{0,8}}:\s{{0,8}}")(?:[^"\\]|\\.){{1,4096}}', re.IGNORECASE, _KEPT),
-            # The same as a string of JSON has it: \"password\": \"...\"
             _shape(
-                '\\"',
-                rf'(\\{{1,3}}"{_NAMES}\\{{1,3}}"\s{{0,8}}:\s{{0,8}}\\{{1,3}}")[^"\\]{{1,4096}}',
-                re.IGNORECASE,
+                _NAME_HINTS,
+                rf'("{_NAMES}"\s{{0,8}}:\s{{0,8}}")(?!")[^"\\]*+(?:\\.[^"\\]*+)*+',
+                re.IGNORECASE | re.DOTALL,
                 _KEPT,
             ),
+            # The same as a string of JSON has it: \"password\": \"...\"
+            _in_text(1),
+            _in_text(2),
+            _in_text(3),
         ),
     ),
     (
@@ -102,9 +129,9 @@ _SHAPES: tuple[tuple[str, tuple[_Shape, ...]], ...] = (
             # As query strings, shells and .env files have it: password=...
             _shape(
                 _NAME_HINTS,
-                rf"(?<![\w-])({_NAMES}=[\"']?)[^\s&\"'\\,;()\[\]{{}}<>]{{4,512}}(?=[\s&\"'\\,;]|$)",
+                rf"(?<![\w-])({_NAMES}=[\"']?)[^\s&\"'\\,;()\[\]{{}}<>]{{4,}}+(?P<follows>(?=[()\[\]{{}}<>]))?",
                 re.IGNORECASE,
-                _KEPT,
+                _if_ended,
             ),
         ),
     ),

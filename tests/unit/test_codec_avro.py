@@ -21,6 +21,7 @@ from pipeline.codec import (
 from pipeline.codec.avro import NOT_FOUND_S, UNREADABLE_MAX
 from pipeline.codec.registry_local import LocalRegistry, MemorySchemaLog
 from pipeline.codec.schema import AvroSchema, parse
+from pipeline.codec.scrub import scrub
 from pipeline.codec.wire import SCHEMA_ID_HEADER, key_of_id
 from pipeline.model.errors import EncodeError, SchemaUnavailable, UndecodableError
 from pipeline.model.events import EVENT_TYPES, Message, RunEvent, ToolResult, UnknownEvent
@@ -299,6 +300,25 @@ def test_a_dead_letter_decodes_without_the_registry(codec: AvroCodec, registry: 
     for reader, schema_text in ((AvroCodec(Nowhere(), past), None), (alone, older.text)):
         name, fields = reader.decode_by_fingerprint(older.fingerprint, old_data, writer_schema=schema_text)
         assert (name, fields) == (NAME, EVENT.model_dump())
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["untagged met first", "tagged met first"])
+def test_schemas_that_differ_in_tags_alone_are_each_their_own(registry: Registry, order: tuple[int, int]) -> None:
+    """They have one fingerprint: what v2 marks as personal was shown when v1's id had been met before."""
+    email = {"name": "email", "type": "string"}
+    versions = [
+        parse({"type": "record", "name": "Customer", "namespace": "crm", "fields": [member]})
+        for member in (email, email | {"pii": True})
+    ]
+    values = [written(registry, version, {"email": "ann@example.org"}, "customers") for version in versions]
+    codec = AvroCodec(registry)
+    for n in order:
+        codec.fetch("customers", int.from_bytes(values[n][1:5], "big"))
+    for version, value in zip(versions, values, strict=True):
+        assert codec.writer_schema("customers", value) == version
+        assert codec.schema_of("customers", value) == version
+    _, fields = codec.decode_dict("customers", values[1])
+    assert scrub(fields, codec.schema_of("customers", values[1])) == {"email": "[pii]"}
 
 
 def test_encode_errors_name_the_field_and_keep_values_out(codec: AvroCodec) -> None:

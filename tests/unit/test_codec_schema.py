@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from array import array
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from pipeline.codec.generated import function
 from pipeline.codec.reader import READ_ERRORS, compile_reader
 from pipeline.codec.schema import NODES_MAX, SchemaRefused, parse
-from pipeline.codec.writer import compile_writer
+from pipeline.codec.writer import WRITE_ERRORS, compile_row_writer, compile_writer
 
 
 def record(name: str, *types: Any) -> dict[str, Any]:
@@ -179,6 +180,34 @@ def test_block_counts_may_be_negative_with_a_size() -> None:
     assert compile_reader(parse({"type": "array", "items": "int"}))(b"\x03\x04\x02\x04\x00", 0) == [1, 2]
     wide = json.loads('{"type": "array", "items": "string"}')
     assert compile_reader(parse(wide))(b"\x02\x02a\x02\x02b\x00", 0) == ["a", "b"]
+
+
+BUFFERS = [
+    (bytearray(b"abcd"), b"abcd"),
+    (memoryview(b"abcd"), b"abcd"),
+    (memoryview(b"a-b-c-d-")[::2], b"abcd"),
+    (memoryview(array("i", [1])), array("i", [1]).tobytes()),
+    (memoryview(array("i", [1, 2, 3, 4])), array("i", [1, 2, 3, 4]).tobytes()),
+    (array("b", b"abcd"), None),
+    (array("f", [1]), None),
+    (array("i", [1, 2, 3, 4]), None),
+    ("abcd", None),
+    ([1, 2, 3, 4], None),
+]
+
+
+@pytest.mark.parametrize(("given", "meant"), BUFFERS, ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("kind", ["bytes", ["null", "bytes"], {"type": "fixed", "name": "F", "size": 4}], ids=str)
+def test_a_buffer_is_written_whole_or_not_at_all(kind: Any, given: Any, meant: bytes | None) -> None:
+    """Its length was told in items, of an embedding in floats: nobody could read the value, nor what came after it."""
+    schema = parse(record("R", kind, "string", {"type": "array", "items": kind if isinstance(kind, str) else "bytes"}))
+    fields = {"f0": given, "f1": "tail", "f2": [given]}
+    for write, value in ((compile_writer(schema), fields), (compile_row_writer(schema), tuple(fields.values()))):
+        if meant is None or (isinstance(kind, dict) and len(meant) != 4):
+            with pytest.raises(WRITE_ERRORS):
+                write(value, b"")  # type: ignore[arg-type]
+        else:
+            assert compile_reader(schema)(write(value, b""), 0) == {"f0": meant, "f1": "tail", "f2": [meant]}  # type: ignore[arg-type]
 
 
 def test_unions_of_records_say_which() -> None:

@@ -84,6 +84,60 @@ def test_ordinary_text_stays_as_it_is(text: str) -> None:
     assert mask_secrets(text) == text
 
 
+LONG = "Ab1" * 30_000
+IN_FULL = {
+    "json": ('{"password": "', LONG, '", "user": "bob"}'),
+    "json, escaped": ('{"password": "', 'a\\"b\\n' * 10_000, '", "user": "bob"}'),
+    "json in json": ('{"x": "{\\"password\\": \\"', LONG, '\\", \\"user\\": \\"bob\\"}"}'),
+    "name": ("API_KEY=", LONG, " page=2"),
+    "name, quoted": ("password='", LONG, "' x"),
+    "bearer": ("Authorization: Bearer ", LONG + "==", "\nx"),
+    "bearer, letters first": ("Authorization: Bearer ", "a" * 1_000 + "1", "\nx"),
+    "basic": ("Authorization: Basic ", LONG + "==", "\nx"),
+    "url": ("postgres://bob:", LONG, "@db/x"),
+    "url, a long user": ("postgres://" + "bob" * 100 + ":", "hunter2", "@db/x"),
+    "jwt": ("token ", f"eyJ{LONG}.eyJ{LONG}.{LONG}", " x"),
+    "jwt, short": ("token ", f"eyJ{LONG}.eyJhbGciOiJIUzI1NiJ9.{LONG}", " x"),
+    "openai": ("key ", f"sk-proj-{LONG}", " x"),
+    "openai, letters first": ("key ", "sk-" + "a" * 1_000 + "1", " x"),
+    "gitlab": ("key ", f"glpat-{LONG}", " x"),
+    "slack": ("key ", f"xoxb-{LONG}", " x"),
+    "stripe": ("key ", f"sk_test_{LONG}", " x"),
+    "github": ("key ", f"ghp_{LONG}", " x"),
+    "hugging face": ("key ", f"hf_{LONG}", " x"),
+    "pem": ("key ", f"-----BEGIN PRIVATE KEY-----\n{LONG}\n-----END PRIVATE KEY-----", " x"),
+}
+
+
+@pytest.mark.parametrize(("before", "secret", "after"), IN_FULL.values(), ids=IN_FULL)
+def test_a_secret_is_masked_whole_however_long_it_is(before: str, secret: str, after: str) -> None:
+    """Each shape had a greatest length: the rest of a longer one stood there, or all of it where something had to follow."""
+    masked = mask_secrets(before + secret + after)
+    assert masked.replace("\n[secret]", "[secret]") == f"{before}[secret]{after}"
+
+
+def test_a_key_that_was_cut_short_is_masked_in_a_long_text() -> None:
+    text = (
+        "-----BEGIN RSA PRIVATE KEY-----\nMIIEowIBAAKCAQEA\nTop4Secret/+= (the rest is missing). "
+        + "log line. " * 5_000
+    )
+    masked = mask_secrets(text)
+    assert "Top4" not in masked
+    assert masked.endswith("(the rest is missing). " + "log line. " * 5_000)
+
+
+@pytest.mark.parametrize("escapes", [1, 2], ids=["a text in JSON", "a text in JSON in JSON"])
+@pytest.mark.parametrize("secret", ['hun"ter2', "hun\\ter2", "hun\nter2\\", '"', "\\"])
+def test_a_password_in_json_in_json_is_masked_to_its_own_end(secret: str, escapes: int) -> None:
+    def inside(value: str) -> str:
+        text = json.dumps({"password": value, "user": "bob"})
+        for _ in range(escapes):
+            text = json.dumps(text)
+        return text
+
+    assert mask_secrets(inside(secret)) == inside("[secret]")
+
+
 @pytest.mark.parametrize("secret", [*SECRETS.values(), *IN_CONTEXT], ids=str)
 def test_a_masked_json_document_is_still_one(secret: str) -> None:
     document = json.dumps({"a": secret, "b": [{"password": secret}], "c": 1})
@@ -110,12 +164,18 @@ def test_a_masked_json_document_is_still_one(secret: str) -> None:
         "gh",
         "_key",
         '\\\\\\"',
+        "password=(",
+        "bearer a",
+        "a://b:c",
+        '"password":"\\n',
+        '\\"password\\":\\"\\\\n',
     ],
 )
 def test_masking_takes_linear_time(unit: str) -> None:
     text = unit * (300_000 // len(unit))
     began = time.process_time()
     mask_secrets(text)
+    mask_secrets(text + "(")
     Sensitive([(PII, text), (PII, unit * 20)]).scrub(text)
     assert time.process_time() - began < 5, "300 kB"
 

@@ -22,6 +22,7 @@ from pipeline.dead_letters.pointing import PointsAt
 from pipeline.dead_letters.query import Wanted
 from pipeline.dead_letters.states import id_of
 from pipeline.dead_letters.stats import stats
+from pipeline.dead_letters.values import remembered_as
 from pipeline.memory.admin import MemoryAdmin
 from pipeline.memory.cluster import MemoryCluster
 from pipeline.model.cluster import Headers, TopicPartition, TopicSpec
@@ -327,7 +328,7 @@ def test_bytes_have_one_form_where_they_are_shown_and_where_they_are_edited_and_
         compile_writer(schema)({"raw": b"\x00\xff"}, b"\x00\x00\x00\x00\x63"),
         [("pl.origin.topic", SOURCE.encode()), ("pl.schema", schema.fingerprint.encode())],
     )
-    place.desk.values.texts[schema.fingerprint] = schema.text
+    place.desk.values.texts[remembered_as(schema.fingerprint, b"\x00\x00\x00\x00\x63")] = schema.text
     place.desk.refresh()
     (message,) = place.desk.fetch([0])
     shown = json.loads(json.dumps(plain_of(details(place.desk, message, reveal=True))["value"]))
@@ -375,7 +376,7 @@ def test_an_edit_keeps_what_a_newer_producer_wrote() -> None:
     value = json.loads(editing.open_for_edit(place.desk, 0).text)
     old = compile_writer(schema)({**value, "colour": "red"}, b"\x00\x00\x00\x00\x63")
     place.die(old, [("pl.origin.topic", SOURCE.encode()), ("pl.schema", schema.fingerprint.encode())])
-    place.desk.values.texts[schema.fingerprint] = schema.text
+    place.desk.values.texts[remembered_as(schema.fingerprint, b"\x00\x00\x00\x00\x63")] = schema.text
     place.desk.refresh()
     editable = editing.open_for_edit(place.desk, id_of(0, 1))
     found = json.loads(editable.text)

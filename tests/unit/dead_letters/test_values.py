@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench.synthetic_letters import DLQ, RESULTS, SOURCE, SyntheticCluster, registered, tool_call
-from pipeline.codec import AvroCodec, product_catalogue
+from pipeline.codec import AvroCodec, product_catalogue, wire
 from pipeline.codec.registry import subject_of
 from pipeline.codec.registry_local import LocalRegistry, MemorySchemaLog
 from pipeline.codec.schema import parse
@@ -16,7 +16,7 @@ from pipeline.codec.writer import compile_writer
 from pipeline.dead_letters.ingest import Ingest
 from pipeline.dead_letters.query import Query, Wanted
 from pipeline.dead_letters.store import Store
-from pipeline.dead_letters.values import Values
+from pipeline.dead_letters.values import Values, remembered_as
 from pipeline.memory.log import MemoryMessage
 from pipeline.model.cluster import Headers
 from pipeline.model.errors import SchemaUnavailable
@@ -87,10 +87,34 @@ def test_an_index_remembers_a_foreign_schema_for_the_day_the_registry_is_gone() 
     assert found.type == "shop.Refund"
 
 
+def test_schemas_that_differ_in_tags_alone_are_told_apart_by_their_id() -> None:
+    """A dead letter carries the fingerprint, which they share: values of the tagged one were shown by the other's schema."""
+    registry = LocalRegistry(MemorySchemaLog(), product_catalogue())
+    member = {"name": "email", "type": "string"}
+    versions = [
+        parse({"type": "record", "name": "Customer", "namespace": "crm", "fields": [member | tag]})
+        for tag in ({}, {"pii": True})
+    ]
+    letters = []
+    for offset, version in enumerate(versions):
+        key = wire.key_of_id(registry.register(subject_of(SOURCE, version.name), version))
+        value = compile_writer(version)({"email": "ann@example.org"}, key)
+        letters.append(letter(value, version.fingerprint, offset))
+    values = Values(AvroCodec(registry))  # type: ignore[arg-type]
+    offline = Values(AvroCodec(Away()), values.texts)  # type: ignore[arg-type]
+    for reader in (values, offline):
+        assert [reader.show(each).schema for each in letters] == versions
+    only_first = Values(AvroCodec(registry))  # type: ignore[arg-type]
+    only_first.show(letters[0])
+    unknown = Values(AvroCodec(Away()), only_first.texts).show(letters[1])  # type: ignore[arg-type]
+    assert unknown.problem, "what is personal in it is not known: it must not look as if nothing were"
+
+
 def test_a_remembered_text_that_is_another_schema_is_not_believed() -> None:
     _, value = foreign()
     other = parse('{"type": "record", "name": "X", "fields": [{"name": "a", "type": "long"}]}')
-    shown = Values(AvroCodec(Away()), {FOREIGN.fingerprint: other.text}).show(letter(value, FOREIGN.fingerprint))  # type: ignore[arg-type]
+    texts = {remembered_as(FOREIGN.fingerprint, value[:5]): other.text}
+    shown = Values(AvroCodec(Away()), texts).show(letter(value, FOREIGN.fingerprint))  # type: ignore[arg-type]
     assert shown.type in ("bytes", "text")
     assert "does not answer" in shown.problem
 
