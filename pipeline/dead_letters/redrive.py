@@ -23,7 +23,6 @@ from pipeline.dead_letters.redrive_plan import (
     strangers,
 )
 from pipeline.dead_letters.releasing import (
-    LEFT_BEHIND,
     Following,
     drop_heads,
     followers,
@@ -34,6 +33,7 @@ from pipeline.dead_letters.releasing import (
 )
 from pipeline.dead_letters.turn import turn
 from pipeline.dead_letters.unfinished import Unfinished, forget_done, unfinished
+from pipeline.dead_letters.versions import OTHER_VERSION, one_version_each
 from pipeline.model.errors import ConfigurationError
 from pipeline.replay.executing import Executor
 from pipeline.replay.options import Tally
@@ -102,8 +102,7 @@ def prepare(
     group = group_of(letters)
     together = with_followers(desk, group, letters)
     letters, holds = together.letters, tuple(together.holds)
-    if together.left_out:
-        left[LEFT_BEHIND] = together.left_out
+    left |= together.left_out
     if not letters:
         return Prepared((), (), left, "", 0, None)
     first = choose_canary(letters, canary) if canary else []
@@ -255,10 +254,13 @@ def _still(desk: Desk, prepared: Prepared) -> Prepared:
         as_it_was, others = only(desk, [each.number for each in prepared.letters if each.state == state], (state,))
         kept += as_it_was
         left.update(others)
-    if not left:
-        return prepared
     numbers = set(kept)
     letters = [letter for letter in prepared.letters if letter.number in numbers]
+    newest = one_version_each(desk, prepared.group, letters)
+    left[OTHER_VERSION] += len(letters) - len(newest)
+    if not left.total():
+        return prepared
+    letters, numbers = newest, {letter.number for letter in newest}
     canary = [letter for letter in prepared.canary if letter.number in numbers]
     holds = prepared.holds
     if holds and letters:
@@ -266,7 +268,7 @@ def _still(desk: Desk, prepared: Prepared) -> Prepared:
             desk, prepared.group, letters
         )  # what followed a record that was given up stays behind it
         letters, holds = together.letters, tuple(together.holds)
-        left[LEFT_BEHIND] += together.left_out
+        left += together.left_out
         canary = _whole(letters, canary, holds)
     left_out = dict(Counter(prepared.left_out) + left)
     return replace(prepared, letters=tuple(letters), canary=tuple(canary), left_out=left_out, holds=holds)
