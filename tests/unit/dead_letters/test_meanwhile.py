@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +30,10 @@ from pipeline.model.headers import (
     decode,
     encode,
 )
-from pipeline.model.topics import TASKS_TOPIC
+from pipeline.model.topics import CONTROL_TOPIC, TASKS_TOPIC
+from pipeline.replay.asking import Request
+from pipeline.replay.planning import make_plan
+from pipeline.replay.running import Reason, Surroundings, run_options, run_plan
 from tests.unit.dead_letters.test_actions import ANA, Place, now
 
 
@@ -185,3 +189,23 @@ def test_a_redrive_of_which_nothing_is_left_by_then_says_how_the_key_goes_on(mon
     with pytest.raises(ConfigurationError, match="nothing was sent: `pipeline dlq release`"):
         redrive.run(place.desk, prepared, ANA, now(), RedrivePolicy())
     assert redrive.release(place.desk, GROUP, (), ANA, now(), RedrivePolicy()).end == "finished"
+
+
+@pytest.mark.parametrize("to", ["file", "topic", "lane"])
+def test_only_a_copy_in_the_replay_lane_makes_a_letter_redriven(to: str, tmp_path: Path) -> None:
+    """A backup made all of them look as if they had been sent back."""
+    place = Place(5)
+    lane = f"{SOURCE}.{GROUP}.replay"
+    place.cluster.admin().create_topics([TopicSpec(name, 1) for name in (SOURCE, lane, CONTROL_TOPIC, "elsewhere")])
+    targets: dict[str, dict[str, Any]] = {
+        "file": {"to_file": str(tmp_path / "backup.avro")},
+        "topic": {"to_topic": "elsewhere", "allowed": frozenset({"elsewhere"})},
+        "lane": {"group": GROUP},
+    }
+    plan = make_plan(place.cluster, Request(DLQ, "ana", **targets[to]), None, now())
+    surroundings = Surroundings(place.cluster)
+    tally = run_plan(surroundings, plan, Reason("ana", "a copy"), run_options(surroundings, plan, "ana"))
+    assert (tally.state, tally.counts) == ("finished", {"written": 5})
+    assert place.states() == ["redriven" if to == "lane" else "open"] * 5
+    done = place.another().store.db.execute("SELECT action, outcome FROM results").fetchall()
+    assert done == [("redrive" if to == "lane" else "replay", "written")] * 5, "it is on record whatever it was"
