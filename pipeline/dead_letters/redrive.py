@@ -184,7 +184,7 @@ class _Sending:
         desk, prepared, actor, now_ms, policy, told = self._with
         together = opened(desk, prepared.group, letters, prepared.holds, actor, now_ms, policy, told.alive)
         plan = plan_for(desk, together.letters, actor.who, now_ms, policy)
-        tally, file = _send(desk, plan, actor, told)
+        tally, file = _send(desk, plan, actor, told, keep=not together.holds)
         through = _through(desk, plan, together) if tally.state == "finished" else []
         close_holds(desk, through)
         self.held = _keys_of([hold for hold in together.holds if hold not in through])
@@ -229,11 +229,11 @@ def release(
         counts: dict[str, int] = {}
         if together.letters:
             plan = plan_for(desk, together.letters, actor.who, now_ms, policy)
-            tally, file = _send(desk, plan, actor, told)
+            tally, _ = _send(desk, plan, actor, told, keep=False)
             plans, counts = (plan.plan_id,), dict(tally.counts)
             if tally.state != "finished":
                 left = len(together.letters) - sum(counts.values())
-                return Redriven("stopped", counts, plans, left, plan_file=file, held=_keys_of(together.holds))
+                return Redriven("stopped", counts, plans, left, held=_keys_of(together.holds))
             through = _through(desk, plan, together)
         else:
             through = together.holds
@@ -283,10 +283,11 @@ def _verdict(tally: Tally, found: Outcomes | None) -> End | None:
     return None if found.known else "canary not known"
 
 
-def _send(desk: Desk, plan: ReplayPlan, actor: Actor, told: Progress) -> tuple[Tally, str | None]:
+def _send(desk: Desk, plan: ReplayPlan, actor: Actor, told: Progress, keep: bool) -> tuple[Tally, str | None]:
+    """`keep`: in a file, until it is through. One with letters of held keys is not to be taken up by itself: nobody would let them go."""
     surroundings = Surroundings(desk.cluster, desk.topics.prefix)
     options = run_options(surroundings, plan, actor.who, progress=told.tally, alive=told.alive)
-    file = desk.plan_path(plan.plan_id)
+    file = desk.plan_path(plan.plan_id) if keep else None
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         file.write_text(to_text(plan), encoding="utf-8")

@@ -52,9 +52,10 @@ def with_followers(desk: Desk, group: str, letters: Sequence[Origin]) -> Followi
     holds = find_holds(desk, group)
     if not holds:
         return Following(list(own.values()), left_out=+left_out)
-    heads = {(hold.place, hold.origin) for hold in holds}
+    heads, held = {(hold.place, hold.origin) for hold in holds}, {hold.place for hold in holds}
     chosen = {place_of(letter) for letter in own.values() if (place_of(letter), letter.origin_offset) in heads}
-    held = {hold.place for hold in holds}
+    # A release that was begun goes on: its head may have been sent by then, and is not among these letters any more.
+    chosen |= {hold.place for hold in holds if hold.release} & {place_of(letter) for letter in own.values()}
     following = {letter.number for letter in followers(desk, group, held)}
     left = [number for number, letter in own.items() if number in following and place_of(letter) not in chosen]
     for number in left:
