@@ -105,9 +105,10 @@ def prepare(
     left |= together.left_out
     if not letters:
         return Prepared((), (), left, "", 0, None)
-    first = choose_canary(letters, canary) if canary else []
+    able = [letter for letter in letters if letter.replay_count < policy.replays_max]  # the others stay where they are
+    first = choose_canary(able, canary) if canary else []
     first = _whole(letters, first, holds)
-    if len(first) == len(letters):
+    if len(first) >= len(able):
         first = []  # they are so few that all go at once
     plan = plan_for(desk, letters, who, now_ms, policy)
     return Prepared(tuple(letters), tuple(first), left, group, members(desk, group), plan, holds, unfinished(desk))
