@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 from pipeline.dead_letters.desk import Desk
 from pipeline.inspect.appending import Entry, append
-from pipeline.inspect.collect import Collector, Reach, find_layouts
+from pipeline.inspect.collect import Collector, find_layouts
 from pipeline.inspect.explain import PartitionView, unresolved
 from pipeline.inspect.records import LaneRecord, is_settled
+from pipeline.model.cluster import Message
 from pipeline.model.errors import ClusterUnavailable
-from pipeline.model.headers import CLOSES, HELD, OPENS, DeliveryHeaders, encode
+from pipeline.model.headers import CLOSES, HELD, HOLD, OPENS, DeliveryHeaders, encode, headers_in
 from pipeline.model.keys import key_text
 from pipeline.model.topics import CONTROL_TOPIC
 from pipeline.replay.joining import members_of
@@ -68,11 +69,16 @@ def find_holds(desk: Desk, group: str) -> list[Hold]:
     for entry in entries:
         collector = Collector(desk.cluster, entry, desk.topics.prefix + CONTROL_TOPIC)
         try:
-            views = collector.views(range(collector.partitions()), lambda _key, _event: False, Reach(records=1))
+            views = collector.copies((entry.topics.replay,), range(collector.partitions()), _says_hold)
         finally:
             collector.close()
         found += [hold for view in views for hold in _holds(view, workers)]
     return sorted(found, key=lambda hold: hold.identity)
+
+
+def _says_hold(message: Message) -> bool:
+    """All copies of a hold lie in the replay lane with this header, among any number of others; most groups hold nothing."""
+    return any(name == HOLD for name, _ in headers_in(message) or ())
 
 
 def _holds(view: PartitionView, workers: bool) -> Iterable[Hold]:

@@ -23,7 +23,6 @@ from pipeline.dead_letters.redrive_plan import (
     strangers,
 )
 from pipeline.dead_letters.releasing import (
-    LEFT_BEHIND,
     Following,
     drop_heads,
     followers,
@@ -34,6 +33,7 @@ from pipeline.dead_letters.releasing import (
 )
 from pipeline.dead_letters.turn import turn
 from pipeline.dead_letters.unfinished import Unfinished, forget_done, unfinished
+from pipeline.dead_letters.versions import OTHER_VERSION, one_version_each
 from pipeline.model.errors import ConfigurationError
 from pipeline.replay.executing import Executor
 from pipeline.replay.options import Tally
@@ -102,13 +102,13 @@ def prepare(
     group = group_of(letters)
     together = with_followers(desk, group, letters)
     letters, holds = together.letters, tuple(together.holds)
-    if together.left_out:
-        left[LEFT_BEHIND] = together.left_out
+    left |= together.left_out
     if not letters:
         return Prepared((), (), left, "", 0, None)
-    first = choose_canary(letters, canary) if canary else []
+    able = [letter for letter in letters if letter.replay_count < policy.replays_max]  # the others stay where they are
+    first = choose_canary(able, canary) if canary else []
     first = _whole(letters, first, holds)
-    if len(first) == len(letters):
+    if len(first) >= len(able):
         first = []  # they are so few that all go at once
     plan = plan_for(desk, letters, who, now_ms, policy)
     return Prepared(tuple(letters), tuple(first), left, group, members(desk, group), plan, holds, unfinished(desk))
@@ -185,7 +185,7 @@ class _Sending:
         desk, prepared, actor, now_ms, policy, told = self._with
         together = opened(desk, prepared.group, letters, prepared.holds, actor, now_ms, policy, told.alive)
         plan = plan_for(desk, together.letters, actor.who, now_ms, policy)
-        tally, file = _send(desk, plan, actor, told)
+        tally, file = _send(desk, plan, actor, told, keep=not together.holds)
         through = _through(desk, plan, together) if tally.state == "finished" else []
         close_holds(desk, through)
         self.held = _keys_of([hold for hold in together.holds if hold not in through])
@@ -230,11 +230,11 @@ def release(
         counts: dict[str, int] = {}
         if together.letters:
             plan = plan_for(desk, together.letters, actor.who, now_ms, policy)
-            tally, file = _send(desk, plan, actor, told)
+            tally, _ = _send(desk, plan, actor, told, keep=False)
             plans, counts = (plan.plan_id,), dict(tally.counts)
             if tally.state != "finished":
                 left = len(together.letters) - sum(counts.values())
-                return Redriven("stopped", counts, plans, left, plan_file=file, held=_keys_of(together.holds))
+                return Redriven("stopped", counts, plans, left, held=_keys_of(together.holds))
             through = _through(desk, plan, together)
         else:
             through = together.holds
@@ -255,10 +255,13 @@ def _still(desk: Desk, prepared: Prepared) -> Prepared:
         as_it_was, others = only(desk, [each.number for each in prepared.letters if each.state == state], (state,))
         kept += as_it_was
         left.update(others)
-    if not left:
-        return prepared
     numbers = set(kept)
     letters = [letter for letter in prepared.letters if letter.number in numbers]
+    newest = one_version_each(desk, prepared.group, letters)
+    left[OTHER_VERSION] += len(letters) - len(newest)
+    if not left.total():
+        return prepared
+    letters, numbers = newest, {letter.number for letter in newest}
     canary = [letter for letter in prepared.canary if letter.number in numbers]
     holds = prepared.holds
     if holds and letters:
@@ -266,7 +269,7 @@ def _still(desk: Desk, prepared: Prepared) -> Prepared:
             desk, prepared.group, letters
         )  # what followed a record that was given up stays behind it
         letters, holds = together.letters, tuple(together.holds)
-        left[LEFT_BEHIND] += together.left_out
+        left += together.left_out
         canary = _whole(letters, canary, holds)
     left_out = dict(Counter(prepared.left_out) + left)
     return replace(prepared, letters=tuple(letters), canary=tuple(canary), left_out=left_out, holds=holds)
@@ -281,10 +284,11 @@ def _verdict(tally: Tally, found: Outcomes | None) -> End | None:
     return None if found.known else "canary not known"
 
 
-def _send(desk: Desk, plan: ReplayPlan, actor: Actor, told: Progress) -> tuple[Tally, str | None]:
+def _send(desk: Desk, plan: ReplayPlan, actor: Actor, told: Progress, keep: bool) -> tuple[Tally, str | None]:
+    """`keep`: in a file, until it is through. One with letters of held keys is not to be taken up by itself: nobody would let them go."""
     surroundings = Surroundings(desk.cluster, desk.topics.prefix)
     options = run_options(surroundings, plan, actor.who, progress=told.tally, alive=told.alive)
-    file = desk.plan_path(plan.plan_id)
+    file = desk.plan_path(plan.plan_id) if keep else None
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         file.write_text(to_text(plan), encoding="utf-8")

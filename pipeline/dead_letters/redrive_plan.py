@@ -57,6 +57,10 @@ class Origin:
     replay_count: int
     group: str | None
     state: State = "open"
+    replay_id: str | None = None
+    """The replay that it died in."""
+    edited: bool = False
+    """It is the new version of another."""
 
 
 def origins(desk: Desk, numbers: Sequence[int]) -> list[Origin]:
@@ -65,10 +69,10 @@ def origins(desk: Desk, numbers: Sequence[int]) -> list[Origin]:
     for at in range(0, len(numbers), 500):
         marks = ", ".join(map(str, numbers[at : at + 500]))
         rows = desk.store.db.execute(
-            "SELECT id, key, origin_topic, origin_offset, error, ifnull(replay_count, 0), grp, state FROM letters "
-            f"WHERE id IN ({marks}) ORDER BY id"
+            "SELECT id, key, origin_topic, origin_offset, error, ifnull(replay_count, 0), grp, state, replay_id, edited_from "
+            f"FROM letters WHERE id IN ({marks}) ORDER BY id"
         )
-        found += [Origin(*(*row[:7], STATES[row[7]])) for row in rows]
+        found += [Origin(*(*row[:7], STATES[row[7]], row[8], row[9] is not None)) for row in rows]
     return found
 
 

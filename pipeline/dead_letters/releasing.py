@@ -5,6 +5,7 @@ Whatever happens, the keys are either held as before, or being released: then th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from pipeline.dead_letters.holds import Hold, find_holds, open_holds
 from pipeline.dead_letters.query import Wanted
 from pipeline.dead_letters.redrive_plan import Origin, RedrivePolicy, origins
 from pipeline.dead_letters.states import position_of
+from pipeline.dead_letters.versions import OTHER_VERSION, one_version_each
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.headers import HELD_CLASS
 from pipeline.model.keys import key_text
@@ -25,11 +27,11 @@ Place = tuple[int, str | None]
 
 @dataclass(frozen=True, slots=True)
 class Following:
-    """Dead letters with what is held: `letters` go together, `holds` are those of their keys."""
+    """Dead letters with what is held: `letters` go together, `holds` are those of their keys. `left_out`: how many do not go, and why."""
 
     letters: list[Origin]
     holds: list[Hold] = field(default_factory=list)
-    left_out: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def place_of(letter: Origin) -> Place:
@@ -44,23 +46,25 @@ def followers(desk: Desk, group: str, places: set[Place]) -> list[Origin]:
 
 
 def with_followers(desk: Desk, group: str, letters: Sequence[Origin]) -> Following:
-    """What a redrive of these is about: a held record goes with its successors, a successor not without it."""
+    """What a redrive of these is about: one version of each record; a held one goes with its successors, a successor not without it."""
+    own = {letter.number: letter for letter in one_version_each(desk, group, letters)}
+    left_out = Counter({OTHER_VERSION: len(letters) - len(own)})
     holds = find_holds(desk, group)
     if not holds:
-        return Following(list(letters))
-    heads = {(hold.place, hold.origin) for hold in holds}
-    chosen = {place_of(letter) for letter in letters if (place_of(letter), letter.origin_offset) in heads}
-    held = {hold.place for hold in holds}
+        return Following(list(own.values()), left_out=+left_out)
+    heads, held = {(hold.place, hold.origin) for hold in holds}, {hold.place for hold in holds}
+    chosen = {place_of(letter) for letter in own.values() if (place_of(letter), letter.origin_offset) in heads}
+    # A release that was begun goes on: its head may have been sent by then, and is not among these letters any more.
+    chosen |= {hold.place for hold in holds if hold.release} & {place_of(letter) for letter in own.values()}
     following = {letter.number for letter in followers(desk, group, held)}
-    own = {letter.number: letter for letter in letters}
     left = [number for number, letter in own.items() if number in following and place_of(letter) not in chosen]
     for number in left:
         del own[number]
+    left_out[LEFT_BEHIND] = len(left)
     own |= {letter.number: letter for letter in followers(desk, group, chosen)}
-    mine = [
-        hold for hold in holds if hold.place in {place_of(letter) for letter in own.values()} and hold.place in chosen
-    ]
-    return Following([own[number] for number in sorted(own)], mine, len(left))
+    going = one_version_each(desk, group, [own[number] for number in sorted(own)])
+    mine = [hold for hold in holds if hold.place in {place_of(letter) for letter in going} and hold.place in chosen]
+    return Following(going, mine, +left_out)
 
 
 def opened(
@@ -83,6 +87,7 @@ def opened(
     found = {letter.number: letter for letter in (*letters, *followers(desk, group, {hold.place for hold in mine}))}
     states = desk.states(list(found))  # that took a while: what somebody gave up meanwhile is not sent
     kept = [found[number] for number in sorted(found) if states.get(number) == found[number].state]
+    kept = one_version_each(desk, group, kept)
     if not kept and not every:
         raise ConfigurationError(
             "something was done meanwhile about all of these dead letters, so nothing was sent: `pipeline dlq release` lets their keys go"

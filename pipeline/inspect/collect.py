@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.core.progress import Progress, decode
 from pipeline.inspect.control import read_switches
 from pipeline.inspect.explain import Explanation, PartitionView, explain, unresolved
 from pipeline.inspect.positions import committed, of_these_topics
-from pipeline.inspect.records import LaneRecord, SourceRecord, lane_record, source_record
-from pipeline.inspect.scan import read_to_end
-from pipeline.model.cluster import Cluster, ClusterAdmin, GroupMember, TopicPartition
+from pipeline.inspect.records import LaneRecord, SourceRecord, lane_record, source_record, without_diagnostics
+from pipeline.inspect.scan import read_batches, read_to_end
+from pipeline.model.cluster import Cluster, ClusterAdmin, GroupMember, Message, TopicPartition
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.keys import typed_key
 from pipeline.model.partitioner import partition_of
 from pipeline.topology.naming import Layout, discover
 
 SCAN_RECORDS = 200_000
-SCAN_SECONDS = 60.0
 
 _Wanted = Callable[[bytes | None, str | None], bool]
+_NONE: Mapping[int, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How far back tools look: source and dead-letter records in all, and for how long. Lanes are read in full."""
+    """How far back tools look: source and dead-letter records in all. Lanes are read in full, however long that takes: only a reading
+    that stands still ends."""
 
     records: int = SCAN_RECORDS
-    seconds: float = SCAN_SECONDS
 
 
 def find_layouts(admin: ClusterAdmin, group: str | None = None, dead_letters: str | None = None) -> tuple[Layout, ...]:
@@ -89,57 +90,84 @@ class Collector:
         return spec.partitions
 
     def views(self, partitions: Collection[int], wanted: _Wanted, reach: Reach) -> list[PartitionView]:
-        """One view per partition: lane records in full, source records and dead letters that are `wanted`."""
+        """One view per partition: all lane records, source records and dead letters that are `wanted`; none with its stack or history."""
         topics = self.entry.topics
-        specs = self.admin.topics([topics.source, *topics.lanes, topics.dead_letters])
-        places = [TopicPartition(name, p) for name, spec in specs.items() for p in partitions if p < spec.partitions]
-        found = self.progress(places)
-        ends = self.admin.end_offsets(places)
-        progress = of_these_topics(found, ends)
-        starts = self._starts(places, progress, reach)
+        progress, starts, ends = self._found((topics.source, *topics.lanes, topics.dead_letters), partitions)
         far = max(1, reach.records // max(1, len(partitions)))
-        for place in places:
+        for place in starts:
             if place.topic not in topics.lanes:
                 starts[place] = max(starts[place], ends[place] - far)
         lanes: dict[int, list[LaneRecord]] = defaultdict(list)
         dead: dict[int, list[LaneRecord]] = defaultdict(list)
         source: dict[int, list[SourceRecord]] = defaultdict(list)
-        for message in read_to_end(self.cluster, starts, ends, reach.seconds, stop_at_open=True):
+        for message in read_to_end(self.cluster, starts, ends, None, stop_at_open=True):
             if message.topic() == topics.source:
                 record = source_record(message)
                 if wanted(record.key, record.event_id):
                     source[record.partition].append(record)
                 continue
-            copy = lane_record(message)
+            copy = without_diagnostics(lane_record(message))
             if copy.topic != topics.dead_letters:
                 lanes[copy.partition].append(copy)
             elif self._is_ours(copy) and wanted(copy.key, copy.event_id):
                 dead[copy.partition].append(copy)
+        return self._views(partitions, progress, lanes, dead, source)
+
+    def copies(
+        self, lanes: Sequence[str], partitions: Collection[int], wanted: Callable[[Message], bool],
+        read: dict[TopicPartition, int] | None = None,
+    ) -> list[PartitionView]:  # fmt: skip
+        """One view per partition with the copies in these lanes that are `wanted`, and nothing else, however many wait there.
+        `read`: the offsets that an earlier call has read up to; brought forward."""
+        read = {} if read is None else read
+        progress, starts, ends = self._found((self.entry.topics.source, *lanes), partitions)
+        starts = {place: max(start, read.get(place, 0)) for place, start in starts.items() if place.topic in lanes}
+        reached: dict[TopicPartition, int] = {}
+        found: dict[int, list[LaneRecord]] = defaultdict(list)
+        for messages in read_batches(self.cluster, starts, ends, None, stop_at_open=True):
+            for message in messages:
+                reached[TopicPartition(message.topic(), message.partition())] = message.offset() + 1
+                if wanted(message):
+                    found[message.partition()].append(without_diagnostics(lane_record(message)))
+        read |= reached
+        return self._views(partitions, progress, found)
+
+    def _found(
+        self, names: Sequence[str], partitions: Collection[int]
+    ) -> tuple[dict[TopicPartition, Progress], dict[TopicPartition, int], dict[TopicPartition, int]]:
+        """(what is committed, where to read from, the ends) of these partitions of these topics; lanes from what is committed on."""
+        specs = self.admin.topics(list(names))
+        places = [TopicPartition(name, p) for name, spec in specs.items() for p in partitions if p < spec.partitions]
+        found = self.progress(places)
+        ends = self.admin.end_offsets(places)
+        progress = of_these_topics(found, ends)
+        starts = self.admin.beginning_offsets(places)
+        for place in places:
+            if place.topic in self.entry.topics.lanes and place in progress:
+                starts[place] = max(starts[place], progress[place].offset)
+        return progress, starts, ends
+
+    def _views(
+        self, partitions: Collection[int], progress: Mapping[TopicPartition, Progress],
+        lanes: Mapping[int, Sequence[LaneRecord]], dead: Mapping[int, Sequence[LaneRecord]] = _NONE,
+        source: Mapping[int, Sequence[SourceRecord]] = _NONE,
+    ) -> list[PartitionView]:  # fmt: skip
         owners = self.owners()
         paused = self.paused_by()
         return [
             PartitionView(
                 self.entry.group,
-                topics,
+                self.entry.topics,
                 p,
                 {place.topic: known for place, known in progress.items() if place.partition == p},
-                lanes[p],
-                dead[p],
-                source[p],
+                lanes.get(p, ()),
+                dead.get(p, ()),
+                source.get(p, ()),
                 owners.get(p),
                 paused,
             )
             for p in sorted(partitions)
         ]
-
-    def _starts(
-        self, places: Sequence[TopicPartition], progress: dict[TopicPartition, Progress], reach: Reach
-    ) -> dict[TopicPartition, int]:
-        starts = self.admin.beginning_offsets(places)
-        for place in places:
-            if place.topic in self.entry.topics.lanes and place in progress:
-                starts[place] = max(starts[place], progress[place].offset)
-        return starts
 
     def _is_ours(self, copy: LaneRecord) -> bool:
         """A dead-letter topic may be shared by groups."""

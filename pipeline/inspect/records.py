@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.core.progress import Progress
 from pipeline.model.cluster import Headers, Message
@@ -67,6 +67,15 @@ def lane_record(message: Message) -> LaneRecord:
         delivery = None
     place = (message.topic(), message.partition(), message.offset())
     return LaneRecord(*place, message.key(), event_id(headers), message.timestamp()[1], delivery)
+
+
+def without_diagnostics(record: LaneRecord) -> LaneRecord:
+    """Without stack, history and log: kilobytes each, and who looks at a whole lane asks for none of them."""
+    delivery = record.delivery
+    if delivery is None or not (delivery.error.stack or delivery.history or delivery.log):
+        return record
+    error = replace(delivery.error, stack="")
+    return replace(record, delivery=replace(delivery, error=error, history=b"", log=""))
 
 
 def is_settled(progress: Progress | None, offset: int) -> bool:

@@ -5,12 +5,13 @@ Nothing is decoded here: a type comes from the CloudEvents header, else stands f
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from operator import methodcaller
 
 from pipeline.model.cluster import Message
-from pipeline.model.headers import COUNTING, headers_in, replay_count_in, spelled_out
+from pipeline.model.headers import COUNTING, EDITED_FROM, HeaderError, decode, headers_in, replay_count_in, spelled_out
 
 KEYS_MAX = 100_000
 """Keys counted at once; beyond it those seen least are forgotten, and counts of keys are lower bounds."""
@@ -23,7 +24,9 @@ _partition, _key, _timestamp, _value = (methodcaller(name) for name in ("partiti
 
 
 class Census:
-    """`stride`: every so many-th record is kept as a sample. `inverted`: keys whose origins do not ascend (dead letters only)."""
+    """`stride`: every so many-th record is kept as a sample. `inverted`: keys whose origins do not ascend (dead letters only).
+
+    `edited`: origins (topic, partition, offset) of edited dead letters."""
 
     def __init__(self, replays_max: int, stride: int, dead_letters: bool) -> None:
         self.selected = self.loop_capped = 0
@@ -34,6 +37,7 @@ class Census:
         self.errors: Counter[str] = Counter()
         self.samples: list[Message] = []
         self.inverted: set[tuple[int, bytes]] = set()
+        self.edited: set[tuple[str, int, int]] = set()
         self._last_origin: dict[tuple[int, bytes], int] = {}
         self._replays_max = replays_max
         self._stride = max(1, stride)
@@ -78,6 +82,8 @@ class Census:
                     kind = value.decode("utf-8", "replace").rpartition(".")[2]
                 elif name in COUNTING:
                     replayed = max(replayed, replay_count_in(name, value))
+                elif name == EDITED_FROM:
+                    self._take_edited(message)
             self.loop_capped += replayed >= self._replays_max
             if not kind:
                 data = message.value()
@@ -86,6 +92,11 @@ class Census:
         self.types.update(kinds)
         if self._dead:
             self._look_at_letters(messages)
+
+    def _take_edited(self, message: Message) -> None:
+        with contextlib.suppress(HeaderError):
+            delivery = decode(headers_in(message))
+            self.edited.add((delivery.origin_topic, delivery.origin_partition, delivery.origin_offset))
 
     def _look_at_letters(self, messages: Sequence[Message]) -> None:
         for message in messages:

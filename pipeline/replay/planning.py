@@ -59,6 +59,7 @@ def make_plan(
     counting = monotonic()
     census, selector, source = scan.count(source)
     counted = monotonic()
+    scan.refuse_two_versions(source, census)
     last = scan.last(source, census)
     seconds = monotonic() - began
     plan = ReplayPlan(
@@ -193,6 +194,26 @@ class _Scan:
                 heapq.heappush(queue, (found[index + 1][0], partition, index + 1))
         spans = {p: Span(span.start, ends[p], span.beginning) for p, span in source.spans.items()}
         return replace(source, spans=spans)
+
+    def refuse_two_versions(self, source: Source, census: Census) -> None:
+        """Two copies of a plan with one origin have one identity: the lane runs the first and settles the other unseen, and an edit
+        would be lost. Raises `ConfigurationError`."""
+        if self._target.kind != "lane" or source.kind == "topic" or not census.edited:
+            return
+        selector, known = self._selector(source), dict[tuple[str, int, int], str]()
+        for messages in self.read(source):
+            for message in selector.choose(messages):
+                delivery = delivery_of(message)
+                if delivery is None:
+                    continue
+                origin = (delivery.origin_topic, delivery.origin_partition, delivery.origin_offset)
+                place = f"{message.partition()}:{message.offset()}"
+                if origin in census.edited and known.setdefault(origin, place) != place:
+                    raise ConfigurationError(
+                        f"{known[origin]} and {place} are versions of one record, one of them edited, and its group would run the first "
+                        "alone: send dead letters with `pipeline dlq redrive`, which takes the edited one, or choose among them here "
+                        "(--where, --from-offset)"
+                    )
 
     def last(self, source: Source, census: Census) -> dict[int, tuple[int, ...]]:
         """Where the records of inverted keys lie, in the order of their origins."""

@@ -17,8 +17,8 @@ FULL_PAUSE_S, FULL_S = 0.002, 20.0
 
 
 def action_of(plan: ReplayPlan) -> str:
-    """What the audit and the results call it."""
-    return "redrive" if plan.source.kind == "dead_letters" else "replay"
+    """What the audit and the results call it. Only what sends dead letters back redrives them; a copy elsewhere leaves them as they are."""
+    return "redrive" if plan.source.kind == "dead_letters" and plan.target.kind == "lane" else "replay"
 
 
 class Recorder:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from bench.synthetic_letters import DLQ, GROUP, SOURCE
 from pipeline.dead_letters import RedrivePolicy, converting, editing, marking, redrive, releasing
 from pipeline.dead_letters.acting import record
 from pipeline.dead_letters.canary import Outcomes
+from pipeline.dead_letters.desk import Desk, Topics
 from pipeline.dead_letters.holds import find_holds
 from pipeline.dead_letters.query import Wanted
 from pipeline.dead_letters.releasing import LEFT_BEHIND
@@ -29,8 +32,11 @@ from pipeline.model.headers import (
     decode,
     encode,
 )
-from pipeline.model.topics import TASKS_TOPIC
-from tests.unit.dead_letters.test_actions import ANA, Place, now
+from pipeline.model.topics import CONTROL_TOPIC, TASKS_TOPIC
+from pipeline.replay.asking import Request
+from pipeline.replay.planning import make_plan
+from pipeline.replay.running import Reason, Surroundings, run_options, run_plan
+from tests.unit.dead_letters.test_actions import ANA, CODEC, Place, now
 
 
 @pytest.mark.parametrize("outcome", ["written", "edited", "purged", "converted"])
@@ -185,3 +191,61 @@ def test_a_redrive_of_which_nothing_is_left_by_then_says_how_the_key_goes_on(mon
     with pytest.raises(ConfigurationError, match="nothing was sent: `pipeline dlq release`"):
         redrive.run(place.desk, prepared, ANA, now(), RedrivePolicy())
     assert redrive.release(place.desk, GROUP, (), ANA, now(), RedrivePolicy()).end == "finished"
+
+
+@pytest.mark.parametrize("to", ["file", "topic", "lane"])
+def test_only_a_copy_in_the_replay_lane_makes_a_letter_redriven(to: str, tmp_path: Path) -> None:
+    """A backup made all of them look as if they had been sent back."""
+    place = Place(5)
+    lane = f"{SOURCE}.{GROUP}.replay"
+    place.cluster.admin().create_topics([TopicSpec(name, 1) for name in (SOURCE, lane, CONTROL_TOPIC, "elsewhere")])
+    targets: dict[str, dict[str, Any]] = {
+        "file": {"to_file": str(tmp_path / "backup.avro")},
+        "topic": {"to_topic": "elsewhere", "allowed": frozenset({"elsewhere"})},
+        "lane": {"group": GROUP},
+    }
+    plan = make_plan(place.cluster, Request(DLQ, "ana", **targets[to]), None, now())
+    surroundings = Surroundings(place.cluster)
+    tally = run_plan(surroundings, plan, Reason("ana", "a copy"), run_options(surroundings, plan, "ana"))
+    assert (tally.state, tally.counts) == ("finished", {"written": 5})
+    assert place.states() == ["redriven" if to == "lane" else "open"] * 5
+    done = place.another().store.db.execute("SELECT action, outcome FROM results").fetchall()
+    assert done == [("redrive" if to == "lane" else "replay", "written")] * 5, "it is on record whatever it was"
+
+
+@pytest.mark.parametrize("sent", [1, 3])
+@pytest.mark.parametrize("command", ["redrive", "release"])
+def test_an_interrupted_redrive_of_a_held_key_goes_on_with_what_follows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, sent: int
+) -> None:
+    """Its head was sent, so it is not chosen any more; a plan that is taken up by itself never lets the key go."""
+    place = Place()
+    lane = f"{SOURCE}.{GROUP}.replay"
+    place.cluster.admin().create_topics([TopicSpec(SOURCE, 1), TopicSpec(lane, 1)])
+    head = DeliveryHeaders(1, 1, 1, SOURCE, 0, 0, 1, GROUP, error=ErrorInfo("terminal", "ValueError", "no"))
+    place.die(b"{}", dead_letter_headers([], head))
+    for offset in (1, 2, 3):
+        behind = dataclasses.replace(head, origin_offset=offset, error=ErrorInfo(HELD_CLASS, "Held", "behind 0"))
+        place.die(b"{}", dead_letter_headers([], behind))
+    append(place.cluster, lane, [Entry(b"k", b"{}", encode([], dataclasses.replace(head, hold=HELD)), 0)])
+    desk = Desk(place.cluster, CODEC, Topics(DLQ), tmp_path / "index.sqlite")
+    desk.refresh()
+
+    def all_open() -> redrive.Prepared:
+        return redrive.prepare(desk, desk.matching(Wanted(states=("open",))), "ana", now(), RedrivePolicy())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(redrive, "run_options", functools.partial(redrive.run_options, stop_after=sent))
+        done = redrive.run(desk, all_open(), ANA, now(), RedrivePolicy())
+    assert (done.end, done.counts, done.held, done.plan_file) == ("stopped", {"written": sent}, ("k",), None)
+    if command == "redrive":
+        prepared = all_open()
+        assert (prepared.left_out, prepared.unfinished) == ({}, ())
+        done = redrive.run(desk, prepared, ANA, now(), RedrivePolicy())
+    else:
+        done = redrive.release(desk, GROUP, (), ANA, now(), RedrivePolicy())
+    assert (done.end, done.counts["written"], done.held) == ("finished", 4 - sent, ())
+    assert place.states() == ["redriven"] * 4
+    ends = place.cluster.admin().end_offsets([TopicPartition(lane, 0)])
+    *_, mark = [decode(m.headers()).hold for m in read_to_end(place.cluster, {TopicPartition(lane, 0): 0}, ends)]
+    assert mark.startswith(CLOSES), "the key goes on"

@@ -1,4 +1,4 @@
-"""Order and choice of a redrive, as pure functions of what the index knows."""
+"""Order and choice of a redrive, by what the index knows."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.synthetic_letters import DLQ, GROUP, SOURCE
+from pipeline.dead_letters import RedrivePolicy, redrive
+from pipeline.dead_letters.query import Wanted
 from pipeline.dead_letters.redrive_plan import Origin, choose_canary, group_of, inverted
 from pipeline.dead_letters.states import id_of, position_of
+from pipeline.inspect.appending import Entry, append
+from pipeline.model.cluster import TopicSpec
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.headers import DeliveryHeaders, ErrorInfo, dead_letter_headers
+from tests.unit.dead_letters.test_actions import Place, now
 
 
 def origin(
@@ -58,3 +65,22 @@ def test_letters_of_one_group_only() -> None:
         group_of([origin(0, 1, "a", 1), origin(0, 2, "b", 2, group="h")])
     with pytest.raises(ConfigurationError, match="do not say whose"):
         group_of([origin(0, 1, "a", 1, group=None)])
+
+
+@pytest.mark.parametrize(("fresh", "canary"), [(4, 3), (3, 0), (0, 0)])
+def test_what_was_replayed_too_often_is_in_no_canary(fresh: int, canary: int) -> None:
+    """It stays where it is, so that a canary with it never passed: and it has an error of its own, so that each canary had it."""
+    place = Place()
+    place.cluster.admin().create_topics([TopicSpec(SOURCE, 1), TopicSpec(f"{SOURCE}.{GROUP}.replay", 1)])
+    letters = []
+    for n in range(fresh + 1):
+        error = ErrorInfo("terminal", f"Error{n}", "no")
+        headers = DeliveryHeaders(1, 1, 1, SOURCE, 0, n, 1, GROUP, replay_count=0 if n else 5, error=error)
+        letters.append(Entry(b"k%d" % n, b"{}", dead_letter_headers([], headers), 0))
+    append(place.cluster, DLQ, letters)
+    place.desk.refresh()
+    prepared = redrive.prepare(place.desk, place.desk.matching(Wanted()), "ana", now(), RedrivePolicy(), canary=3)
+    assert len(prepared.letters) == fresh + 1
+    assert [x.number for x in prepared.canary] == list(range(1, canary + 1)), (
+        "where all that can go fit in, they go at once"
+    )
