@@ -204,7 +204,7 @@ def test_only_a_copy_in_the_replay_lane_makes_a_letter_redriven(to: str, tmp_pat
         "topic": {"to_topic": "elsewhere", "allowed": frozenset({"elsewhere"})},
         "lane": {"group": GROUP},
     }
-    plan = make_plan(place.cluster, Request(DLQ, "ana", **targets[to]), None, now())
+    plan = make_plan(place.cluster, Request(DLQ, "ana", kind="dead_letters", **targets[to]), None, now())
     surroundings = Surroundings(place.cluster)
     tally = run_plan(surroundings, plan, Reason("ana", "a copy"), run_options(surroundings, plan, "ana"))
     assert (tally.state, tally.counts) == ("finished", {"written": 5})
