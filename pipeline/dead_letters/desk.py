@@ -41,7 +41,7 @@ class Application(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """Real names: the dead letters, and where actions on them are written down. `group`: only its letters of a shared topic."""
+    """Real names: the dead letters, and where actions on them are written down. `group`: only its letters, where groups share it."""
 
     dead_letters: str
     prefix: str = ""
@@ -86,7 +86,7 @@ def locate(app: Application, group: str | None, topic: str | None) -> Topics:
     finally:
         admin.close()
     if len(candidates) == 1:
-        return Topics(candidates[0], prefix)
+        return Topics(candidates[0], prefix, real(group) if group else "")
     where = f"of group {group}" if group else "on this cluster"
     if not candidates:
         raise ConfigurationError(f"there is no dead-letter topic {where}: name it with --topic")
@@ -141,7 +141,15 @@ class Desk:
         return Query(self.store.db, self.topics.dead_letters, self._of_group(wanted))
 
     def _of_group(self, wanted: Wanted) -> Wanted:
-        return wanted if wanted.group or not self.topics.group else dataclasses.replace(wanted, group=self.topics.group)
+        group = self.topics.group
+        if wanted.group or not group or not self._shared_with(group):
+            return wanted
+        return dataclasses.replace(wanted, group=group)
+
+    def _shared_with(self, group: str) -> bool:
+        """Whether letters of other groups lie here too: only then is each letter asked for its group, which no count can do quickly."""
+        ends = self.store.db.execute("SELECT (SELECT min(grp) FROM letters), (SELECT max(grp) FROM letters)").fetchone()
+        return any(name is not None and name != group for name in ends)
 
     def page(self, wanted: Wanted, limit: int, cursor: str = "", progress: Progress | None = None) -> Page:
         """Newest first. `progress` hears (looked at, candidates) when a filter makes it read records."""
@@ -172,8 +180,9 @@ class Desk:
 
     def matching(self, wanted: Wanted, progress: Progress | None = None) -> list[int]:
         """Positions (as numbers) of all of them, by partition and offset."""
-        query = self.query(wanted)
-        numbers = list(query.ids())
+        with self.store.reading():  # whose letters lie here, and which match: an action must not take what came between
+            query = self.query(wanted)
+            numbers = list(query.ids())
         if query.exact:
             return numbers
         found: list[int] = []

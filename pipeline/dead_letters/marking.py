@@ -45,12 +45,8 @@ def purged_heads(desk: Desk) -> dict[TopicPartition, int]:
 
     One look at one state of the index: another command may be building it anew.
     """
-    db = desk.store.db
-    db.execute("BEGIN")
-    try:
+    with desk.store.reading():
         return _purged_heads(desk)
-    finally:
-        db.execute("COMMIT")
 
 
 def _purged_heads(desk: Desk) -> dict[TopicPartition, int]:
