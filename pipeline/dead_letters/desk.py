@@ -22,6 +22,7 @@ from pipeline.inspect.collect import find_layouts
 from pipeline.model.cluster import Cluster, ClusterAdmin, Message
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.topics import AUDIT_TOPIC, RESULTS_TOPIC, TASKS_TOPIC
+from pipeline.topology.naming import bases_of
 
 CHUNK = 2_000
 """Candidates that are read at once when a filter needs more than the index has."""
@@ -81,6 +82,7 @@ def locate(app: Application, group: str | None, topic: str | None) -> Topics:
                 raise ConfigurationError(
                     f"topic {topic!r} does not exist: `pipeline topics list --all` shows those that do"
                 )
+            _refuse_no_dead_letters(app, found, prefix, admin.topic_names())
             return Topics(found, prefix, real(group) if group else "")
         candidates = _of_group(app, admin, real(group)) if group else dead_letter_topics(admin.topic_names(), prefix)
     finally:
@@ -93,6 +95,24 @@ def locate(app: Application, group: str | None, topic: str | None) -> Topics:
     more = f" and {len(candidates) - 5} more" if len(candidates) > 5 else ""
     raise ConfigurationError(
         f"there are {len(candidates)} dead-letter topics {where}: choose one with --group or --topic: {', '.join(candidates[:5])}{more}"
+    )
+
+
+def _refuse_no_dead_letters(app: Application, topic: str, prefix: str, names: list[str]) -> None:
+    """Raises `ConfigurationError` for what is no dead-letter topic: its records would be shown, edited and purged as if they were."""
+    if topic.removeprefix(prefix).startswith("_pipeline."):
+        raise ConfigurationError(
+            f"topic {topic} is the pipeline's own, not dead letters: `pipeline tail {topic}` shows what is in it"
+        )
+    if topic in {entry.topics.dead_letters for entry in app.layouts()}:
+        return
+    bases = bases_of(topic, names)
+    if not bases:
+        return
+    theirs = [f"--topic {base}.dlq" for base in bases if f"{base}.dlq" in names]
+    instead = " or ".join(theirs[:3]) or "the subscription's dead_letter_topic with --topic"
+    raise ConfigurationError(
+        f"topic {topic} has no dead letters but records that a group works on (its replay lane is {bases[0]}.replay): give {instead}"
     )
 
 

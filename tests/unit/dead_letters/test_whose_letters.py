@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from pipeline import Pipeline, Settings
+from pipeline.cli.main import app as command
 from pipeline.dead_letters import (
     Actor,
     Wanted,
@@ -21,7 +23,7 @@ from pipeline.dead_letters import (
 )
 from pipeline.inspect.appending import Entry, append
 from pipeline.memory.cluster import forget
-from pipeline.model.cluster import TopicPartition
+from pipeline.model.cluster import TopicPartition, TopicSpec
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.headers import DeliveryHeaders, ErrorInfo, dead_letter_headers
 from pipeline.topology import Defaults, apply
@@ -109,3 +111,61 @@ def test_what_no_worker_wrote_is_shown_in_a_topic_that_one_group_has_for_itself(
     assert len(list_dead_letters(alone, group="c").letters) == 2
     die(alone, "events.c.dlq", "a", 1)
     assert [letter.position for letter in list_dead_letters(alone, group="c").letters] == ["0:0"]
+
+
+# -- topics that are no dead letters
+
+
+@pytest.fixture
+def forgotten(app: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    """The same, and a record in the source, in a tier and in the audit."""
+    monkeypatch.setenv("PIPELINE_BROKER", ADDRESS)
+    monkeypatch.setenv("PIPELINE_PREFIX", "")
+    for topic in ("events", "events.a.retry.1s", "events.a.replay", "_pipeline.audit"):
+        append(app.cluster, topic, [Entry(b"k", b'{"n": 1}', [], 0)])
+    return app
+
+
+@pytest.mark.parametrize(
+    ("topic", "instead"),
+    [
+        ("events", "dead_letter_topic with --topic"),
+        ("events.a.retry.1s", "dead_letter_topic with --topic"),
+        ("events.a.replay", "dead_letter_topic with --topic"),
+        ("_pipeline.audit", "pipeline tail _pipeline.audit"),
+    ],
+)
+@pytest.mark.parametrize("group", [(), ("--group", "a")])
+def test_a_topic_that_has_no_dead_letters_is_refused(
+    forgotten: Pipeline, topic: str, instead: str, group: tuple[str, ...]
+) -> None:
+    """`.a.dlq` was forgotten: a purge emptied the source."""
+    words = ["dlq", "purge", "--topic", topic, *group, "--all", "--yes", "--reason", "x"]
+    done = CliRunner().invoke(command, words)
+    assert (done.exit_code, beginning(forgotten, topic)) == (2, 0), done.output
+    assert instead in done.output
+
+
+def test_what_was_forgotten_is_said(app: Pipeline) -> None:
+    app.cluster.admin().create_topics([TopicSpec("events.a.dlq", 1)])
+    with pytest.raises(ConfigurationError, match=r"give --topic events\.a\.dlq$"):
+        list_dead_letters(app, topic="events")
+
+
+def test_dead_letters_that_a_group_handles_are_dead_letters_still(app: Pipeline) -> None:
+    """The topic is a source then, too."""
+    names = ["events.c.dlq", "events.c.replay", "events.c.dlq.medic.replay", "shared.dlq.medic.replay"]
+    app.cluster.admin().create_topics([TopicSpec(name, 1) for name in names])
+    for topic in ("events.c.dlq", "shared.dlq"):
+        assert list_dead_letters(app, topic=topic) is not None
+
+
+def test_a_purge_leaves_what_no_worker_wrote(app: Pipeline) -> None:
+    """Another application's topic, say, that was named by mistake."""
+    app.cluster.admin().create_topics([TopicSpec("orders", 1)])
+    append(app.cluster, "orders", [Entry(b"k", b"%d" % n, [], 0) for n in range(3)])
+    done = purge_dead_letters(app, OPEN, ANA, topic="orders")
+    assert (done.counts, sum(done.left_out.values()), beginning(app, "orders")) == ({"purged": 0}, 3, 0)
+    die(app, "orders", "a", 0)
+    assert purge_dead_letters(app, OPEN, ANA, topic="orders").counts == {"purged": 1}
+    assert beginning(app, "orders") == 0
