@@ -248,6 +248,25 @@ class Desk:
         kept = int(spec.configs.get("retention.ms", "-1")) if spec else -1
         return expiry(self.store.db, self.topics.dead_letters, kept, now_ms)
 
+    def forgetful(self) -> str:
+        """A sentence where results go before the letters that they tell of: an index that is built later than that does not know them."""
+        names = (self.topics.dead_letters, self.topics.results)
+        admin = self.cluster.admin()
+        try:
+            found = admin.topics(names)
+        finally:
+            admin.close()
+        letters, results = (
+            int(found[name].configs.get("retention.ms", "-1")) if name in found else -1 for name in names
+        )
+        if results < 0 or 0 <= letters <= results:
+            return ""
+        return (
+            f"{names[0]} keeps dead letters (retention.ms={letters}) for longer than {names[1]} knows what was done to them "
+            f"(retention.ms={results}): those redriven before that may be open again in a new index; raise the latter, or run "
+            "`pipeline topics apply` with the application"
+        )
+
     def plan_path(self, plan_id: str) -> Path | None:
         """Where a redrive keeps its plan, so that it can be taken up again; None for an index in memory."""
         return None if self.store.path is None else self.store.path.parent / "plans" / f"{plan_id}.json"

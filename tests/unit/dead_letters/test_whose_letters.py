@@ -169,3 +169,16 @@ def test_a_purge_leaves_what_no_worker_wrote(app: Pipeline) -> None:
     die(app, "orders", "a", 0)
     assert purge_dead_letters(app, OPEN, ANA, topic="orders").counts == {"purged": 1}
     assert beginning(app, "orders") == 0
+
+
+# -- results that go before the letters
+
+
+def test_it_is_told_where_what_was_done_to_letters_is_forgotten_before_them(forgotten: Pipeline) -> None:
+    words = ["dlq", "list", "--topic", "shared.dlq"]
+    assert "Warning" not in CliRunner().invoke(command, words).output
+    forgotten.cluster.admin().set_configs("shared.dlq", {"retention.ms": str(90 * 86_400_000)})
+    told = CliRunner().invoke(command, words).stderr
+    assert "retention.ms=7776000000) for longer than _pipeline.replay.results" in told
+    forgotten.cluster.admin().set_configs("_pipeline.replay.results", {"retention.ms": "-1"})
+    assert "Warning" not in CliRunner().invoke(command, words).output
