@@ -141,7 +141,7 @@ def edit(
     Example: pipeline dlq edit 3:1500 --group billing --reason "wrong tenant"
     """
     from pipeline.dead_letters import editing
-    from pipeline.dead_letters.acting import begin
+    from pipeline.dead_letters.acting import Done, begin
     from pipeline.dead_letters.states import position_of
     from pipeline.model.errors import EncodeError
     from pipeline.settings import editor
@@ -169,8 +169,7 @@ def edit(
                 if not typer.confirm("Edit it again?", default=True):
                     raise typer.Exit(1) from None
         if not edited.difference:
-            line("Nothing was changed.", "yellow")
-            raise typer.Exit(1)
+            report(Done("", "edit", {"edited": 0}), "Nothing was changed.", asked.as_json)
         if not asked.as_json:
             for each in edited.difference:
                 line(clean(each), "green" if each.startswith("+") else "red" if each.startswith("-") else "")

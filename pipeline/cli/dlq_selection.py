@@ -138,6 +138,9 @@ class Asked:
                 note(
                     f"{done.unknown} values could not be decoded: no schema of theirs is known, and no registry answered."
                 )
+            forgetful = desk.forgetful()
+            if forgetful:
+                note(f"Warning: {clean(forgetful)}.")
             yield desk
 
 

@@ -20,7 +20,7 @@ from pipeline.cli.access import (
 )
 from pipeline.cli.output import clean, emit_json, line, text_of
 from pipeline.model.errors import ConfigurationError
-from pipeline.model.keys import key_text, typed_key
+from pipeline.model.keys import key_text, typed_keys
 
 if TYPE_CHECKING:
     from pipeline.inspect.explain import Explanation
@@ -53,7 +53,7 @@ def _waiting(cluster: Cluster, group: str, key: str) -> list[Explanation]:
             found += look_up(collector, key, Reach(records=1))
         finally:
             collector.close()
-    mine = [e for e in found if e.key == typed_key(key)]
+    mine = next((those for k in typed_keys(key) if (those := [e for e in found if e.key == k])), [])
     held = next((e for e in mine if e.state in ("held", "releasing")), None)
     if held is not None:
         raise ConfigurationError(

@@ -212,10 +212,11 @@ def _delivery(message: Message) -> dict[str, Any]:
 def _print(message: Message, shown: Shown, headers: bool, as_json: bool) -> None:
     import json
 
+    from pipeline.dead_letters import forms
     from pipeline.inspect.records import event_id
 
     time_ms = message.timestamp()[1]
-    delivery = _delivery(message)
+    delivery, value = _delivery(message), forms.shown(shown.value)
     if as_json:
         out: dict[str, Any] = {
             "topic": message.topic(),
@@ -225,7 +226,7 @@ def _print(message: Message, shown: Shown, headers: bool, as_json: bool) -> None
             "key": key_text(message.key()),
             "event_id": event_id(headers_in(message)),
             "type": shown.type,
-            "value": shown.value,
+            "value": value,
         }
         if shown.problem:
             out["problem"] = shown.problem
@@ -235,8 +236,7 @@ def _print(message: Message, shown: Shown, headers: bool, as_json: bool) -> None
             out["headers"] = {name: text_of(value, 8_192) for name, value in headers_in(message) or ()}
         emit_json(out)
         return
-    value = shown.value if isinstance(shown.value, str) else json.dumps(shown.value, default=str, ensure_ascii=False)
-    text = clean(value)
+    text = clean(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
     if len(text) > VALUE_CHARACTERS:
         text = text[: VALUE_CHARACTERS - 1] + "…"
     name = clean(shown.type.rpartition(".")[2])

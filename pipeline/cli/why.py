@@ -17,6 +17,7 @@ from pipeline.cli.access import (
     now_ms,
     open_admin,
     open_cluster,
+    prefix,
     real,
 )
 from pipeline.cli.output import clean, emit_json, line, note, text_of
@@ -27,6 +28,7 @@ from pipeline.model.keys import key_text
 
 if TYPE_CHECKING:
     from pipeline.inspect.explain import Explanation
+    from pipeline.model.cluster import Cluster
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -81,11 +83,11 @@ def sentences(found: Explanation, now: int) -> list[str]:
 def _headline(found: Explanation, now: int) -> str:
     copy = f"in {clean(found.lane)} at offset {found.lane_offset}"
     if found.state == "done":
-        return "done"
+        return f"done, {clean(found.since)}" if found.since else "done"
     if found.state == "queued":
         return "queued or running: the group has not finished it yet"
     if found.state == "dead letter":
-        return f"dead letter, {copy}"
+        return f"dead letter, {copy}" + (f", {clean(found.since)}" if found.since else "")
     if found.state == "parked":
         return f"parked {copy}, due {clock(found.due_ms)} ({until(found.due_ms, now)})"
     if found.state == "held":
@@ -138,6 +140,7 @@ def as_object(found: Explanation) -> dict[str, Any]:
         else {"member_id": found.owner.member_id, "client_id": found.owner.client_id, "host": found.owner.host},
         "paused": found.paused,
         "owners_died": found.owners_died,
+        "since": found.since or None,
     }
 
 
@@ -179,6 +182,7 @@ def why(
                 blind.append(f"group {entry.group} was not looked at, a topic of it is gone: {error}")
             finally:
                 collector.close()
+        found = _with_results(cluster, found, blind)
     if as_json:
         objects = [as_object(e) for e in found]
         emit_json({"what": what, "found": objects, "scanned_records_max": scan, "warnings": blind})
@@ -187,6 +191,18 @@ def why(
         for text in blind:
             note(f"warning: {clean(text)}")
     raise typer.Exit(0 if found else 1)
+
+
+def _with_results(cluster: Cluster, found: list[Explanation], blind: list[str]) -> list[Explanation]:
+    if all(each.state != "dead letter" for each in found):
+        return found
+    from pipeline.dead_letters.since import since
+
+    try:
+        return since(cluster, prefix(), found)
+    except PipelineError as error:
+        blind.append(f"what was done about dead letters was not looked at: {error}")
+        return found
 
 
 def _print(found: Sequence[Explanation], what: str, scan: int) -> None:

@@ -91,10 +91,23 @@ def show_dead_letter(
     with _opened(app, group, topic) as desk:
         found = show_letters(desk, Wanted(positions=(position,)), 1, reveal, _now_ms())
         if not found:
-            raise ConfigurationError(
-                f"there is no dead letter {position[0]}:{position[1]} in {desk.topics.dead_letters}"
-            )
+            raise _absent(desk, position)
         return found[0]
+
+
+def _at(desk: Desk, position: tuple[int, int]) -> int:
+    """The one dead letter at (partition, offset), as a number. Raises `ConfigurationError` when it is not there, or another group's."""
+    found = desk.matching(Wanted(positions=(position,)))
+    if not found:
+        raise _absent(desk, position)
+    return found[0]
+
+
+def _absent(desk: Desk, position: tuple[int, int]) -> ConfigurationError:
+    whose = f" of group {desk.topics.group}" if desk.topics.group else ""
+    return ConfigurationError(
+        f"there is no dead letter {position[0]}:{position[1]}{whose} in {desk.topics.dead_letters}"
+    )
 
 
 def redrive_dead_letters(
@@ -128,7 +141,7 @@ def edit_dead_letter(
     actor.check()
     with _opened(app, group, topic) as desk:
         now = _now_ms()
-        editable = editing.open_for_edit(desk, id_of(*position))
+        editable = editing.open_for_edit(desk, _at(desk, position))
         begin(desk, actor, "reveal", [editable.number], now)
         changed = readable(editable.shown.type, change(editable.value))
         edited = editing.check_edit(editable, editing.text_of(changed, editable.shown.schema is not None))
@@ -157,7 +170,7 @@ def convert_dead_letter(
 ) -> Done:  # fmt: skip
     """File a manual task for it."""
     with _opened(app, group, topic) as desk:
-        return converting.convert(desk, [id_of(*position)], actor, assignee, instruction, _now_ms())
+        return converting.convert(desk, [_at(desk, position)], actor, assignee, instruction, _now_ms())
 
 
 def export_dead_letters(

@@ -22,6 +22,7 @@ from pipeline.inspect.collect import find_layouts
 from pipeline.model.cluster import Cluster, ClusterAdmin, Message
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.topics import AUDIT_TOPIC, RESULTS_TOPIC, TASKS_TOPIC
+from pipeline.topology.naming import bases_of
 
 CHUNK = 2_000
 """Candidates that are read at once when a filter needs more than the index has."""
@@ -41,7 +42,7 @@ class Application(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """Real names: the dead letters, and where actions on them are written down. `group`: only its letters of a shared topic."""
+    """Real names: the dead letters, and where actions on them are written down. `group`: only its letters, where groups share it."""
 
     dead_letters: str
     prefix: str = ""
@@ -81,18 +82,37 @@ def locate(app: Application, group: str | None, topic: str | None) -> Topics:
                 raise ConfigurationError(
                     f"topic {topic!r} does not exist: `pipeline topics list --all` shows those that do"
                 )
+            _refuse_no_dead_letters(app, found, prefix, admin.topic_names())
             return Topics(found, prefix, real(group) if group else "")
         candidates = _of_group(app, admin, real(group)) if group else dead_letter_topics(admin.topic_names(), prefix)
     finally:
         admin.close()
     if len(candidates) == 1:
-        return Topics(candidates[0], prefix)
+        return Topics(candidates[0], prefix, real(group) if group else "")
     where = f"of group {group}" if group else "on this cluster"
     if not candidates:
         raise ConfigurationError(f"there is no dead-letter topic {where}: name it with --topic")
     more = f" and {len(candidates) - 5} more" if len(candidates) > 5 else ""
     raise ConfigurationError(
         f"there are {len(candidates)} dead-letter topics {where}: choose one with --group or --topic: {', '.join(candidates[:5])}{more}"
+    )
+
+
+def _refuse_no_dead_letters(app: Application, topic: str, prefix: str, names: list[str]) -> None:
+    """Raises `ConfigurationError` for what is no dead-letter topic: its records would be shown, edited and purged as if they were."""
+    if topic.removeprefix(prefix).startswith("_pipeline."):
+        raise ConfigurationError(
+            f"topic {topic} is the pipeline's own, not dead letters: `pipeline tail {topic}` shows what is in it"
+        )
+    if topic in {entry.topics.dead_letters for entry in app.layouts()}:
+        return
+    bases = bases_of(topic, names)
+    if not bases:
+        return
+    theirs = [f"--topic {base}.dlq" for base in bases if f"{base}.dlq" in names]
+    instead = " or ".join(theirs[:3]) or "the subscription's dead_letter_topic with --topic"
+    raise ConfigurationError(
+        f"topic {topic} has no dead letters but records that a group works on (its replay lane is {bases[0]}.replay): give {instead}"
     )
 
 
@@ -141,7 +161,15 @@ class Desk:
         return Query(self.store.db, self.topics.dead_letters, self._of_group(wanted))
 
     def _of_group(self, wanted: Wanted) -> Wanted:
-        return wanted if wanted.group or not self.topics.group else dataclasses.replace(wanted, group=self.topics.group)
+        group = self.topics.group
+        if wanted.group or not group or not self._shared_with(group):
+            return wanted
+        return dataclasses.replace(wanted, group=group)
+
+    def _shared_with(self, group: str) -> bool:
+        """Whether letters of other groups lie here too: only then is each letter asked for its group, which no count can do quickly."""
+        ends = self.store.db.execute("SELECT (SELECT min(grp) FROM letters), (SELECT max(grp) FROM letters)").fetchone()
+        return any(name is not None and name != group for name in ends)
 
     def page(self, wanted: Wanted, limit: int, cursor: str = "", progress: Progress | None = None) -> Page:
         """Newest first. `progress` hears (looked at, candidates) when a filter makes it read records."""
@@ -172,8 +200,9 @@ class Desk:
 
     def matching(self, wanted: Wanted, progress: Progress | None = None) -> list[int]:
         """Positions (as numbers) of all of them, by partition and offset."""
-        query = self.query(wanted)
-        numbers = list(query.ids())
+        with self.store.reading():  # whose letters lie here, and which match: an action must not take what came between
+            query = self.query(wanted)
+            numbers = list(query.ids())
         if query.exact:
             return numbers
         found: list[int] = []
@@ -218,6 +247,25 @@ class Desk:
             admin.close()
         kept = int(spec.configs.get("retention.ms", "-1")) if spec else -1
         return expiry(self.store.db, self.topics.dead_letters, kept, now_ms)
+
+    def forgetful(self) -> str:
+        """A sentence where results go before the letters that they tell of: an index that is built later than that does not know them."""
+        names = (self.topics.dead_letters, self.topics.results)
+        admin = self.cluster.admin()
+        try:
+            found = admin.topics(names)
+        finally:
+            admin.close()
+        letters, results = (
+            int(found[name].configs.get("retention.ms", "-1")) if name in found else -1 for name in names
+        )
+        if results < 0 or 0 <= letters <= results:
+            return ""
+        return (
+            f"{names[0]} keeps dead letters (retention.ms={letters}) for longer than {names[1]} knows what was done to them "
+            f"(retention.ms={results}): those redriven before that may be open again in a new index; raise the latter, or run "
+            "`pipeline topics apply` with the application"
+        )
 
     def plan_path(self, plan_id: str) -> Path | None:
         """Where a redrive keeps its plan, so that it can be taken up again; None for an index in memory."""

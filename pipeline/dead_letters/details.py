@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.codec.scrub import scrub, tagged_texts
 from pipeline.dead_letters.desk import Desk
+from pipeline.dead_letters.folding import fold
 from pipeline.dead_letters.job_inputs import readable
 from pipeline.dead_letters.pointing import PointsAt, points_at
 from pipeline.dead_letters.query import Letter
@@ -106,8 +107,12 @@ def details(desk: Desk, message: Message, reveal: bool = False) -> Details:
 
 
 def _scrubbed(letter: Letter, hidden: Sensitive) -> Letter:
-    message = None if letter.message is None else hidden.scrub(letter.message)
-    return replace(letter, message=message, key=None if letter.key is None else hidden.scrub(letter.key))
+    """Folded anew of what is left: in the folded text a tagged value would not be found, where numbers in it were folded too."""
+    key = None if letter.key is None else hidden.scrub(letter.key)
+    if letter.message is None:
+        return replace(letter, key=key)
+    message = hidden.scrub(letter.message)
+    return replace(letter, message=message, folded=fold(message), key=key)
 
 
 def _trace_id(traceparent: str | None) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ from pipeline.dead_letters.acting import Actor, Done, begin, only, record, still
 from pipeline.dead_letters.desk import Desk
 from pipeline.dead_letters.forms import BYTES_FORM, from_json, to_json
 from pipeline.dead_letters.job_inputs import check_request, encoded_input, readable
+from pipeline.dead_letters.literals import dumps, indented, loads
 from pipeline.dead_letters.states import id_of, position_of
 from pipeline.dead_letters.values import Shown, undecoded
 from pipeline.inspect.appending import Entry, append
@@ -47,7 +47,7 @@ class Edited:
 
 def text_of(value: object, avro: bool = True) -> str:
     """A value as people edit it. `avro` False: it was JSON or text, and nothing in it is a mark of ours."""
-    return json.dumps(to_json(value) if avro else value, indent=2, ensure_ascii=False, default=str) + "\n"
+    return indented(to_json(value) if avro else value) + "\n"
 
 
 def open_for_edit(desk: Desk, number: int) -> Editable:
@@ -62,6 +62,8 @@ def open_for_edit(desk: Desk, number: int) -> Editable:
         raise undecoded(shown)
     if shown.schema is not None and (own := desk.values.as_written(message)) is not None:
         shown = Shown(shown.type, own[0], "", own[1])
+    if shown.schema is None and shown.type == "json":
+        shown = shown._replace(value=loads((message.value() or b"").decode()))
     value = readable(shown.type, shown.value)
     return Editable(number, text_of(value, shown.schema is not None), shown, message, value)
 
@@ -77,7 +79,7 @@ def check_edit(editable: Editable, text: str) -> Edited:
     """The new version, encoded. Raises `EncodeError` naming the line or the field that is wrong."""
     avro = editable.shown.schema is not None
     try:
-        value = json.loads(text)
+        value = loads(text)
     except (ValueError, RecursionError) as error:
         raise EncodeError(f"the edited text is not JSON: {error}") from None
     try:
@@ -123,7 +125,7 @@ def _encoded(editable: Editable, value: Any) -> tuple[bytes, Headers]:
         if not isinstance(value, str):
             raise EncodeError("the value is plain text: its edited form must be a JSON string")
         return value.encode(), headers
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(), headers
+    return dumps(value).encode(), headers
 
 
 def difference(before: str, after: str) -> tuple[str, ...]:

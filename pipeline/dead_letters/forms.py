@@ -5,7 +5,10 @@ JSON has no bytes and no named union branches: in an Avro value they stand as {"
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+from pipeline.dead_letters.literals import Literal
 
 BYTES, RECORD = "$bytes", "$record"
 BYTES_FORM = f'{{"{BYTES}": "hex digits"}}'
@@ -27,7 +30,7 @@ def from_json(value: Any) -> Any:
     if isinstance(value, list):
         return [from_json(each) for each in value]
     if not isinstance(value, dict):
-        return value
+        return float(value) if isinstance(value, Literal) else value
     if value.keys() == {BYTES}:
         return _bytes(value[BYTES])
     if value.keys() == {RECORD, "value"}:
@@ -45,9 +48,14 @@ def _bytes(text: Any) -> bytes:
 
 
 def shown(value: Any) -> Any:
-    """As it is shown to people and machines: bytes as they are edited, keys as texts, everything else as JSON has it."""
+    """As it is shown to people and machines: bytes as they are edited, keys as texts, everything else as JSON has it.
+
+    A number that JSON does not have is the text "NaN", "Infinity" or "-Infinity": strict readers refuse the whole line otherwise.
+    """
     if isinstance(value, bytes):
         return {BYTES: value.hex()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):
         return {str(key): shown(each) for key, each in value.items()}
     return [shown(each) for each in value] if isinstance(value, (list, tuple)) else value

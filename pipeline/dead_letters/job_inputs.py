@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.codec.jobs import REQUEST
 from pipeline.dead_letters.forms import BYTES, BYTES_FORM, from_json
+from pipeline.dead_letters.literals import dumps, loads
 from pipeline.model.errors import EncodeError
 
 _KEPT = ("key", "dedup_id", "dedup_window_ms", "schedule", "created_ms")
@@ -26,8 +27,9 @@ def readable(kind: str, value: Any) -> Any:
 def _json_of(payload: bytes) -> Any:
     """Only what can be written again: no numbers that JSON does not have, and nothing that looks like the form of bytes."""
     try:
-        found = json.loads(payload.decode())
+        found = loads(payload.decode())
         _payload_of(found)
+        _with_floats(found)
     except (ValueError, RecursionError):
         return _NOTHING
     return _NOTHING if _is_bytes(found) else found
@@ -38,6 +40,11 @@ def _is_bytes(value: Any) -> bool:
 
 
 def _payload_of(value: Any) -> bytes:
+    return dumps(value).encode()
+
+
+def _with_floats(value: Any) -> bytes:
+    """As it is shown: with the digits that a float has. Raises `ValueError` for a number beyond floats."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
@@ -51,7 +58,8 @@ def encoded_input(before: Mapping[str, Any], given: Any) -> bytes:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"write the job's input as JSON, or as {BYTES_FORM} ({error})") from None
     was = _json_of(before["payload"])
-    return before["payload"] if was is not _NOTHING and payload == _payload_of(was) else payload
+    same = was is not _NOTHING and payload in (_payload_of(was), _with_floats(was))
+    return before["payload"] if same else payload
 
 
 def check_request(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

@@ -9,16 +9,25 @@ from collections.abc import Sequence
 
 from pipeline.dead_letters.acting import Actor, Done, begin, record, still
 from pipeline.dead_letters.desk import Desk
+from pipeline.dead_letters.redrive_plan import strangers
 from pipeline.dead_letters.states import id_of, number_of, position_of
 from pipeline.model.cluster import TopicPartition
 from pipeline.model.errors import ClusterError
 
+NOBODYS = "not written by a worker, so not a dead letter for certain (retention deletes it, or kafka-delete-records)"
 PURGEABLE = ("open", "redriven", "edited", "cancelled", "converted")
 
 
 def purge(desk: Desk, numbers: Sequence[int], actor: Actor, now_ms: int) -> Done:
-    """Mark as purged, then delete what stands at the beginning of its partition. `details["deleted"]`: offsets deleted."""
+    """Mark as purged, then delete what stands at the beginning of its partition. `details["deleted"]`: offsets deleted.
+
+    What no worker wrote is left out: it may be anything, in a topic that was named by mistake.
+    """
     chosen, left = still(desk, numbers, PURGEABLE)
+    unknown = strangers(desk, chosen)
+    if unknown:
+        chosen = [number for number in chosen if number not in unknown]
+        left[NOBODYS] = len(unknown)
     if not chosen:
         return Done("", "purge", {"purged": 0}, left)
     action_id = begin(desk, actor, "purge", chosen, now_ms)
@@ -45,12 +54,8 @@ def purged_heads(desk: Desk) -> dict[TopicPartition, int]:
 
     One look at one state of the index: another command may be building it anew.
     """
-    db = desk.store.db
-    db.execute("BEGIN")
-    try:
+    with desk.store.reading():
         return _purged_heads(desk)
-    finally:
-        db.execute("COMMIT")
 
 
 def _purged_heads(desk: Desk) -> dict[TopicPartition, int]:

@@ -208,7 +208,7 @@ def _conditions(wanted: Wanted, types: Collection[int]) -> Iterator[Sql]:
         numbers = ", ".join(str(number_of(state)) for state in wanted.states)
         yield Sql(f"l.state IN ({numbers})")
     if wanted.group:
-        yield Sql("l.grp = ?", (_asked(wanted.group),))
+        yield Sql("+l.grp = ?", (_asked(wanted.group),))  # + : not by its index, which has no order by time
     if wanted.positions:
         numbers = ", ".join(str(id_of(*position)) for position in wanted.positions if is_position(*position))
         yield Sql(f"l.id IN ({numbers})")

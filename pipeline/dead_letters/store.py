@@ -38,6 +38,7 @@ _INDEXES = (
     "CREATE INDEX IF NOT EXISTS letters_by_state ON letters(state, ts)",
     "CREATE INDEX IF NOT EXISTS letters_by_time ON letters(ts)",
     "CREATE INDEX IF NOT EXISTS letters_by_group ON letters(state, error, type, tenant, ts)",
+    "CREATE INDEX IF NOT EXISTS letters_by_owner ON letters(grp)",
     "CREATE INDEX IF NOT EXISTS letters_edited ON letters(edited_from) WHERE edited_from IS NOT NULL",
 )
 DESIGN: Final = Design(

@@ -26,7 +26,7 @@ _COLUMNS: Final = {
     "event_id": "l.event_id",
     "attempt": "l.attempt",
     "hop": "l.hop",
-    "group": "l.grp",
+    "group": "+l.grp",  # +: not by its index, which has no order by time
     "origin.topic": "l.origin_topic",
     "origin.partition": "l.origin_partition",
     "origin.offset": "l.origin_offset",

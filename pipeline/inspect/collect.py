@@ -16,7 +16,7 @@ from pipeline.inspect.records import LaneRecord, SourceRecord, lane_record, sour
 from pipeline.inspect.scan import read_batches, read_to_end
 from pipeline.model.cluster import Cluster, ClusterAdmin, GroupMember, Message, TopicPartition
 from pipeline.model.errors import ConfigurationError
-from pipeline.model.keys import typed_key
+from pipeline.model.keys import typed_keys
 from pipeline.model.partitioner import partition_of
 from pipeline.topology.naming import Layout, discover
 
@@ -182,14 +182,14 @@ def look_up(collector: Collector, what: str, reach: Reach, now_ms: int | None = 
 
     Where the text is a key the partition is known; only when nothing is there all partitions are searched.
     """
-    raw = typed_key(what)
+    keys = typed_keys(what)
 
     def wanted(key: bytes | None, event_id: str | None) -> bool:
-        return key == raw or event_id == what
+        return key in keys or event_id == what
 
     count = collector.partitions()
-    likely = partition_of(raw, count)
-    for partitions in ((likely,), tuple(p for p in range(count) if p != likely)):
+    likely = {partition_of(key, count) for key in keys}
+    for partitions in (tuple(likely), tuple(p for p in range(count) if p not in likely)):
         found = [
             explanation
             for view in (collector.views(partitions, wanted, reach) if partitions else ())

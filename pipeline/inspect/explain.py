@@ -55,6 +55,7 @@ class Blocker:
 class Explanation:
     """The answer for one record of one group. `lane` and `lane_offset` say where its copy is; times are milliseconds, 0 = none.
 
+    `since`: what was done about its dead letter, where the results were looked at ("cancelled by dl-1").
     `owners_died`: so many owners of the partition in a row, two at least, did not let it go in order; what they ran runs alone now.
     """
 
@@ -77,6 +78,7 @@ class Explanation:
     owner: GroupMember | None = None
     paused: str | None = None
     owners_died: int = 0
+    since: str = ""
 
 
 def _error_text(record: LaneRecord) -> str:

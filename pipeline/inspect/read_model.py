@@ -175,6 +175,15 @@ class ReadModel:
         self.db.execute("COMMIT")
 
     @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """One state for several questions: another command may be building the index anew."""
+        self.db.execute("BEGIN")
+        try:
+            yield self.db
+        finally:
+            self.db.execute("COMMIT")
+
+    @contextlib.contextmanager
     def locked(self, wait_s: float = LOCK_WAIT_S, what: str = "lock") -> Iterator[None]:
         """Only one at a time on this machine brings the index up to date (or does another thing, `what`); the lock of one that is
         killed is free at once."""

@@ -19,3 +19,13 @@ def typed_key(text: str) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # other surrogates are nothing that a shell gives
         return text.encode("utf-8", "replace")
+
+
+def typed_keys(text: str) -> tuple[bytes, ...]:
+    """Every key that is meant: the text itself, and after it the bytes that tables show as this text (`0xff01`)."""
+    raw = typed_key(text)
+    try:
+        shown = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError:
+        return (raw,)
+    return (raw, shown) if key_text(shown) == text else (raw,)

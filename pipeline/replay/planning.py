@@ -12,12 +12,15 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
-from pipeline.inspect.decoding import DictCodec, show
+from pipeline.codec.scrub import scrub, tagged_texts
+from pipeline.inspect.decoding import ContractCodec, DictCodec, Shown, schema_topic, show
 from pipeline.inspect.scan import read_batches
 from pipeline.model.cluster import Cluster, Message, TopicPartition
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.events import EVENT_TYPES
+from pipeline.model.headers import headers_in
 from pipeline.model.keys import key_text
+from pipeline.model.scrubbing import Sensitive
 from pipeline.replay.asking import Request, check_target, every_layout, kind_of, source_spec, spans_of, target_of
 from pipeline.replay.census import SAMPLES_MAX, Census
 from pipeline.replay.files import batches, check_target_file, count_records, file_records
@@ -25,6 +28,7 @@ from pipeline.replay.plan import ReplayPlan, Source, Span, Target, new_plan_id
 from pipeline.replay.selecting import Selector, compiled, delivery_of
 
 SHOWN_SAMPLES = 5
+SAMPLE_CHARACTERS = 300
 _partition = methodcaller("partition")
 COPY_COST = 1.0
 """Writing a copy takes about as long as reading and judging a record for the preview did: for the expected time only."""
@@ -36,7 +40,7 @@ Scanned = Callable[[int, int], None]
 def make_plan(
     cluster: Cluster,
     request: Request,
-    codec: DictCodec | None,
+    codec: ContractCodec | None,
     now_ms: int,
     scanned: Scanned = lambda _done, _total: None,
     monotonic: Callable[[], float] = time.monotonic,
@@ -231,7 +235,7 @@ class _Scan:
 
 
 def _preview(
-    plan: ReplayPlan, census: Census, selector: Selector, codec: DictCodec | None, decode: str
+    plan: ReplayPlan, census: Census, selector: Selector, codec: ContractCodec | None, decode: str
 ) -> dict[str, Any]:
     checked = _check(census.samples if decode != "none" else [], codec, census)
     return {
@@ -251,7 +255,7 @@ def _preview(
     }
 
 
-def _check(samples: list[Message], codec: DictCodec | None, census: Census) -> dict[str, Any]:
+def _check(samples: list[Message], codec: ContractCodec | None, census: Census) -> dict[str, Any]:
     """How many of the samples decode, and fit the contract that this build has for their type."""
     found: Counter[str] = Counter()
     names: dict[bytes, str] = {}
@@ -272,10 +276,7 @@ def _check(samples: list[Message], codec: DictCodec | None, census: Census) -> d
             except ValueError as error:
                 problems[str(error).splitlines()[0][:200]] += 1
         if len(shown) < SHOWN_SAMPLES:
-            place = f"{message.partition()}:{message.offset()}"
-            shown.append(
-                {"place": place, "key": key_text(message.key()), "type": value.type, "value": str(value.value)[:300]}
-            )
+            shown.append(_sample(message, value, codec))
     census.name_types(names)
     return {
         "checked": len(samples),
@@ -284,6 +285,18 @@ def _check(samples: list[Message], codec: DictCodec | None, census: Census) -> d
         "problems": dict(problems.most_common(5)),
         "samples": shown,
     }
+
+
+def _sample(message: Message, value: Shown, codec: ContractCodec | None) -> dict[str, Any]:
+    """As `pipeline dlq show` has it without `--reveal`: a plan is printed and kept, and nobody was asked why."""
+    place, key, data = f"{message.partition()}:{message.offset()}", key_text(message.key()), message.value()
+    text = f"[{len(data or b''):,} bytes, not decoded: what is personal in them is not known]"
+    if not value.problem:
+        schema = None if codec is None else codec.schema_of(schema_topic(message), data, headers_in(message))
+        text = str(scrub(value.value, schema))[:SAMPLE_CHARACTERS]
+        if key is not None and schema is not None:
+            key = Sensitive(tagged_texts(value.value, schema)).scrub(key)
+    return {"place": place, "key": key, "type": value.type, "value": text}
 
 
 def check_request(request: Request) -> None:

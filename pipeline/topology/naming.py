@@ -110,6 +110,32 @@ def retired_of(entry: Layout, existing_names: Collection[str]) -> tuple[RetiredT
     return tuple(sorted(_retired(entry, existing_names), key=lambda tier: tier.delay_ms))
 
 
+def bases_of(topic: str, existing_names: Collection[str]) -> tuple[str, ...]:
+    """Of every group that reads this topic or has it as a lane, by names alone: what its lanes' names begin with (`T.G`).
+
+    Empty for dead letters, and for a topic that is neither. A lane is of the source with the longest name that fits.
+    """
+    names = set(existing_names)
+    heads = {name.removesuffix(".replay") for name in names if name.endswith(".replay")}
+    tail = topic.rpartition(".retry.")[2] if ".retry." in topic else topic.rpartition(".")[2]
+    head = topic.removesuffix(f".retry.{tail}" if _DELAY.match(tail) else f".{tail}")
+    if head in heads and _source_of(head, names):
+        if tail == "dlq":
+            return ()
+        if tail in ("replay", "state") or _DELAY.match(tail):
+            return (head,)
+    return tuple(sorted(each for each in heads if _source_of(each, names) == topic))
+
+
+def _source_of(head: str, names: Collection[str]) -> str:
+    """The longest existing name that the beginning of a lane's name (`T.G`) begins with; "" where there is none."""
+    while head:
+        head = head.rpartition(".")[0]
+        if head in names:
+            return head
+    return ""
+
+
 def discover(group: str, existing_names: Collection[str]) -> tuple[Layout, ...]:
     """Lanes of a group (real name) found by topic names alone, for tools that have no application at hand.
 

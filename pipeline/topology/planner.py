@@ -199,7 +199,7 @@ def plan(
     Raises `ConfigurationError` for declarations that can't work together or names that Kafka refuses.
     """
     planner = _plan(subscriptions, existing, defaults or Defaults(), prefix, unsettled or {}, beside or Beside())
-    _records_of_actions(planner, prefix)
+    _records_of_actions(planner, prefix, {entry.topics.dead_letters for entry in layouts(subscriptions, prefix)})
     return planner.plan()
 
 
@@ -242,19 +242,23 @@ def _plan(
     return planner
 
 
-def _records_of_actions(planner: _Planner, prefix: str) -> None:
-    """Topics that replays and dead letters need, and the clock: a worker starts without them."""
+def _records_of_actions(planner: _Planner, prefix: str, dead_letters: Collection[str]) -> None:
+    """Topics that replays and dead letters need, and the clock: a worker starts without them. Results outlive the dead letters as they are
+    kept in fact: somebody may have raised that by hand, or for another application."""
     audit, tasks = "who replayed or purged what is written on it first", "dead letters become tasks for people on it"
     _single(planner, prefix + AUDIT_TOPIC, audit_rules(), audit, "entries have one order")
     _single(planner, prefix + TASKS_TOPIC, tasks_rules(), tasks, "tasks have one order")
     clock = "workers learn the cluster's time on it, so that retries keep to one clock"
     _single(planner, prefix + CLOCK_TOPIC, clock_rules(), clock, "partition 0 is there")
     name = prefix + RESULTS_TOPIC
+    kept = [planner.known[topic].configs.get("retention.ms", "") for topic in dead_letters if topic in planner.known]
+    letters_ms = {planner.defaults.dead_letter_retention_ms, *(int(ms) for ms in kept if ms.lstrip("-").isdigit())}
+    rules = results_rules(letters_ms)
     if name in planner.known:
-        planner.settle(name, results_rules())
+        planner.settle(name, rules)
     else:
         why = "what became of each replayed record is written on it"
-        planner.create(name, RESULTS_PARTITIONS, planner.defaults.replication_factor, results_rules(), why)
+        planner.create(name, RESULTS_PARTITIONS, planner.defaults.replication_factor, rules, why)
 
 
 def _single(planner: _Planner, name: str, rules: Sequence[Rule], why: str, order: str) -> None:

@@ -6,6 +6,7 @@ Sources of the settings' meaning: Kafka's topic configuration reference.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -228,9 +229,16 @@ def audit_rules() -> tuple[Rule, ...]:
     return _history_rules(365 * DAY_MS, "who did what would be forgotten")
 
 
-def results_rules() -> tuple[Rule, ...]:
-    """Results are kept for a month: a replay that is taken up again reads what it wrote before."""
-    return _history_rules(30 * DAY_MS, "a replay that is resumed would not know what it has written")
+def results_rules(letters_ms: Collection[int]) -> tuple[Rule, ...]:
+    """Results are kept for a month, and longer than the dead letters that they tell of. `letters_ms`: retentions of those, -1 = for ever.
+
+    A segment is deleted when its newest record is old enough, which is a day later than its oldest: so results get two days more.
+    """
+    kept_ms = -1 if -1 in letters_ms else max(30 * DAY_MS, *(ms + 2 * DAY_MS for ms in letters_ms))
+    return _history_rules(
+        kept_ms,
+        "a resumed replay would not know what it has written, and dead letters that were redriven would be open again",
+    )
 
 
 CLOCK_RETENTION_MS = 3_600_000

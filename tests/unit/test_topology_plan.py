@@ -46,7 +46,8 @@ TIER = f"{SOURCE}.billing.retry.10s"
 REPLAY = f"{SOURCE}.billing.replay"
 DEAD = f"{SOURCE}.billing.dlq"
 CLOCK = "_pipeline.clock"
-RECORDS = {"_pipeline.audit": 1, "_pipeline.replay.results": 6, "_pipeline.tasks": 1, CLOCK: 1}
+RESULTS = "_pipeline.replay.results"
+RECORDS = {"_pipeline.audit": 1, RESULTS: 6, "_pipeline.tasks": 1, CLOCK: 1}
 """Topics that replays and dead letters need, with their partitions."""
 OWN = {"_pipeline.control": 1, **RECORDS}
 
@@ -98,7 +99,7 @@ def test_everything_is_made_for_an_empty_cluster() -> None:
     assert {spec.partitions for name, spec in topics.items() if name not in OWN} == {12}
     assert {name: topics[name].partitions for name in OWN} == OWN
     kept = {name: int(topics[name].configs["retention.ms"]) for name in RECORDS if name != CLOCK}
-    assert kept == {"_pipeline.audit": 365 * DAY_MS, "_pipeline.replay.results": 30 * DAY_MS, "_pipeline.tasks": -1}
+    assert kept == {"_pipeline.audit": 365 * DAY_MS, "_pipeline.replay.results": 32 * DAY_MS, "_pipeline.tasks": -1}
     assert topics["_pipeline.control"].configs["cleanup.policy"] == "compact"
     tier = topics[TIER].configs
     assert int(tier["retention.ms"]) > 10_000 + 7 * DAY_MS
@@ -144,8 +145,36 @@ def test_a_worker_is_refused_and_told_the_setting(topic: str, setting: str, valu
 
 
 @pytest.mark.parametrize("value", ["-1", str(365 * DAY_MS)])
-def test_longer_retention_is_left_alone(value: str) -> None:
-    assert plan([subscription()], spoil(made(), DEAD, retention_ms=value)).actions == ()
+def test_longer_retention_is_left_alone_and_results_outlive_the_dead_letters(value: str) -> None:
+    """Without its result a letter that was redriven is open again, for an index that is built anew."""
+    topics = spoil(made(), DEAD, retention_ms=value)
+    kept = value if value == "-1" else str(367 * DAY_MS)
+    actions = plan([subscription()], topics).actions
+    assert [(a.topic, a.setting, a.value) for a in actions if isinstance(a, SetConfig)] == [
+        (RESULTS, "retention.ms", kept)
+    ]
+    assert len(actions) == 1
+    topics = act(topics, actions)
+    assert plan([subscription()], topics).actions == ()
+    assert plan([subscription(group="another")], topics).actions, "its lanes"
+    other = act(
+        topics, plan([subscription(group="another")], topics, Defaults(dead_letter_retention_ms=DAY_MS)).actions
+    )
+    assert other[RESULTS].configs["retention.ms"] == kept, "another application's shorter retention takes nothing away"
+
+
+def test_results_are_made_to_outlive_the_dead_letters_that_are_asked_for() -> None:
+    actions = plan([subscription()], {}, Defaults(dead_letter_retention_ms=90 * DAY_MS)).actions
+    kept = {
+        a.topic: a.spec.configs["retention.ms"]
+        for a in actions
+        if isinstance(a, CreateTopic) and a.topic in (DEAD, RESULTS)
+    }
+    assert kept == {DEAD: str(90 * DAY_MS), RESULTS: str(92 * DAY_MS)}
+    short = plan([subscription()], {}, Defaults(dead_letter_retention_ms=DAY_MS)).actions
+    assert [a.spec.configs["retention.ms"] for a in short if isinstance(a, CreateTopic) and a.topic == RESULTS] == [
+        str(30 * DAY_MS)
+    ]
 
 
 def test_a_shorter_dead_letter_retention_is_a_warning_not_a_refusal() -> None:

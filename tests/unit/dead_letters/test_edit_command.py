@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -53,3 +54,11 @@ def test_the_command_that_an_edit_prints_sends_what_was_edited(
     words = shlex.split(printed[0])
     sent = CliRunner().invoke(command, [*words[1:], "--canary-wait", "1s"])  # no worker tells its outcome
     assert "1 written" in sent.output, sent.output
+
+
+def test_nothing_that_was_changed_is_json_too(dead: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "same.json").write_text('{"n": 1}')
+    edit = ["dlq", "edit", "0:0", "--group", "g", "--broker", ADDRESS, "--value", str(tmp_path / "same.json"), "--yes"]
+    done = CliRunner().invoke(command, [*edit, "--reason", "x", "--json"])
+    assert (done.exit_code, json.loads(done.stdout)["counts"]) == (1, {"edited": 0})
+    assert "Nothing was changed." in CliRunner().invoke(command, [*edit, "--reason", "x"]).output
