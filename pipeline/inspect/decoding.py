@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import NamedTuple, Protocol
 
-from pipeline.codec.schema import AvroSchema
 from pipeline.model.cluster import Headers, Message
 from pipeline.model.errors import CodecError, SchemaUnavailable, UndecodableError
 from pipeline.model.headers import HeaderError, decode, headers_in
@@ -17,12 +16,6 @@ class DictCodec(Protocol):
     def decode_dict(self, topic: str, data: bytes | None, headers: Headers | None = None) -> tuple[str, object]: ...
 
     def fetch(self, topic: str, schema_id: int) -> None: ...
-
-
-class ContractCodec(DictCodec, Protocol):
-    """What is needed beside that to tell what in a value is personal."""
-
-    def schema_of(self, topic: str, data: bytes | None, headers: Headers | None = None) -> AvroSchema | None: ...
 
 
 class Shown(NamedTuple):

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from pipeline.codec.schema import AvroSchema
 from pipeline.codec.scrub import scrub, tagged_texts
-from pipeline.inspect.decoding import ContractCodec, DictCodec, Shown, schema_topic, show
+from pipeline.inspect.decoding import DictCodec, Shown, schema_topic, show
 from pipeline.inspect.scan import read_batches
-from pipeline.model.cluster import Cluster, Message, TopicPartition
+from pipeline.model.cluster import Cluster, Headers, Message, TopicPartition
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.events import EVENT_TYPES
 from pipeline.model.headers import headers_in
@@ -35,6 +36,12 @@ COPY_COST = 1.0
 
 Scanned = Callable[[int, int], None]
 """(records read so far, records there are): for a progress bar."""
+
+
+class ContractCodec(DictCodec, Protocol):
+    """What is needed to show samples without what in them is personal."""
+
+    def schema_of(self, topic: str, data: bytes | None, headers: Headers | None = None) -> AvroSchema | None: ...
 
 
 def make_plan(

@@ -19,6 +19,7 @@ from pipeline.dead_letters import converting
 from pipeline.dead_letters.editing import check_edit, open_for_edit, text_of
 from pipeline.dead_letters.exporting import export
 from pipeline.dead_letters.literals import dumps, indented, loads
+from pipeline.dead_letters.values import remembered_as
 from pipeline.inspect.decoding import Shown
 from pipeline.memory.log import MemoryMessage
 from pipeline.model.errors import EncodeError
@@ -84,7 +85,7 @@ def test_avro_has_such_numbers_and_keeps_them() -> None:
     )
     write, place = compile_writer(schema), Place()
     head = b"\x00\x00\x00\x00\x63"
-    place.desk.values.texts[schema.fingerprint] = schema.text
+    place.desk.values.texts[remembered_as(schema.fingerprint, head)] = schema.text
     place.die(
         write({"price": math.inf, "n": 1}, head),
         [("pl.origin.topic", SOURCE.encode()), ("pl.schema", schema.fingerprint.encode())],
