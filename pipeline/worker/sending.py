@@ -171,6 +171,9 @@ class Sender:
             self._producer.send(
                 record.topic, record.key, record.value, record.headers, sent.partition, 0, partial(self._answered, sent)
             )
+        except RecordTooLarge as error:
+            # More than the client itself takes, which it says at once: as good as a broker's answer, and no try helps.
+            self._answered(sent, error, -1)
         except (BufferFull, ClusterError) as error:
             self._later(sent, error, now_ms)
 

@@ -137,6 +137,8 @@ class Transactions:
         except ClusterError as error:
             # What is open is not committed any more, so nothing is lost by going on.
             self._failed = self._failed or error
+            if record.delivered is not None:
+                record.delivered(error, -1)  # the client did not take it, so no report of it comes
         if not self._sent:
             self._since_ms = self._clock.now_ms
         self._sent += 1

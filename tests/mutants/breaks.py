@@ -84,6 +84,9 @@ BREAKS = (
     Break("chunk-forgets-attempts-at-a-drain", "worker.threads", "unit.hand_back(result.delivery, engine.clock.now_ms)", "pass", "tests/simulation/test_simulation.py::test_a_stop_forgets_no_attempt"),
     Break("batch-forgets-attempts-at-a-drain", "worker.dispatch", "(*self.resumed, *self.gathered)", "self.resumed", "tests/simulation/test_simulation.py::test_a_stop_forgets_no_attempt", found_by=402192),
     Break("too-large-for-ever", "worker.sending", "return isinstance(error, RecordTooLarge) and (", "return False and (", "tests/unit/test_oversized.py"),
+    Break("too-large-for-the-client-for-ever", "worker.sending", "            self._answered(sent, error, -1)\n", "            self._later(sent, error, now_ms)\n", "tests/unit/test_oversized.py"),
+    Break("once-too-large-for-the-client-not-told", "worker.transacting", "                record.delivered(error, -1)", "                pass", "tests/unit/test_oversized.py"),
+    Break("larger-than-the-queue-counts-as-full", "kafka.settings", "min(int(made[\"message.max.bytes\"]), queue_bytes)", "int(made[\"message.max.bytes\"])", f"{ADAPTER}::test_what_the_client_can_never_take_is_too_large_and_not_a_full_buffer"),
     Break("too-large-and-successors-first", "core.oversized", "        unit.holds.passes(delivery)\n", "        unit.holds.passes(delivery)\n        unit.parking.resolve(delivery.key, delivery.identity)\n", "tests/unit/test_oversized.py"),
     Break("whole-batch-fails-all", "core.batching", "if key is None or not unit.chains.more:", "if True:", "tests/unit/test_core_batching.py"),
     # hops and delays

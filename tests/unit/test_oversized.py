@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import structlog
 
-from pipeline import Context, Emit
+from pipeline import Context, Emit, Reject
 from pipeline.memory.cluster import MemoryCluster
 from pipeline.memory.loop import VirtualClockLoop
+from pipeline.memory.producer import MemoryProducer
+from pipeline.memory.transactions import MemoryTransactions
 from pipeline.model.cluster import TopicSpec
+from pipeline.model.errors import RecordTooLarge
 from pipeline.model.headers import Pointer, decode
 from pipeline.worker.worker import Worker
 from tests.unit.test_unreadable_batches import DLQ, position, read_all
@@ -105,3 +108,48 @@ def test_an_output_that_its_topic_does_not_take_is_the_failure_of_its_record(del
         assert not worker.running[0].engine.stuck
 
     play(app, story)
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+@pytest.mark.parametrize("what", ["output", "hand-off", "dead letter"])
+def test_what_the_client_refuses_at_once_is_tried_no_more_than_what_a_broker_refuses(
+    monkeypatch: pytest.MonkeyPatch, delivery: str, what: str
+) -> None:
+    """`message.max.bytes` is the client's own limit: librdkafka raises, and no report of the record ever comes."""
+    for cls in (MemoryProducer, MemoryTransactions):
+        _limited(monkeypatch, cls)
+
+    @application(delivery=delivery, attempts=3)
+    async def app(value: bytes, ctx: Context) -> Any:
+        if len(value) < 10:
+            return None
+        if what == "output":
+            return [Emit("out", b"k", bytes(80_000))]
+        if what == "dead letter":
+            raise Reject("no")
+        if ctx.attempt == 1:
+            raise ValueError("the provider is away")
+        return None
+
+    async def story(_loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        cluster.admin().create_topics([TopicSpec("out", 1, 1, {})])
+        published(cluster, bytes(80_000), b"a")
+        await until(lambda: position(cluster) == 2, 20)
+        (letter,) = read_all(cluster, DLQ)
+        headers = decode(letter.headers())
+        assert (letter.value(), headers.origin_offset, headers.pointer) == (None, 0, Pointer("too_large", 0))
+        assert (headers.error.error_class == "RecordTooLarge") is (what != "dead letter")
+        assert not worker.running[0].engine.stuck
+
+    play(app, story)
+
+
+def _limited(monkeypatch: pytest.MonkeyPatch, cls: Any) -> None:
+    send = cls.send
+
+    def limited(self: Any, topic: str, key: bytes | None, value: bytes | None, *more: Any, **named: Any) -> None:
+        if topic != TOPIC and len(value or b"") >= 70_000:
+            raise RecordTooLarge(f"a record for {topic} is larger than the client takes")
+        send(self, topic, key, value, *more, **named)
+
+    monkeypatch.setattr(cls, "send", limited)
