@@ -130,7 +130,8 @@ class Worker:
             running.driver.start()
 
     async def _warm_children(self) -> None:
-        """Raises ConfigurationError when a child process can't load the application: before anything is consumed."""
+        """Raises ConfigurationError when a child process can't load the application, PipelineError when none is ready: before anything is
+        consumed."""
         try:
             for running in self.running:
                 if isinstance(running.engine.executor, ProcessRunners):

@@ -169,6 +169,8 @@ BREAKS = (
     Break("a-death-is-the-end", "worker.isolation", "            self.run(delivery)\n        return None", "            pass\n        return None", ISOLATED),
     Break("a-late-child-is-not-killed", "worker.children", "self._loop.call_later(DUMP_S, child.kill)", "pass", ISOLATED),
     Break("an-unread-record-counts-as-a-death", "worker.children", "if job is not None and death.unread and not death.late and not job.spared:", "if job is None:", ISOLATED),
+    Break("no-child-follows-the-first", "worker.children", "return max(len(self._waiting), int(warming))", "return len(self._waiting)", ISOLATED),
+    Break("no-child-in-time-is-wrong-configuration", "worker.children", "            raise PipelineError(", "            raise ConfigurationError(", ISOLATED),
     Break("children-start-without-back-off", "worker.children", "if self._loop.time() >= self._next_start_s:", "if True:", ISOLATED),
     Break("no-back-off-in-the-supervisor", "worker.supervisor", "if now_s >= child.due_s and not self._stopping:", "if not self._stopping:", SUPERVISOR),
     Break("supervisor-gives-up-at-once", "worker.supervisor", "if 0 < self._restarts.limit < child.crashes:", "if child.crashes:", SUPERVISOR),
