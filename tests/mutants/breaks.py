@@ -170,6 +170,7 @@ BREAKS = (
     Break("a-late-child-is-not-killed", "worker.children", "self._loop.call_later(DUMP_S, child.kill)", "pass", ISOLATED),
     Break("an-unread-record-counts-as-a-death", "worker.children", "if job is not None and death.unread and not death.late and not job.spared:", "if job is None:", ISOLATED),
     Break("killed-while-it-drains", "worker.supervisor", "max(self._grace_s, int(said[-1]) / 1000 + MARGIN_S)", "self._grace_s", SUPERVISOR),
+    Break("batch-takes-any-time-out-for-its-deadline", "worker.batches", "if deadline.expired():", "if True:", "tests/unit/test_batch_handlers_in_threads.py"),
     Break("no-child-follows-the-first", "worker.children", "return max(len(self._waiting), int(warming))", "return len(self._waiting)", ISOLATED),
     Break("no-child-in-time-is-wrong-configuration", "worker.children", "            raise PipelineError(", "            raise ConfigurationError(", ISOLATED),
     Break("children-start-without-back-off", "worker.children", "if self._loop.time() >= self._next_start_s:", "if True:", ISOLATED),
