@@ -131,6 +131,18 @@ def raised(exception: KafkaException, doing: str) -> ClusterError | TopologyErro
     return cluster_error(error, doing)
 
 
+def not_taken(exception: KafkaException, topic: str, value: bytes | None) -> ClusterError | TopologyError:
+    """What `produce` raised, before any broker heard of the record."""
+    size = len(value or b"")
+    error = raised(exception, f"sending {size} bytes to {topic}")
+    if not isinstance(error, RecordTooLarge):
+        return error
+    return RecordTooLarge(
+        f"a record for {topic} (value: {size} bytes) is larger than the client takes: raise producer.message.max.bytes, and "
+        "producer.queue.buffering.max.kbytes above it, in PIPELINE_CLIENT"
+    )
+
+
 def is_fatal(error: KafkaError) -> bool:
     """The client can't go on: librdkafka says so in the code or in a flag, depending on where it comes up."""
     return error.fatal() or error.code() == KafkaError._FATAL

@@ -17,7 +17,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka import Message as Delivered
 
-from pipeline.kafka.errors import cluster_error, raised
+from pipeline.kafka.errors import cluster_error, not_taken, raised
 from pipeline.model.cluster import Acknowledgements, DeliveryCallback, Headers, OutRecord
 from pipeline.model.errors import BufferFull, ClusterError, NotAuthorized
 
@@ -88,7 +88,7 @@ class KafkaProducer:
             if exception.args[0].code() == KafkaError._FATAL:
                 self._died(exception)
                 raise BufferFull(f"a record for {topic} was not taken, send it again: {self._why}") from exception
-            raise raised(exception, f"sending {len(value or b'')} bytes to {topic}") from exception
+            raise not_taken(exception, topic, value) from exception
 
     def send_many(
         self, topic: str, partition: int, records: Sequence[OutRecord], acknowledgements: Acknowledgements
@@ -109,7 +109,7 @@ class KafkaProducer:
             if exception.args[0].code() == KafkaError._FATAL:
                 self._died(exception)
             elif not taken:
-                raise raised(exception, f"sending {len(records[0][1] or b'')} bytes to {topic}") from exception
+                raise not_taken(exception, topic, records[0][1]) from exception
         return taken
 
     def flush(self, timeout_s: float) -> int:

@@ -6,6 +6,7 @@ A caller's own settings (security, tuning) win over ours, except those that the 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,7 +61,7 @@ _PRODUCING = {
     # A topic that does not exist is told this soon after its first record (30,000 is the default), so that the sender can
     # say so; one that was just made and is not known to every broker yet is tried again by the sender.
     "topic.metadata.propagation.max.ms": 1_000,
-    # The broker's and the topic's limits decide: a hand-off is a little larger than the record that came in.
+    # The broker's and the topic's limits decide: a hand-off is a little larger than the record that came in. (At most the queue's size.)
     "message.max.bytes": 100_000_000,
 }
 _BULK = {"linger.ms": 5}
@@ -180,13 +181,18 @@ def producer_settings(
 ) -> dict[str, Any]:
     """Properties of a producer; `bulk` fills its batches before it sends them."""
     own = {name: value for name, value in _COMMON.items() if name != "allow.auto.create.topics"}
-    return {
+    made: dict[str, Any] = {
         **own,
         **_PRODUCING,
         **(_BULK if bulk else {}),
         "bootstrap.servers": address,
         "client.id": client_id,
     } | chosen(client_settings, "producer")
+    with contextlib.suppress(ValueError):  # no number: librdkafka says so
+        # Of a record that the queue never has room for librdkafka says that the queue is full, and it would be sent again for ever.
+        queue_bytes = 1024 * int(made["queue.buffering.max.kbytes"])
+        made["message.max.bytes"] = min(int(made["message.max.bytes"]), queue_bytes)
+    return made
 
 
 def transaction_settings(address: str, policy: TransactionPolicy, client_settings: Mapping[str, str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from confluent_kafka import Message as Delivered
 from confluent_kafka import TopicPartition as Assigned
 
 from pipeline.kafka.client_log import ClientLog, Trouble
-from pipeline.kafka.errors import PRODUCER_FENCED_CODES, cluster_error, raised
+from pipeline.kafka.errors import PRODUCER_FENCED_CODES, cluster_error, not_taken, raised
 from pipeline.kafka.producer import BURY_S, bury, reporting
 from pipeline.model.cluster import DeliveryCallback, Headers, Position, TopicPartition
 from pipeline.model.errors import BufferFull, ClusterError, ClusterUnavailable, ProducerFenced, StaleGeneration
@@ -110,7 +110,7 @@ class TransactionThread:
         except BufferError as error:
             raise BufferFull(f"the producer's buffer is full, so a record for {topic} was not taken") from error
         except KafkaException as exception:
-            raise raised(exception, f"sending {len(value or b'')} bytes to {topic}") from exception
+            raise not_taken(exception, topic, value) from exception
 
     def _heard(self, error: KafkaError | None, message: Delivered) -> None:
         """The commit fails after a write that was refused, and would not say why."""

@@ -34,6 +34,10 @@ BUSY_WAIT_S = 0.005
 """How long a batch waits for other keys while records wait behind it."""
 
 
+class _Late(Exception):
+    """The attempt took longer than it may. A TimeoutError may be the handler's own: a database's, a socket's."""
+
+
 class Contexts(Sequence[Context]):
     """The contexts of a batch, each made when it is asked for: most handlers look at few of them."""
 
@@ -144,7 +148,7 @@ class BatchRunners:
                 returned = await self._in_time(deliveries[0], self._handler(events, contexts))
             else:
                 returned = await self._in_thread(deliveries[0], partial(self._handler, events, contexts))
-        except TimeoutError:
+        except _Late:
             self._fail_all(deliveries, timed_out(engine.execution.subscription.timeout_ms), began_ms)
             return
         except asyncio.CancelledError:
@@ -176,8 +180,12 @@ class BatchRunners:
 
         watch = self._loop.call_later(2 * self._timeout_s, late)
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s) as deadline:
                 return await running
+        except TimeoutError as error:
+            if deadline.expired():
+                raise _Late from error
+            raise
         finally:
             watch.cancel()
             stalls.end(first)
@@ -206,7 +214,7 @@ class BatchRunners:
         if failed:
             raise failed.pop()
         if self._loop.time() - began_s > self._timeout_s:
-            raise TimeoutError
+            raise _Late
         return returned
 
     def _decode_all(self, batch: list[Delivery]) -> tuple[list[Delivery], list[object], Contexts] | None:

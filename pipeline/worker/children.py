@@ -15,14 +15,13 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from pipeline.core.unit import Unit
-from pipeline.model.errors import ConfigurationError
+from pipeline.model.errors import ConfigurationError, PipelineError
 from pipeline.model.restarts import RestartPolicy, ending
 from pipeline.worker.child import DUMP_SIGNAL
 from pipeline.worker.child_frames import Blobs, FrameBuffer, Head, pack
+from pipeline.worker.child_jobs import Answer, ChildSpec, Death, Job
 
 RESTARTS = RestartPolicy(first_s=0.05, max_s=10.0, limit=3, jitter=0.2, ready_s=60.0)
 """`limit`: so many that end in a row before they are ready, and the pool says so (`Children.hopeless`); it goes on trying."""
@@ -32,58 +31,6 @@ REAP_S, REAP_CHECK_S = 2.0, 0.005
 LATE_S = 2.0
 """A coroutine is cancelled in the child first; only when that has not helped the child is killed."""
 _STACK_BYTES = 6_000
-
-
-@dataclass(frozen=True, slots=True)
-class ChildSpec:
-    """What every child of a pool runs: a subscription (`group` as declared) of the application `target`.
-
-    `job`: a type of job of that queue instead; `processors`: so many it may run on.
-    `cancels`: its handler is a coroutine, which the child cancels itself at the deadline.
-    """
-
-    target: str
-    group: str
-    timeout_ms: int
-    cancels: bool = False
-    memory_bytes: int | None = None
-    job: str = ""
-    processors: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The child's own words for one record; `head["kind"]` is "done", "failed" or "schema"."""
-
-    head: Head
-    blobs: Blobs
-
-
-@dataclass(frozen=True, slots=True)
-class Death:
-    """The child ended instead. `how`: "killed by SIGSEGV"; `stack` is what it could still write down; `late`: killed by us; `unread`:
-    before it had read all of its record, which can't be what ended it then, but for one too large to be read."""
-
-    how: str
-    stack: str = ""
-    late: bool = False
-    unread: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One record for a child. `ended` hears once what became of it, unless the job is cancelled; `told` what it says while it runs.
-
-    `timeout_ms`: where it has a deadline of its own.
-    """
-
-    unit: Unit
-    frame: bytes
-    ended: Callable[[Answer | Death], None]
-    deadline_s: float = 0.0
-    timeout_ms: int = 0
-    told: Callable[[Head], None] | None = None
-    spared: bool = False
 
 
 class Child:
@@ -207,6 +154,7 @@ class Children:
         self._next_start_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._warm: asyncio.Future[None] | None = None
+        self._last_end = ""
         self._stopped = False
 
     # -- work
@@ -242,19 +190,28 @@ class Children:
                 child.kill()
 
     async def warm(self) -> None:
-        """Start one and wait until it is ready. Raises ConfigurationError when the application can't be loaded in it."""
+        """Wait until one is ready; those that end before are followed by others. Raises ConfigurationError when the application can't be
+        loaded in it, PipelineError when none is ready in time: no fault of the configuration, so who starts the worker tries again."""
+        if any(child.ready for child in self._children):
+            return
         self._warm = self._loop.create_future()
-        self._start()
-        self._look()
+        self._assign()
         try:
             await asyncio.wait_for(self._warm, RESTARTS.ready_s)
         except TimeoutError:
-            raise ConfigurationError(
-                f"no child process for executor='process' was ready within {RESTARTS.ready_s:g} s: "
-                f"import {self.spec.target!r} by hand to see why"
+            why = f"the last one {self._last_end}" if self._last_end else "the first is still loading the application"
+            raise PipelineError(
+                f"no child process for executor='process' was ready within {RESTARTS.ready_s:g} s ({why}): see the log, "
+                f"or import {self.spec.target!r} by hand; then start the worker again"
             ) from None
         finally:
             self._warm = None
+
+    @property
+    def _wanted(self) -> int:
+        """Children that there is work for, or that `warm` waits for."""
+        warming = self._warm is not None and not self._warm.done()
+        return max(len(self._waiting), int(warming))
 
     def _assign(self) -> None:
         for child in self._children:
@@ -266,7 +223,7 @@ class Children:
                 job.deadline_s = self._loop.time() + timeout_ms / 1000 + (LATE_S if self.spec.cancels else 0)
                 child.run(job)
         coming = sum(not child.ready for child in self._children)
-        if len(self._waiting) > coming and len(self._children) < self.size and not self._stopped:
+        if self._wanted > coming and len(self._children) < self.size and not self._stopped:
             self._start_in_time()
         self._look()
 
@@ -279,6 +236,7 @@ class Children:
             self._children.add(Child(self.spec, self._loop, self))
         except OSError as error:  # no memory, no descriptors, no more processes
             self._crashed()
+            self._last_end = f"could not be started: {error}"
             self._log.error("a child process can't be started", error=str(error))
 
     # -- what children say
@@ -328,6 +286,7 @@ class Children:
             return
         if not child.ready:
             self._unready += 1
+            self._last_end = death.how
         if not child.ready or (job is not None and not death.late):
             self._crashed()
             self._log.error(
@@ -350,9 +309,9 @@ class Children:
 
     def _look(self) -> None:
         """Deadlines, and starts that wait: a timer only while there is something to wait for."""
-        if self._timer is None and not self._stopped and (self._waiting or any(c.job for c in self._children)):
+        if self._timer is None and not self._stopped and (self._wanted or any(c.job for c in self._children)):
             tick_s = min(0.5, max(0.02, self.spec.timeout_ms / 10_000))
-            if self._waiting and self._next_start_s > (now := self._loop.time()):
+            if self._wanted and self._next_start_s > (now := self._loop.time()):
                 tick_s = min(tick_s, self._next_start_s - now)
             self._timer = self._loop.call_later(tick_s, self._tick)
 

@@ -21,7 +21,8 @@ from pipeline.model.outcome import Done, Failure, FailureKind
 from pipeline.model.policies import Subscription
 from pipeline.worker.child import emits_of, failure_in
 from pipeline.worker.child_frames import pack
-from pipeline.worker.children import Answer, Children, ChildSpec, Death, Job
+from pipeline.worker.child_jobs import Answer, ChildSpec, Death, Job
+from pipeline.worker.children import Children
 from pipeline.worker.declaring import is_async
 from pipeline.worker.engine import Engine
 from pipeline.worker.execution import PROCESS_DIED, timed_out
@@ -198,7 +199,7 @@ class ProcessRunners:
         self._isolation = Isolation(engine, child_spec(subscription, target), size, self.pump)
 
     async def ready(self) -> None:
-        """One child is up. Raises ConfigurationError when the application can't be loaded in it."""
+        """One child is up. Raises as `Children.warm` does."""
         await self._isolation.children.warm()
 
     @property

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 EXIT_DEFECT = 70
 """EX_SOFTWARE of sysexits.h: the supervisor starts the process again."""
 
+READY = b"ready %d\n"
+"""What the supervisor hears, with the milliseconds that a drain may take."""
 PARENT_CHECK_S = 0.5
 _TARGET = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
@@ -121,7 +123,7 @@ async def _serve(app: Pipeline, spec: ProcessSpec) -> int:
     await worker.start()
     if spec.ready_fd is not None:
         with contextlib.suppress(BrokenPipeError):  # the supervisor is gone: that is noticed below
-            os.write(spec.ready_fd, b"ready\n")
+            os.write(spec.ready_fd, READY % worker.drain_ms)
         os.close(spec.ready_fd)
     relax()
     if status is not None:

@@ -23,6 +23,8 @@ from pipeline.model.headers import SCHEMA, Pointer, dead_letter_headers, encode,
 from pipeline.worker.inputs import Delivered, Input
 
 RESEND_MS = (100, 300, 1_000, 3_000, 10_000)
+KEPT_BYTES = 8_192
+"""Of a key and its producer's headers, where the whole is too large: with ours beside it that fits into whatever takes a lane's records."""
 
 
 class Outlet(Protocol):
@@ -137,7 +139,7 @@ class Sender:
         delivery = effect.delivery
         lane = delivery.unit.lanes[effect.lane]
         headers = replace(effect.headers, due_ms=max(effect.headers.due_ms, lane.last_due_ms))
-        return replace(record, headers=encode(producer_headers(headers_in(delivery.message)), headers))
+        return replace(record, headers=encode(producer_headers(record.headers), headers))
 
     def is_too_large(self, kind: type, delivery: Delivery) -> bool:
         """What of this record was to be written failed a transaction for that: not to be tried again."""
@@ -145,9 +147,11 @@ class Sender:
 
     @staticmethod
     def _pointer(effect: DeadLetter, record: OutRecord) -> OutRecord:
-        pointer = Pointer("too_large", effect.headers.origin_offset)
-        own = producer_headers(headers_in(effect.delivery.message))
-        return replace(record, value=None, headers=dead_letter_headers(own, replace(effect.headers, pointer=pointer)))
+        """Without the value, and of key and headers only what is small: any of the three may be what is too large."""
+        pointer = effect.headers.pointer or Pointer("too_large", effect.headers.origin_offset)
+        key = record.key if len(record.key or b"") <= KEPT_BYTES else None
+        kept = _small(producer_headers(record.headers), KEPT_BYTES - len(key or b""))
+        return OutRecord(record.topic, key, None, dead_letter_headers(kept, replace(effect.headers, pointer=pointer)))
 
     @staticmethod
     def _copy(topic: str, delivery: Delivery, headers: Headers) -> OutRecord:
@@ -171,6 +175,9 @@ class Sender:
             self._producer.send(
                 record.topic, record.key, record.value, record.headers, sent.partition, 0, partial(self._answered, sent)
             )
+        except RecordTooLarge as error:
+            # More than the client itself takes, which it says at once: as good as a broker's answer, and no try helps.
+            self._answered(sent, error, -1)
         except (BufferFull, ClusterError) as error:
             self._later(sent, error, now_ms)
 
@@ -218,18 +225,20 @@ class Sender:
 
     @staticmethod
     def _never(sent: _Sent, error: ClusterError) -> bool:
-        """No further try helps. (A dead letter goes as a pointer, the mark of a held key without its value.)"""
+        """No further try helps. (A dead letter goes as a pointer, the mark of a held key without its value and large headers.)"""
         what = sent.what
         return isinstance(error, RecordTooLarge) and (
             isinstance(what, Outputs) or (isinstance(what, HandOff) and may_be_given_up(what))
         )
 
     def _later(self, sent: _Sent, error: Exception, now_ms: int) -> None:
-        if isinstance(error, RecordTooLarge) and isinstance(sent.what, DeadLetter) and sent.record.value is not None:
+        if isinstance(error, RecordTooLarge) and isinstance(sent.what, DeadLetter):
             # A small batch can unpack to more than a lane takes. Its bytes stay where they are; its partition goes on.
             sent.record = self._pointer(sent.what, sent.record)
         elif isinstance(error, RecordTooLarge) and isinstance(sent.what, HandOff) and sent.what.headers.hold:
-            sent.record = replace(sent.record, value=None)  # it only says that its key is held
+            # It only says that its key is held.
+            kept = _small(producer_headers(sent.record.headers), KEPT_BYTES)
+            sent.record = replace(sent.record, value=None, headers=encode(kept, sent.what.headers))
         if not sent.failed:
             sent.failed = True
             self._troubled[sent.what.delivery.unit] += 1
@@ -299,3 +308,14 @@ class Sender:
         self._troubled.pop(unit, None)
         self._stuck = {lane: stuck for lane, stuck in self._stuck.items() if lane[0] is not unit}
         self._waiting = deque((at, sent) for at, sent in self._waiting if sent.what.delivery.unit is not unit)
+
+
+def _small(headers: Headers, most: int) -> Headers:
+    """Those that fit into so many bytes, in their order."""
+    kept: Headers = []
+    for name, value in headers:
+        size = len(name.encode()) + len(value or b"")
+        if size <= most:
+            most -= size
+            kept.append((name, value))
+    return kept

@@ -21,7 +21,10 @@ RESTARTS = RestartPolicy(first_s=0.5, max_s=30.0, limit=0, jitter=0.2)
 """Never gives up: what makes workers die may be mended while they wait, and a dead record gets out of the way by itself."""
 CONFIGURATION, GAVE_UP = 2, 1
 CHECK_S = 0.1
-READY = b"ready\n"
+GRACE_S, MARGIN_S = 40.0, 20.0
+"""A stopping process has the longest drain of its subscriptions and so much more before it is killed, and `GRACE_S` at least: one that is
+killed while it drains leaves records to run again, and counts as an owner that died."""
+READY_BYTES = 64
 
 Command = Callable[[int, int], Sequence[str]]
 """(index, file descriptor that hears when it is ready) -> what to start."""
@@ -41,13 +44,13 @@ class _Child:
 
 
 class Supervisor:
-    """`grace_s` is how long stopping processes have before they are killed. `command` is for tests."""
+    """`grace_s` is how long stopping processes have at least before they are killed. `command` is for tests."""
 
     def __init__(
         self,
         spec: ProcessSpec,
         processes: int,
-        grace_s: float = 40.0,
+        grace_s: float = GRACE_S,
         restarts: RestartPolicy = RESTARTS,
         command: Command | None = None,
     ) -> None:
@@ -90,7 +93,7 @@ class Supervisor:
         if code is not None:
             return self._ended(child, code, now_s)
         if not child.ready:
-            child.ready = self._says_ready(child)
+            self._listen(child)
             if not child.ready and now_s - child.started_s > self._restarts.ready_s:
                 self._log.error(
                     "worker process is not ready in time: killed", index=child.index, after_s=self._restarts.ready_s
@@ -98,12 +101,15 @@ class Supervisor:
                 child.process.kill()
         return 0
 
-    @staticmethod
-    def _says_ready(child: _Child) -> bool:
+    def _listen(self, child: _Child) -> None:
+        """Whether it is ready, and how long its drain may take (`process.READY`)."""
         try:
-            return os.read(child.pipe, len(READY)) != b""
+            said = os.read(child.pipe, READY_BYTES).split()
         except BlockingIOError:
-            return False
+            return
+        child.ready = bool(said)
+        if said and said[-1].isdigit():
+            self._grace_s = max(self._grace_s, int(said[-1]) / 1000 + MARGIN_S)
 
     def _ended(self, child: _Child, code: int, now_s: float) -> int:
         os.close(child.pipe)

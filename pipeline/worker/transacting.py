@@ -28,12 +28,10 @@ from pipeline.worker.committing import Committer
 from pipeline.worker.inputs import Transacted
 from pipeline.worker.parts import EngineParts
 from pipeline.worker.stats import Stats
-from pipeline.worker.transaction_parts import Bounds, Counts, Keeper, State
+from pipeline.worker.transaction_parts import Bounds, Counts, Keeper, State, is_large
 
 AGAIN_MS = (0, 100, 300, 1_000, 3_000, 10_000)
 """Between one doubt and the next opening, while no transaction gets through."""
-LARGE_BYTES = 65_536
-"""No topic that is meant for events takes less."""
 LOOK_AGAIN_MS = 20
 REPEATS_MAX, REPEAT_MS = 20, 50
 """A rebalance has a few refusals for each member; what is still refused after that is done again."""
@@ -124,11 +122,10 @@ class Transactions:
             self._stall_if(len(self._waiting) >= self._bounds.waiting)
 
     def _put(self, record: _Record) -> bool:
-        topic, key, value = record.arguments[:3]
-        large = topic == self._bounds.dead_letters or len(key or b"") + len(value or b"") >= LARGE_BYTES
-        heard = (
-            record.delivered if large else None
-        )  # one that is too large fails them all: which one it was is worth a call
+        topic, key, value, headers, _ = record.arguments
+        # One that is too large fails them all: which one it was is worth a call.
+        asked = topic == self._bounds.dead_letters or is_large(key, value, headers)
+        heard = record.delivered if asked else None
         try:
             self._producer.send(*record.arguments, delivered=heard)
         except BufferFull:
@@ -137,6 +134,8 @@ class Transactions:
         except ClusterError as error:
             # What is open is not committed any more, so nothing is lost by going on.
             self._failed = self._failed or error
+            if record.delivered is not None:
+                record.delivered(error, -1)  # the client did not take it, so no report of it comes
         if not self._sent:
             self._since_ms = self._clock.now_ms
         self._sent += 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.core.unit import Unit
-from pipeline.model.cluster import Cluster
+from pipeline.model.cluster import Cluster, Headers
 from pipeline.model.errors import ClusterError
 from pipeline.model.policies import Subscription
 from pipeline.model.transactions import TransactionalProducer, TransactionPolicy
@@ -19,6 +19,8 @@ from pipeline.worker.parts import Clock, Executor
 
 SPAN_MAX = 12_000
 """Offsets from the first that is open to the last that was fetched. With as many again in buffers it fits a commit's text."""
+LARGE_BYTES = 65_536
+"""No topic that is meant for events takes less."""
 
 
 class State(enum.Enum):
@@ -82,6 +84,12 @@ class Counts:
     repeated: int = 0
     commit_s: float = 0.0
     why: ClusterError | None = None
+
+
+def is_large(key: bytes | None, value: bytes | None, headers: Headers | None) -> bool:
+    """Its topic may refuse it for its size."""
+    size = len(key or b"") + len(value or b"")
+    return size + sum([len(name) + len(text or b"") for name, text in headers or ()]) >= LARGE_BYTES
 
 
 def producer_for(

@@ -95,6 +95,12 @@ class Worker:
     def in_memory(self) -> bool:
         return self._app.settings.broker.startswith("memory://")
 
+    @property
+    def drain_ms(self) -> int:
+        """The longest that one of its subscriptions may take to let go."""
+        flows = (running.engine.execution.subscription.flow for running in self.running)
+        return max((flow.drain_timeout_ms for flow in flows), default=0)
+
     # -- start
 
     async def start(self) -> None:
@@ -130,7 +136,8 @@ class Worker:
             running.driver.start()
 
     async def _warm_children(self) -> None:
-        """Raises ConfigurationError when a child process can't load the application: before anything is consumed."""
+        """Raises ConfigurationError when a child process can't load the application, PipelineError when none is ready: before anything is
+        consumed."""
         try:
             for running in self.running:
                 if isinstance(running.engine.executor, ProcessRunners):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ import pytest
 import structlog
 
 from pipeline import FlowPolicy, Pipeline, Settings
+from pipeline.model.cluster import Message, TopicPartition
 from pipeline.model.errors import ClusterError
+from pipeline.model.headers import decode
 from pipeline.model.policies import Backoff
 from pipeline.topology import Defaults, apply
 from pipeline.worker.daemon_threads import DaemonThreads
@@ -91,6 +94,57 @@ def test_so_it_is_for_a_coroutine(error: type[BaseException]) -> None:
         await until(lambda: worker.running[0].engine.stats.processed == 2)
 
     play(handler, story, tiers=(), attempts=2, retries=QUICK)
+
+
+class PoolTimeout(TimeoutError):
+    """As a database's pool raises it."""
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_time_out_of_its_own_is_not_its_deadline(is_async: bool) -> None:
+    """It was told as "took longer than timeout=300s", without its text and stack, and tried again although it was to be terminal."""
+    tries: list[int] = []
+
+    def handler(values: Sequence[Any], contexts: Sequence[Any]) -> None:
+        tries.append(len(values))
+        raise PoolTimeout("db-7: no connection within 2 s")
+
+    async def coroutine(values: Sequence[Any], contexts: Sequence[Any]) -> None:
+        handler(values, contexts)
+
+    async def story(worker: Worker, app: Pipeline) -> None:
+        publish(app, b"a")
+        dead = worker.running[0].engine.stats.dead
+        await until(lambda: sum(dead.values()) == 1)
+        letters: list[Message] = []
+        reader = app.cluster.reader("test")
+        reader.assign({TopicPartition("events.g.dlq", 0): 0})
+        await until(lambda: bool(letters.extend(reader.poll(10, 0)) or letters))
+        error = decode(letters[0].headers()).error
+        assert (error.error_type, error.message) == ("PoolTimeout", "db-7: no connection within 2 s")
+        assert "raise PoolTimeout" in error.stack
+        assert worker.running[0].engine.stats.timeouts == 0
+        assert tries == [1]
+
+    retries = Retries(Backoff(10), terminal=(PoolTimeout,))
+    play(coroutine if is_async else handler, story, tiers=(), attempts=3, retries=retries, timeout="5m")
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_its_deadline_is_told_as_that(is_async: bool) -> None:
+    def handler(values: Sequence[Any], contexts: Sequence[Any]) -> None:
+        time.sleep(0.2)
+
+    async def coroutine(values: Sequence[Any], contexts: Sequence[Any]) -> None:
+        await asyncio.sleep(60)
+
+    async def story(worker: Worker, app: Pipeline) -> None:
+        publish(app, b"a")
+        stats = worker.running[0].engine.stats
+        await until(lambda: stats.dead["Timeout"] == 1)
+        assert stats.timeouts == 1
+
+    play(coroutine if is_async else handler, story, tiers=(), attempts=1, timeout="100ms")
 
 
 def test_a_thread_that_could_not_be_started_is_started_for_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:

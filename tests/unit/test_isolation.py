@@ -19,12 +19,14 @@ from pipeline.core.unit import Unit
 from pipeline.memory.log import MemoryMessage
 from pipeline.memory.loop import VirtualClockLoop, run
 from pipeline.model.control import Switches
+from pipeline.model.errors import ConfigurationError, PipelineError
 from pipeline.model.history import parse
 from pipeline.model.outcome import Failure, FailureKind
 from pipeline.model.policies import IsolationPolicy
 from pipeline.worker import children as children_module
 from pipeline.worker import isolation as isolation_module
-from pipeline.worker.children import RESTARTS, Answer, Children, ChildSpec, Death, Job
+from pipeline.worker.child_jobs import Answer, ChildSpec, Death, Job
+from pipeline.worker.children import RESTARTS, Children
 from pipeline.worker.execution import PROCESS_DIED
 from pipeline.worker.health import health_of
 from pipeline.worker.isolation import Isolation, ProcessRunners
@@ -404,6 +406,64 @@ def test_children_that_end_at_once_are_started_again_later_and_later(
     assert all(
         gap >= RESTARTS.wait_s(number) * (1 - RESTARTS.jitter) - 0.001 for number, gap in enumerate(gaps, start=1)
     )
+
+
+def test_a_first_child_that_ends_before_it_is_ready_is_followed_by_another(
+    made: list[FakeChild], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry did not answer for a moment, or memory was short: nothing started a second one, and after a minute the worker ended."""
+    monkeypatch.setattr(FakeChild, "dies", True)
+
+    async def main(loop: VirtualClockLoop) -> None:
+        children = Children(ChildSpec("m:app", "g", 500), 1, loop, Log(), lambda: None)
+        warming = asyncio.ensure_future(children.warm())
+        await asyncio.sleep(1)
+        monkeypatch.setattr(FakeChild, "dies", False)
+        number = len(made)
+        await asyncio.sleep(10)
+        assert number >= 3
+        assert len(made) == number + 1
+        children.heard(made[-1], {"kind": "ready"}, [])  # type: ignore[arg-type]
+        await warming
+        await children.warm()
+        assert len(made) == number + 1, "one is ready"
+        children.abandon()
+
+    run(main)
+    gaps = [after.started_s - before.started_s for before, after in itertools.pairwise(made)]
+    assert all(
+        gap >= RESTARTS.wait_s(number) * (1 - RESTARTS.jitter) - 0.001 for number, gap in enumerate(gaps, start=1)
+    )
+
+
+def test_children_that_all_end_before_they_are_ready_are_no_wrong_configuration(
+    made: list[FakeChild], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On that (exit code 2) the supervisor stops all workers for good; on anything else it starts this one again."""
+    monkeypatch.setattr(FakeChild, "dies", True)
+
+    async def main(loop: VirtualClockLoop) -> None:
+        children = Children(ChildSpec("m:app", "g", 500), 1, loop, Log(), lambda: None)
+        with pytest.raises(PipelineError, match="the last one killed by SIGKILL") as raised:
+            await children.warm()
+        assert not isinstance(raised.value, ConfigurationError)
+        children.abandon()
+
+    run(main)
+
+
+def test_an_application_that_a_child_can_not_load_is_a_wrong_configuration(made: list[FakeChild]) -> None:
+    async def main(loop: VirtualClockLoop) -> None:
+        children = Children(ChildSpec("m:app", "g", 500), 1, loop, Log(), lambda: None)
+        warming = asyncio.ensure_future(children.warm())
+        await asyncio.sleep(0)
+        children.heard(made[0], {"kind": "unloadable", "why": "no module named 'x'"}, [])  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="no module named 'x'"):
+            await warming
+        children.abandon()
+        assert len(made) == 1
+
+    run(main)
 
 
 def test_a_record_that_an_ending_child_has_not_read_is_spared_once(

@@ -37,6 +37,7 @@ from pipeline.model.errors import (
     ConfigurationError,
     FencedError,
     NotAuthorized,
+    RecordTooLarge,
 )
 from pipeline.model.transactions import TransactionPolicy
 from tests.conformance.sides import Listener
@@ -68,6 +69,28 @@ def test_client_settings_go_to_their_role_and_never_touch_the_guarantees() -> No
     for name in ("acks", "producer.enable.idempotence"):
         with pytest.raises(ConfigurationError, match=name.removeprefix("producer.")):
             producer_settings("b", "c", {name: "0"})
+
+
+@pytest.mark.parametrize(
+    ("own", "size"),
+    [
+        ({}, 70_000_000),
+        ({}, 110_000_000),
+        ({"producer.message.max.bytes": "1000000"}, 2_000_000),
+        ({"queue.buffering.max.kbytes": "1000"}, 2_000_000),
+    ],
+)
+def test_what_the_client_can_never_take_is_too_large_and_not_a_full_buffer(
+    nobody: str, own: dict[str, str], size: int
+) -> None:
+    """Who is told that the buffer is full waits, and sends it again, for ever: more than an empty queue holds is never taken."""
+    producer = KafkaProducer(producer_settings(nobody, "c", own), lambda _error: None)
+    try:
+        with pytest.raises(RecordTooLarge, match=r"producer\.message\.max\.bytes"):
+            producer.send("t", b"k", bytes(size))
+        producer.send("t", b"k", bytes(900_000))
+    finally:
+        producer.close(0)
 
 
 def test_a_silent_connection_is_given_up_soon_by_every_client() -> None:

@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import structlog
 
-from pipeline import Context, Emit
+from pipeline import Context, Emit, Reject
 from pipeline.memory.cluster import MemoryCluster
 from pipeline.memory.loop import VirtualClockLoop
-from pipeline.model.cluster import TopicSpec
-from pipeline.model.headers import Pointer, decode
+from pipeline.memory.producer import MemoryProducer
+from pipeline.memory.transactions import MemoryTransactions
+from pipeline.model.cluster import Headers, TopicSpec
+from pipeline.model.errors import RecordTooLarge
+from pipeline.model.headers import EVENT_ID, HELD, Pointer, decode, producer_headers
 from pipeline.worker.worker import Worker
 from tests.unit.test_unreadable_batches import DLQ, position, read_all
 from tests.unit.test_worker_review import TOPIC, application, play, until
@@ -105,3 +108,105 @@ def test_an_output_that_its_topic_does_not_take_is_the_failure_of_its_record(del
         assert not worker.running[0].engine.stuck
 
     play(app, story)
+
+
+WIDE = [("trace", bytes(2_000_000)), (EVENT_ID, b"e1"), ("ce_type", b"x")]
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+@pytest.mark.parametrize(("key", "headers"), [(b"k", WIDE), (bytes(2_000_000), [(EVENT_ID, b"e1"), ("ce_type", b"x")])])
+@pytest.mark.parametrize("value", [b"bad", None])
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_a_record_whose_headers_or_key_are_too_large_leaves_a_pointer_with_what_is_small_of_them(
+    delivery: str, key: bytes, headers: Headers, value: bytes | None, attempts: int
+) -> None:
+    """A pointer had all of them, so it was as large, and was written again for ever. In a transaction nobody heard of the hand-off."""
+
+    @application(delivery=delivery, attempts=attempts)
+    async def app(value: bytes | None, ctx: Context) -> None:
+        if value != b"good" and ctx.attempt == 1:
+            raise ValueError("the provider is away")
+
+    async def story(_loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        cluster.admin().set_configs(TOPIC, {"max.message.bytes": "5000000"})
+        producer = cluster.producer("agents")
+        producer.send(TOPIC, key, value, headers, partition=0)
+        producer.send(TOPIC, b"other", b"good", partition=0)
+        await until(lambda: position(cluster) == 2, 20)
+        (letter,) = read_all(cluster, DLQ)
+        assert (letter.key(), letter.value()) == (key if key == b"k" else None, None)
+        assert producer_headers(letter.headers()) == [(EVENT_ID, b"e1"), ("ce_type", b"x")]
+        found = decode(letter.headers())
+        assert (found.origin_topic, found.origin_partition, found.origin_offset) == (TOPIC, 0, 0)
+        assert found.pointer == Pointer("too_large", 0)
+        assert not worker.running[0].engine.stuck
+
+    play(app, story)
+
+
+def test_the_mark_of_a_held_key_goes_without_large_headers() -> None:
+    """Without the value alone it did not fit, and its key was in trouble for ever."""
+
+    @application(dead_letter="hold", attempts=1)
+    async def app(value: bytes, ctx: Context) -> None:
+        if value == b"bad":
+            raise ValueError("the provider is away")
+
+    async def story(_loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        cluster.admin().set_configs(TOPIC, {"max.message.bytes": "5000000"})
+        producer = cluster.producer("agents")
+        producer.send(TOPIC, b"k", b"bad", WIDE, partition=0)
+        producer.send(TOPIC, b"k", b"good", partition=0)
+        await until(lambda: position(cluster) == 2, 20)
+        (mark,) = read_all(cluster, f"{TOPIC}.g.replay")
+        assert (mark.key(), mark.value(), decode(mark.headers()).hold) == (b"k", None, HELD)
+        classes = [decode(letter.headers()).error.error_class for letter in read_all(cluster, DLQ)]
+        assert classes == ["ValueError", "Held"]
+        assert not worker.running[0].engine.stuck
+
+    play(app, story)
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+@pytest.mark.parametrize("what", ["output", "hand-off", "dead letter"])
+def test_what_the_client_refuses_at_once_is_tried_no_more_than_what_a_broker_refuses(
+    monkeypatch: pytest.MonkeyPatch, delivery: str, what: str
+) -> None:
+    """`message.max.bytes` is the client's own limit: librdkafka raises, and no report of the record ever comes."""
+    for cls in (MemoryProducer, MemoryTransactions):
+        _limited(monkeypatch, cls)
+
+    @application(delivery=delivery, attempts=3)
+    async def app(value: bytes, ctx: Context) -> Any:
+        if len(value) < 10:
+            return None
+        if what == "output":
+            return [Emit("out", b"k", bytes(80_000))]
+        if what == "dead letter":
+            raise Reject("no")
+        if ctx.attempt == 1:
+            raise ValueError("the provider is away")
+        return None
+
+    async def story(_loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        cluster.admin().create_topics([TopicSpec("out", 1, 1, {})])
+        published(cluster, bytes(80_000), b"a")
+        await until(lambda: position(cluster) == 2, 20)
+        (letter,) = read_all(cluster, DLQ)
+        headers = decode(letter.headers())
+        assert (letter.value(), headers.origin_offset, headers.pointer) == (None, 0, Pointer("too_large", 0))
+        assert (headers.error.error_class == "RecordTooLarge") is (what != "dead letter")
+        assert not worker.running[0].engine.stuck
+
+    play(app, story)
+
+
+def _limited(monkeypatch: pytest.MonkeyPatch, cls: Any) -> None:
+    send = cls.send
+
+    def limited(self: Any, topic: str, key: bytes | None, value: bytes | None, *more: Any, **named: Any) -> None:
+        if topic != TOPIC and len(value or b"") >= 70_000:
+            raise RecordTooLarge(f"a record for {topic} is larger than the client takes")
+        send(self, topic, key, value, *more, **named)
+
+    monkeypatch.setattr(cls, "send", limited)

@@ -18,8 +18,11 @@ from typing import Any
 import pytest
 import structlog
 
+from pipeline import Context, FlowPolicy, Pipeline, Settings
 from pipeline.model.restarts import RestartPolicy, ending
+from pipeline.topology import Defaults, apply
 from pipeline.worker import process
+from pipeline.worker import supervisor as supervisor_module
 from pipeline.worker.process import ProcessSpec
 from pipeline.worker.supervisor import RESTARTS, Command, Supervisor
 
@@ -162,6 +165,46 @@ def test_one_that_ignores_sigterm_is_killed_in_the_end(said: list[dict[str, Any]
     assert crew.pids == {}
 
 
+def test_one_that_drains_has_the_time_that_it_said_it_may_take(
+    said: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed after 40 s, whatever `drain_timeout_ms` was: its handlers ran twice, and it counted as an owner that died."""
+    monkeypatch.setattr(supervisor_module, "MARGIN_S", 5.0)
+    code = """
+        import os, signal, time
+        signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), os._exit(0)))
+        os.write(ready, b"ready 1000\\n")
+        time.sleep(60)
+    """
+    crew = supervisor(python(code), RestartPolicy(limit=0, ready_s=30), processes=2, grace_s=0.1)
+    thread = stopped_when(lambda: all(child.ready for child in crew._children))
+    assert crew.run() == 0
+    thread.join()
+    assert said == []
+
+
+def test_a_worker_says_how_long_its_longest_drain_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def said_by(app: Pipeline) -> bytes:
+        apply(app.cluster.admin(), app.subscriptions, Defaults(partitions=1))
+        heard, ready = os.pipe()
+        serving = asyncio.ensure_future(process._serve(app, ProcessSpec("m:app", ready_fd=ready)))
+        with open(heard, "rb") as pipe:
+            line = await asyncio.to_thread(pipe.readline)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await serving == 0
+        return line
+
+    monkeypatch.setattr(process, "relax", lambda: None)
+    for poll_s, line in ((300.0, b"ready 120000\n"), (100.0, b"ready 80000\n")):
+        app = Pipeline("app", settings=Settings(broker=f"memory://drain-{poll_s}", max_poll_interval_s=poll_s))
+        for topic, flow in (("a", FlowPolicy()), ("b", FlowPolicy(drain_timeout_ms=120_000)), ("c", FlowPolicy())):
+            app.subscribe(topic, group=topic, value="bytes", flow=flow)(_handler)
+        assert asyncio.run(said_by(app)) == line, "no longer than a member may go without a poll"
+
+
+async def _handler(_value: bytes, _ctx: Context) -> None: ...
+
+
 def test_the_command_of_a_worker_names_what_it_runs() -> None:
     spec = ProcessSpec("m:app", ("a", "b"), metrics_port=9100)
     words: Sequence[str] = Supervisor(spec, 1)._worker(3, 17)
@@ -228,6 +271,8 @@ def test_a_worker_whose_supervisor_died_while_it_started_stops_in_order(monkeypa
     stopped: list[int] = []
 
     class Worker:
+        drain_ms = 20_000
+
         def __init__(self, *_arguments: object) -> None: ...
 
         async def start(self) -> None:

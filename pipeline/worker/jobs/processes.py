@@ -13,8 +13,9 @@ from pipeline.model.job_types import JobType
 from pipeline.model.jobs import JobProgress
 from pipeline.model.outcome import Failure, FailureKind
 from pipeline.worker.child_frames import Head, pack
-from pipeline.worker.children import Answer, Children, ChildSpec, Death
-from pipeline.worker.children import Job as ChildJob
+from pipeline.worker.child_jobs import Answer, ChildSpec, Death
+from pipeline.worker.child_jobs import Job as ChildJob
+from pipeline.worker.children import Children
 from pipeline.worker.jobs.runs import Run
 from pipeline.worker.sending import OutRecord
 

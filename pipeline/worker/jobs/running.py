@@ -17,7 +17,7 @@ from pipeline.model.jobs import Completed, JobEnding, JobProgress, Stalled
 from pipeline.model.outbox import UNDER_WAY
 from pipeline.model.outcome import Cancelled, Failure
 from pipeline.worker.child import failure_in
-from pipeline.worker.children import Death
+from pipeline.worker.child_jobs import Death
 from pipeline.worker.daemon_threads import DaemonThreads
 from pipeline.worker.execution import failure_of, timed_out
 from pipeline.worker.jobs.batching import Batches
