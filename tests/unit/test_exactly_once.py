@@ -444,6 +444,32 @@ def test_a_handler_past_the_drain_deadline_does_not_take_the_others_with_it() ->
     play(story, flow=flow)
 
 
+def test_a_drain_that_ends_while_no_transaction_can_be_opened_leaves_no_partition_unread() -> None:
+    """The try that waited for its time came between the doubt of the drain and its answer: all units stayed closed."""
+
+    async def story(fleet: Fleet) -> None:
+        ours = transactions(await fleet.start("first"))
+        abort = ours._producer.abort
+
+        def at_last(done: Any) -> None:
+            fleet.cluster.faults.no_transactions = False
+            abort(done)
+
+        ours._producer.abort = at_last
+        await fleet.until(lambda: ours.state is State.OPEN)
+        fleet.cluster.faults.no_transactions = True
+        fleet.publish({"n": 0, "partition": 0}, {"n": 1, "partition": 1})
+        await fleet.until(lambda: ours.state is State.IDLE)
+        fleet.publish({"n": 2, "partition": 0}, {"n": 3, "partition": 1})
+        await fleet.until(lambda: len(ours._waiting) == 2)
+        await fleet.start("second")
+        await fleet.until(lambda: len(fleet.out()) == 4, 120)
+        assert ours.counts.aborted == 1
+        assert fleet.numbers() == [0, 1, 2, 3]
+
+    play(story, flow=FlowPolicy(commit_interval_ms=100, drain_timeout_ms=20_000))
+
+
 def test_of_two_with_one_transactional_id_the_older_stops_and_says_so() -> None:
     async def story(fleet: Fleet) -> None:
         old = await fleet.start("old", "same")
