@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from pipeline.worker.committing import Committer
 from pipeline.worker.fetcher import Fetcher
 from pipeline.worker.inputs import Claimed, Ended, Fetched, Lost, Opened, Refused, Revoking, Unreadable
 from pipeline.worker.parts import Clock, EngineParts
+from pipeline.worker.transaction_parts import SPAN_MAX
 
 IN_STORE = -1
 """Stands for the store where lanes have their index."""
@@ -40,7 +41,9 @@ def unit_policy(parts: EngineParts, sub: Subscription) -> UnitPolicy:
     isolated = sub.executor == "process" or sub.jobs is not None  # what a job does to its worker, its board finds out
     topic, group, buffered = parts.topics.source, parts.group, sub.flow.buffered
     hold = sub.dead_letter == "hold"
-    return UnitPolicy(topic, group, sub.order, sub.retry, blocked=buffered, isolated=isolated, hold=hold)
+    policy = UnitPolicy(topic, group, sub.order, sub.retry, blocked=buffered, isolated=isolated, hold=hold)
+    # What such a record waits for may be further up in its lane, which is stopped there (`Regulator`).
+    return replace(policy, held_back=SPAN_MAX) if parts.transactional is not None else policy
 
 
 @dataclass(slots=True)
