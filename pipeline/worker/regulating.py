@@ -51,11 +51,12 @@ class Regulator:
     def regulate(self, units: Iterable[Unit], fetcher: Fetcher, paused: bool, full_of_waits: bool) -> None:
         hold: list[TopicPartition] = []
         free: list[TopicPartition] = []
+        stop_all = paused or full_of_waits
         for unit in units:
             # What the lanes wait for comes in any case: it was all in memory once, and they would wait for good.
             crowded = self._crowded(unit) and not unit.lanes[SOURCE].tracker.restoring
-            stop_source = paused or full_of_waits or crowded
-            stop_lanes = self._lane_gates[unit].update(unit.waiting.of_lanes) or paused or _held_back(unit)
+            stop_source = stop_all or crowded
+            stop_lanes = self._lane_gates[unit].update(unit.waiting.of_lanes) or stop_all or _held_back(unit)
             for index, tp in enumerate(self._places[unit]):
                 held = tp in self._held
                 if index == SOURCE:
