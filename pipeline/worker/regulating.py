@@ -19,9 +19,10 @@ METADATA_FULL = 0.75
 
 
 class Regulator:
-    """Pauses a source partition whose keys queue up, whose commit metadata is nearly full or whose writes don't get through,
-    and a lane whose look-ahead is full, or all lanes of a partition whose records queue up behind their keys. With exactly_once
-    also a lane or source whose first open record lies far back. All of them while the subscription is paused or a schema is awaited."""
+    """Pauses a source partition whose keys queue up or wait for their next attempt, whose commit metadata is nearly full or whose writes
+    don't get through, and a lane whose look-ahead is full, or all lanes of a partition whose records queue up or wait so. With
+    exactly_once also a lane or source whose first open record lies far back. All while the subscription is paused or a schema is awaited.
+    """
 
     def __init__(self, flow: FlowPolicy, committer: Committer, sender: Sender, span_max: int = 0) -> None:
         """`span_max`: offsets of a lane from the first that is open to the last that was fetched (0: no bound but the commit's text)."""
@@ -36,7 +37,7 @@ class Regulator:
         self._held: set[TopicPartition] = set()
 
     def add(self, unit: Unit, owned: int) -> None:
-        """A new unit, one of `owned`: its share of the buffer is what may queue behind its keys."""
+        """A new unit, one of `owned`: its share of the buffer is what may wait in memory for it."""
         share = max(100, 2 * self._flow.buffered // max(1, owned))
         # Apart from the source's: the retries of other keys go on while one key's source records queue up.
         self._gates[unit], self._lane_gates[unit] = Gate(share), Gate(share)

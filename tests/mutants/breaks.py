@@ -148,6 +148,7 @@ BREAKS = (
     # what is paused, and for how long
     Break("resumed-while-parked", "worker.regulating", "stop_lanes = self._lane_gates[unit].update(unit.waiting.of_lanes) or stop_all", "stop_lanes = stop_all", f"{REVIEW}::test_a_lane_does_not_pile_up_in_memory_behind_one_slow_key"),
     Break("lanes-go-on-without-a-registry", "worker.regulating", "or stop_all or _held_back(unit)", "or paused or _held_back(unit)", f"{REVIEW}::test_records_of_a_lane_that_wait_for_a_schema_are_bounded"),
+    Break("waits-between-attempts-without-a-bound", "worker.dispatch", "        effect.delivery.unit.waiting.enter(effect.delivery)\n", "", f"{REVIEW}::test_what_waits_in_memory_between_two_attempts_is_bounded"),
     Break("pause-outlives-its-ownership", "worker.fetcher", "self._paused.difference_update(fresh)", "pass", f"{REVIEW}::test_a_pause_from_before_the_partition_was_lost_does_not_outlive_it"),
     # records that end their process, and those who look after them
     Break("owners-that-died-not-counted", "core.care", "unclean_in_a_row(before) + (0 if ours else 1)", "0", CARE),

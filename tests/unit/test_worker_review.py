@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import structlog
 
-from pipeline import Context, Pipeline, Settings
+from pipeline import Context, Pipeline, Retry, Settings
 from pipeline.core.delivery import Delivery
 from pipeline.core.effects import DeadLetter, HandOff, LaneSpec
 from pipeline.core.parking import Identity
@@ -687,6 +687,29 @@ def test_a_lane_does_not_pile_up_in_memory_behind_one_slow_key() -> None:
         assert 100 <= unit.waiting.count < 1_000
         publish(cluster, b"other")
         await until(lambda: engine.executor.running() == 2)
+
+    play(app, story)
+
+
+@pytest.mark.parametrize("send", [publish, replay])
+def test_what_waits_in_memory_between_two_attempts_is_bounded(send: Callable[..., None]) -> None:
+    """While a provider is down all keys fail, and each makes room for the next: the whole topic went into memory."""
+    away = [True]
+
+    @application(tiers=("10m",), flow=FlowPolicy(buffered=50))
+    async def app(value: bytes, ctx: Context) -> None:
+        if away[0]:
+            raise Retry("the provider is down", after="5m")
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        engine = worker.running[0].engine
+        send(cluster, *(b"%d" % number for number in range(2_000)))
+        await asyncio.sleep(60)
+        assert 100 <= len(engine._dispatch._again) < 1_000
+        assert engine.buffered >= len(engine._dispatch._again)
+        away[0] = False
+        await until(lambda: engine.stats.processed == 2_000, 1_000)
+        assert not engine.buffered
 
     play(app, story)
 
