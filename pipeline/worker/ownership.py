@@ -18,7 +18,7 @@ from pipeline.core.delivery import SOURCE
 from pipeline.core.rebuild import Rebuild
 from pipeline.core.store_scan import STORE, StoreScan
 from pipeline.core.unit import LaneSpec, Unit, UnitPolicy
-from pipeline.core.unreadable import point_at
+from pipeline.core.unreadable import may_hold_ours, point_at
 from pipeline.model.cluster import Message, Position, TopicPartition
 from pipeline.model.errors import PipelineError
 from pipeline.model.headers import headers_in
@@ -195,6 +195,8 @@ class Ownership:
         )  # fmt: skip
         target, lane = self._routes.get(item.partition, (None, SOURCE))
         if isinstance(target, Unit):
+            if not target.draining and may_hold_ours(target, lane, damage):
+                self._keeper.give_up("copies that were written to a lane may be in a batch that can't be read")
             return target if not target.draining and point_at(target, lane, damage) else None
         if target is not None and target.unit is None and lane != SOURCE:
             target.unreadable(lane, damage.first, damage.next)

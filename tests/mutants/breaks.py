@@ -121,6 +121,8 @@ BREAKS = (
     Break("once-old-timers-act", "worker.transacting", "lambda: ask() if number == self._number else None", "ask", "tests/unit/test_exactly_once.py::test_a_drain_that_ends_while_no_transaction_can_be_opened_leaves_no_partition_unread", found_by=429),
     Break("once-lanes-fill-their-text", "worker.regulating", " or self._spread(lane)", "", "tests/unit/test_exactly_once.py::test_a_lane_does_not_fill_the_text_of_a_transaction"),
     Break("once-lanes-stopped-before-the-head", "worker.ownership", "replace(policy, held_back=SPAN_MAX) if", "policy if", "tests/unit/test_exactly_once.py::test_a_lane_is_not_stopped_before_what_its_first_record_waits_for"),
+    Break("once-copies-lost-unknown", "core.unreadable", "return there.landed == NOWHERE and", "return False and", DAMAGE),
+    Break("once-damage-doubted-again", "core.unreadable", " and damage.next > there.damaged", "", f"{DAMAGE}::test_with_exactly_once_a_damaged_batch_is_one_doubt_however_much_is_written_to_its_lane"),
     # held keys
     Break("held-successors-run", "core.unit", "if self.holds.heads and self.waits else None", "if False else None"),
     Break("held-forgotten-at-rebuild", "core.rebuild", "if copy.hold or identity in self.held:", "if False:"),
