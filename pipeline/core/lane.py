@@ -9,6 +9,8 @@ from pipeline.core.delivery import Delivery
 from pipeline.core.effects import LaneSpec
 from pipeline.core.offsets import OffsetTracker
 
+NOWHERE = 2**63 - 1
+"""Where a hand-off has landed of which the broker tells no offset (exactly_once, or it had it already): none is behind it for certain."""
 LOOK_AGAIN_MS = 500
 ARRIVES_WITHIN_MS = 60_000
 """Records behind it bring it to an end at once: only a log of which nothing is left that far says nothing at all."""
@@ -18,6 +20,7 @@ ARRIVES_WITHIN_MS = 60_000
 class Lane:
     """A lane at work: offsets, look-ahead in due order, and the latest due time written or read (rule b).
 
+    `damaged`: of batches that can't be read and end below this offset the rebuild knows already.
     `landed`: hand-offs that were acknowledged are below this offset.
     """
 
@@ -25,6 +28,7 @@ class Lane:
     tracker: OffsetTracker[Delivery]
     fence: int = 0
     last_due_ms: int = 0
+    damaged: int = 0
     landed: int = 0
     look_ahead: deque[Delivery] = field(default_factory=deque)
 

@@ -31,6 +31,7 @@ class _Scan:
     previous_fence: int
     at: int
     last_due_ms: int = 0
+    damaged: int = 0
     open: list[int] = field(default_factory=list)
     stale: set[int] = field(default_factory=set)
 
@@ -110,6 +111,7 @@ class Rebuild:
     def unreadable(self, lane: int, first: int, until: int) -> None:
         """Offsets of a lane that can't be read: what of them is not settled comes up again, as one pointer."""
         scan = self._scans[lane - 1]
+        scan.damaged = max(scan.damaged, until)
         before, until = scan.before, min(until, scan.fence)
         at = next((offset for offset in before.open if first <= offset < until), max(first, before.end, scan.at))
         if at < until:
@@ -154,6 +156,10 @@ class Rebuild:
 
     def last_due_ms(self, lane: int) -> int:
         return self._scans[lane - 1].last_due_ms
+
+    def damaged(self, lane: int) -> int:
+        """The end of the last batch that could not be read (0: all could)."""
+        return self._scans[lane - 1].damaged
 
 
 def _contains(ascending: Sequence[int], offset: int) -> bool:

@@ -22,7 +22,7 @@ from pipeline.core.copies import Hop, copy_headers, note_failure
 from pipeline.core.delivery import SOURCE, Delivery
 from pipeline.core.effects import DeadLetter, Effect, HandOff, LaneSpec, RunAgain, UnitPolicy
 from pipeline.core.holding import Holds
-from pipeline.core.lane import Arriving, Lane
+from pipeline.core.lane import NOWHERE, Arriving, Lane
 from pipeline.core.offsets import OffsetTracker
 from pipeline.core.parking import Identity, Parking
 from pipeline.core.progress import Progress
@@ -37,8 +37,6 @@ from pipeline.model.outcome import Failure, FailureKind
 
 __all__ = ["DeadLetter", "Effect", "HandOff", "Lane", "LaneSpec", "RunAgain", "Unit", "UnitPolicy"]
 
-NOWHERE = 2**63 - 1
-"""Where a hand-off has landed that the broker had already: no offset is behind it for certain."""
 GO_ROUND_MS = 1_000  # in a lane without a delay of its own
 SKIPPED = Failure(FailureKind.TERMINAL, "Skipped", "Skipped", "an operator skipped this record")
 
@@ -72,7 +70,8 @@ class Unit:
         self._arriving = Arriving(self.lanes[SOURCE].tracker)
         for index, spec in enumerate(lanes, start=1):
             tracker: OffsetTracker[Delivery] = OffsetTracker(rebuild.lane_progress(index))
-            self.lanes.append(Lane(spec, tracker, rebuild.fences[spec.name], rebuild.last_due_ms(index)))
+            lane = Lane(spec, tracker, rebuild.fences[spec.name], rebuild.last_due_ms(index), rebuild.damaged(index))
+            self.lanes.append(lane)
         self.holds = Holds(self, rebuild.held)
         self.by_key = policy.order != "none"
         self.waits = policy.order == "key"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.copies import copy_headers
 from pipeline.core.delivery import SOURCE, Delivery
 from pipeline.core.effects import DeadLetter
+from pipeline.core.lane import NOWHERE
 from pipeline.core.parking import Holder, Identity
 from pipeline.model.cluster import Headers
 from pipeline.model.headers import Pointer
@@ -69,6 +70,14 @@ class Missing:
     lane: int
     copies: Mapping[Identity, tuple[bytes | None, Holder]]
     until: int | None = None
+
+
+def may_hold_ours(unit: Unit, lane: int, damage: Damage) -> bool:
+    """Copies that this owner wrote to the lane may be in the batch, and it was not told where they are (exactly_once): whoever opens the
+    partition anew finds out. If it was opened so already, they are not: those that are missing are not parked any more.
+    """
+    there = unit.lanes[lane]
+    return there.landed == NOWHERE and damage.next > there.damaged
 
 
 def point_at(unit: Unit, lane: int, damage: Damage) -> bool:

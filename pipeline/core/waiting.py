@@ -1,4 +1,4 @@
-"""Records that wait in memory behind the one of their key that runs.
+"""Records that wait in memory: behind the one of their key that runs, or between two of their attempts.
 
 Source records come in order; lane records are put in theirs, which saves hops (the wait rule alone keeps the order).
 """
@@ -13,7 +13,7 @@ from pipeline.core.delivery import SOURCE, Delivery, identity_of
 
 
 class Waiting:
-    """Per key, first in, first out. `count` is of all, `of_lanes` of those that are not the source's.
+    """Per key, first in, first out. `count` is of all, `of_lanes` of those that are not the source's; both bound what is fetched.
 
     `by_key` is public because the hot path looks into it: a key that is not there has nothing waiting.
     """
@@ -40,6 +40,15 @@ class Waiting:
             queue.append(delivery)
         else:
             queue.insert(bisect_right(queue, delivery.identity, key=identity_of), delivery)
+
+    def enter(self, delivery: Delivery) -> None:
+        """It waits for its next attempt, which somebody else keeps track of."""
+        self.count += 1
+        self.of_lanes += delivery.lane != SOURCE
+
+    def leave(self, delivery: Delivery) -> None:
+        self.count -= 1
+        self.of_lanes -= delivery.lane != SOURCE
 
     def pop(self, key: bytes | None) -> Delivery | None:
         """The key's next one, if any."""

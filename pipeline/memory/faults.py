@@ -63,6 +63,8 @@ class Faults:
     transaction_late: float = 0.0
     """The same, and the request to end it arrives later: unless its producer was made anew, it commits what is open by then."""
     transaction_late_ms: Range = (1, 400)
+    no_transactions: bool = False
+    """None can be begun or aborted (a new producer finds no coordinator); one that is open can still be committed."""
     failing_commits: dict[tuple[str, int], int] = field(default_factory=dict)
     """How many of the next commits of a partition are refused, for that partition alone."""
     random: random.Random = field(init=False, repr=False)

@@ -131,15 +131,21 @@ class MemoryTransactions:
         cluster.later(cluster.faults.drawn(cluster.faults.commit_delay_ms), arrive)
 
     def _begin(self) -> None:
+        self._find_coordinator()
         if self._epoch < 0 or self._failed is not None:
             self._renew()
         self._fence()
         self._began_ms = self._cluster.clock()
 
     def _renew(self) -> None:
+        self._find_coordinator()
         self._epoch = self._cluster.transactions.initialise(self._policy.transactional_id)
         self._failed = None
         self.rebuilt += 1
+
+    def _find_coordinator(self) -> None:
+        if self._cluster.faults.no_transactions:
+            raise ClusterUnavailable("the coordinator of transactions does not answer")
 
     def _fence(self) -> None:
         """As the Kafka adapter tells them apart: too soon for a time-out, it was another process."""

@@ -73,7 +73,8 @@ class Dispatch:
         return following
 
     def run_later(self, effect: RunAgain) -> None:
-        """A wait in memory: its key stays busy until then."""
+        """A wait in memory: its key stays busy until then. Others make room for new ones meanwhile, so it is counted (`Regulator`)."""
+        effect.delivery.unit.waiting.enter(effect.delivery)
         heapq.heappush(self._again, (effect.at_ms, next(self._ticket), effect.delivery))
 
     def resume_due(self, now_ms: int) -> int | None:
@@ -82,6 +83,7 @@ class Dispatch:
         while again and again[0][0] <= now_ms:
             delivery = heapq.heappop(again)[2]
             if delivery.unit.open and not delivery.unit.draining:
+                delivery.unit.waiting.leave(delivery)
                 self.resumed.append(delivery)
         return again[0][0] if again else None
 

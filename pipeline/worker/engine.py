@@ -154,7 +154,7 @@ class Engine:
 
     def backlog(self, fetched: int) -> int:
         """Records fetched that nothing has looked at yet, given how many the poll thread has fetched in all. From any thread.
-        What waits behind its own key is bounded per partition (`Regulator`): counted here, one stalled key would stop them all.
+        What waits behind its own key or for its next attempt is bounded per partition (`Regulator`): one would stop all of them here.
         """
         return fetched - self._ownership.received + len(self._dispatch)
 
@@ -385,7 +385,7 @@ class Engine:
 
     @property
     def buffered(self) -> int:
-        """Records received and not started, also those behind their key."""
+        """Records in memory that do not run: not started, behind their key, or between two attempts."""
         return self.backlog(self._ownership.received) + sum(u.waiting.count + u.blocked.count for u in self.owned)
 
     @property

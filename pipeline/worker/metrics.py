@@ -14,7 +14,7 @@ told apart by the scraper's `instance` label: no shared files, no merging.
 | pipeline_fetch_faults_total | counter | group | fetch errors of a partition |
 | pipeline_unreadable_batches_total | counter | group | batches that no client can read, passed over with a pointer in the dead letters |
 | pipeline_running | gauge | group | records being handled now |
-| pipeline_buffered | gauge | group | records fetched and not started |
+| pipeline_buffered | gauge | group | records in memory that do not run |
 | pipeline_suspects | gauge | group | records that run alone because their partition's owners died |
 | pipeline_parked_records | gauge | group | records waiting in retry tiers, of the partitions owned here |
 | pipeline_parked_keys | gauge | group | keys that wait |
@@ -91,7 +91,7 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Running], float]], ...] = (
 _GAUGES: tuple[tuple[str, str, Callable[[Running], float]], ...] = (
     ("pipeline_stalled", "Handlers past their deadline that still run.", lambda r: len(r.engine.stalls.current)),
     ("pipeline_running", "Records being handled now.", lambda r: r.engine.executor.running()),
-    ("pipeline_buffered", "Records fetched and not started.", lambda r: r.engine.buffered),
+    ("pipeline_buffered", "Records in memory that do not run.", lambda r: r.engine.buffered),
     (
         "pipeline_suspects",
         "Records that run alone because their partition's owners died.",

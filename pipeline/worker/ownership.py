@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from pipeline.core.delivery import SOURCE
 from pipeline.core.rebuild import Rebuild
 from pipeline.core.store_scan import STORE, StoreScan
 from pipeline.core.unit import LaneSpec, Unit, UnitPolicy
-from pipeline.core.unreadable import point_at
+from pipeline.core.unreadable import may_hold_ours, point_at
 from pipeline.model.cluster import Message, Position, TopicPartition
 from pipeline.model.errors import PipelineError
 from pipeline.model.headers import headers_in
@@ -28,6 +28,7 @@ from pipeline.worker.committing import Committer
 from pipeline.worker.fetcher import Fetcher
 from pipeline.worker.inputs import Claimed, Ended, Fetched, Lost, Opened, Refused, Revoking, Unreadable
 from pipeline.worker.parts import Clock, EngineParts
+from pipeline.worker.transaction_parts import SPAN_MAX
 
 IN_STORE = -1
 """Stands for the store where lanes have their index."""
@@ -40,7 +41,9 @@ def unit_policy(parts: EngineParts, sub: Subscription) -> UnitPolicy:
     isolated = sub.executor == "process" or sub.jobs is not None  # what a job does to its worker, its board finds out
     topic, group, buffered = parts.topics.source, parts.group, sub.flow.buffered
     hold = sub.dead_letter == "hold"
-    return UnitPolicy(topic, group, sub.order, sub.retry, blocked=buffered, isolated=isolated, hold=hold)
+    policy = UnitPolicy(topic, group, sub.order, sub.retry, blocked=buffered, isolated=isolated, hold=hold)
+    # What such a record waits for may be further up in its lane, which is stopped there (`Regulator`).
+    return replace(policy, held_back=SPAN_MAX) if parts.transactional is not None else policy
 
 
 @dataclass(slots=True)
@@ -192,6 +195,8 @@ class Ownership:
         )  # fmt: skip
         target, lane = self._routes.get(item.partition, (None, SOURCE))
         if isinstance(target, Unit):
+            if not target.draining and may_hold_ours(target, lane, damage):
+                self._keeper.give_up("copies that were written to a lane may be in a batch that can't be read")
             return target if not target.draining and point_at(target, lane, damage) else None
         if target is not None and target.unit is None and lane != SOURCE:
             target.unreadable(lane, damage.first, damage.next)

@@ -7,7 +7,7 @@ from functools import partial
 
 from pipeline.core.delivery import SOURCE
 from pipeline.core.flow import Gate
-from pipeline.core.unit import Unit
+from pipeline.core.unit import Lane, Unit
 from pipeline.model.cluster import TopicPartition
 from pipeline.model.policies import FlowPolicy
 from pipeline.worker.committing import Committer
@@ -19,12 +19,13 @@ METADATA_FULL = 0.75
 
 
 class Regulator:
-    """Pauses a source partition whose keys queue up, whose commit metadata is nearly full or whose writes don't get through,
-    and a lane whose look-ahead is full, or all lanes of a partition whose records queue up behind their keys.
-    All of them while the subscription is paused or a schema is awaited."""
+    """Pauses a source partition whose keys queue up or wait for their next attempt, whose commit metadata is nearly full or whose writes
+    don't get through, and a lane whose look-ahead is full, or all lanes of a partition whose records queue up or wait so. With
+    exactly_once also a lane or source whose first open record lies far back. All while the subscription is paused or a schema is awaited.
+    """
 
     def __init__(self, flow: FlowPolicy, committer: Committer, sender: Sender, span_max: int = 0) -> None:
-        """`span_max`: offsets from the first that is open to the last that was fetched (0: what the commit's text can hold)."""
+        """`span_max`: offsets of a lane from the first that is open to the last that was fetched (0: no bound but the commit's text)."""
         self._span_max = span_max
         self._flow = flow
         self._committer = committer
@@ -36,7 +37,7 @@ class Regulator:
         self._held: set[TopicPartition] = set()
 
     def add(self, unit: Unit, owned: int) -> None:
-        """A new unit, one of `owned`: its share of the buffer is what may queue behind its keys."""
+        """A new unit, one of `owned`: its share of the buffer is what may wait in memory for it."""
         share = max(100, 2 * self._flow.buffered // max(1, owned))
         # Apart from the source's: the retries of other keys go on while one key's source records queue up.
         self._gates[unit], self._lane_gates[unit] = Gate(share), Gate(share)
@@ -51,18 +52,20 @@ class Regulator:
     def regulate(self, units: Iterable[Unit], fetcher: Fetcher, paused: bool, full_of_waits: bool) -> None:
         hold: list[TopicPartition] = []
         free: list[TopicPartition] = []
+        stop_all = paused or full_of_waits
         for unit in units:
             # What the lanes wait for comes in any case: it was all in memory once, and they would wait for good.
             crowded = self._crowded(unit) and not unit.lanes[SOURCE].tracker.restoring
-            stop_source = paused or full_of_waits or crowded
-            stop_lanes = self._lane_gates[unit].update(unit.waiting.of_lanes) or paused or _held_back(unit)
+            stop_source = stop_all or crowded
+            stop_lanes = self._lane_gates[unit].update(unit.waiting.of_lanes) or stop_all or _held_back(unit)
             for index, tp in enumerate(self._places[unit]):
                 held = tp in self._held
                 if index == SOURCE:
                     stop = stop_source
                 else:
                     bound = self._flow.look_ahead // 2 if held else self._flow.look_ahead
-                    stop = stop_lanes or len(unit.lanes[index].look_ahead) >= max(1, bound)
+                    lane = unit.lanes[index]
+                    stop = stop_lanes or len(lane.look_ahead) >= max(1, bound) or self._spread(lane)
                 if stop != held:
                     (hold if stop else free).append(tp)
         if hold:
@@ -72,17 +75,17 @@ class Regulator:
             self._held.difference_update(free)
             fetcher.request(partial(fetcher.resume, tuple(free)))
 
-    @staticmethod
-    def _span(unit: Unit) -> int:
-        tracker = unit.lanes[SOURCE].tracker
-        return tracker.next_offset - tracker.position
+    def _spread(self, lane: Lane) -> bool:
+        """A transaction's text could soon not say what is done in it. What fills its holes is in memory, but for what is restored."""
+        tracker, most = lane.tracker, self._span_max
+        return most > 0 and tracker.next_offset - tracker.position > most and not tracker.restoring
 
     def _crowded(self, unit: Unit) -> bool:
         return bool(
             self._gates[unit].update(unit.waiting.count - unit.waiting.of_lanes)
             or self._committer.loads.get(unit, 0.0) >= METADATA_FULL
             or self._sender.troubled(unit)
-            or (self._span_max and self._span(unit) > self._span_max)
+            or self._spread(unit.lanes[SOURCE])
             or _held_back(unit)
         )
 

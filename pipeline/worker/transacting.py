@@ -277,7 +277,7 @@ class Transactions:
         self.counts.why = error
         self.state = State.IDLE if asked is State.OPENING else State.IN_DOUBT
         self._doubts += 1
-        self._keeper.later(self._pause_ms(), self._begin if asked is State.OPENING else self._abort)
+        self._unless_asked(self._pause_ms(), self._begin if asked is State.OPENING else self._abort)
 
     def _committed(self) -> None:
         now_ms = self._clock.read()
@@ -300,11 +300,7 @@ class Transactions:
         self._repeats += 1
         self.counts.repeated += 1
         self.state = State.UNDOING
-        self._keeper.later(REPEAT_MS, self._abort_to_repeat)
-
-    def _abort_to_repeat(self) -> None:
-        if self.state is State.UNDOING and not self._stopped:
-            self._ask(self._producer.abort)
+        self._unless_asked(REPEAT_MS, self._abort)
 
     def _say_again(self) -> None:
         self.state = State.VOUCHING
@@ -324,6 +320,11 @@ class Transactions:
     def _ask(self, call: Callable[[Callable[[ClusterError | None], None]], None]) -> None:
         self._number += 1
         call(partial(self._answer, self.state, self._number))
+
+    def _unless_asked(self, delay_ms: int, ask: Callable[[], None]) -> None:
+        """Later, but only if nothing else was asked meanwhile: what one state waits for must not act in another one."""
+        number = self._number
+        self._keeper.later(delay_ms, lambda: ask() if number == self._number else None)
 
     def _answer(
         self, asked: State, number: int, error: ClusterError | None, membership: Membership | None = None

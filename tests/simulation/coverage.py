@@ -33,6 +33,7 @@ REQUIRED = (
     *("log: subscription paused", "log: subscription resumed"),
     # exactly once
     *("transaction_refused", "transaction_torn", "transaction_late", "transaction_stale", "aborted with records in it"),
+    *("standstill", "log: no transaction can be opened, so nothing is done: tried again"),
     *(
         "transaction committed",
         "output read while work went on",

@@ -521,6 +521,12 @@ class Fleet:
         self.cluster.faults.denied_topics.add(self.dead)
         self.loop.call_later(event.value / 1000, lambda: self.cluster.faults.denied_topics.discard(self.dead))
 
+    async def _on_standstill(self, event: Event) -> None:
+        """No transaction can be begun or aborted for a while."""
+        self.facts.happened("standstill", event.value)
+        self.cluster.faults.no_transactions = True
+        self.loop.call_later(event.value / 1000, lambda: setattr(self.cluster.faults, "no_transactions", False))
+
     async def _on_gap(self, event: Event) -> None:
         """A transaction's markers, or its aborted records."""
         partition = event.pick % len(self.cluster.logs[self.source])

@@ -101,6 +101,7 @@ VALUES: dict[str, tuple[int, ...]] = {
     "gap": (1, 3),
     "jump": (-800, 700, 4_000),
     "stall": (400, 2_500),
+    "standstill": (700, 1_500, 3_000),
 }
 
 
@@ -198,8 +199,22 @@ def _in_mode(scenario: Scenario, rng: random.Random) -> Scenario:
         more = tuple((name, rng.choice(chances)) for name, chances in TRANSACTION_RATES.items() if rng.random() < 0.5)
         scenario = replace(scenario, delivery=mode, commit_ms=rng.choice((50, 50, 400)))
         more += tuple((name, rng.choice(chances)) for name, chances in STALE_RATES.items() if rng.random() < 0.5)
-        return scenario if scenario.calm else replace(scenario, faults=(*scenario.faults, *more))
+        if scenario.calm:
+            return scenario
+        return replace(scenario, faults=(*scenario.faults, *more), events=_with_standstills(scenario.events, rng))
     return scenario
+
+
+def _with_standstills(events: tuple[Event, ...], rng: random.Random) -> tuple[Event, ...]:
+    """No transaction begins for longer than a partition may drain, and meanwhile a worker joins."""
+    more: list[Event] = []
+    for _ in range(rng.choice((0, 0, 1, 2))):
+        at_ms, number = rng.randrange(200, 5_000), len(events) + len(more)
+        more += (
+            Event(number, at_ms, "standstill", value=rng.choice(VALUES["standstill"])),
+            Event(number + 1, at_ms + rng.randrange(600), "start"),
+        )
+    return tuple(sorted((*events, *more), key=lambda event: event.at_ms))
 
 
 def _with_releases(events: tuple[Event, ...], rng: random.Random) -> tuple[Event, ...]:

@@ -16,10 +16,12 @@ from pipeline.memory.cluster import MemoryCluster
 from pipeline.memory.loop import VirtualClockLoop, run
 from pipeline.model.cluster import TopicPartition
 from pipeline.model.errors import ConfigurationError
+from pipeline.model.headers import DeliveryHeaders, encode
 from pipeline.model.policies import Start
 from pipeline.model.transactions import Membership
 from pipeline.topology import Defaults, apply
 from pipeline.worker import transacting
+from pipeline.worker.committing import Committer
 from pipeline.worker.concluding import OUTPUTS_SAMPLED
 from pipeline.worker.fetcher import Fetcher
 from pipeline.worker.inputs import Lost
@@ -444,6 +446,32 @@ def test_a_handler_past_the_drain_deadline_does_not_take_the_others_with_it() ->
     play(story, flow=flow)
 
 
+def test_a_drain_that_ends_while_no_transaction_can_be_opened_leaves_no_partition_unread() -> None:
+    """The try that waited for its time came between the doubt of the drain and its answer: all units stayed closed."""
+
+    async def story(fleet: Fleet) -> None:
+        ours = transactions(await fleet.start("first"))
+        abort = ours._producer.abort
+
+        def at_last(done: Any) -> None:
+            fleet.cluster.faults.no_transactions = False
+            abort(done)
+
+        ours._producer.abort = at_last
+        await fleet.until(lambda: ours.state is State.OPEN)
+        fleet.cluster.faults.no_transactions = True
+        fleet.publish({"n": 0, "partition": 0}, {"n": 1, "partition": 1})
+        await fleet.until(lambda: ours.state is State.IDLE)
+        fleet.publish({"n": 2, "partition": 0}, {"n": 3, "partition": 1})
+        await fleet.until(lambda: len(ours._waiting) == 2)
+        await fleet.start("second")
+        await fleet.until(lambda: len(fleet.out()) == 4, 120)
+        assert ours.counts.aborted == 1
+        assert fleet.numbers() == [0, 1, 2, 3]
+
+    play(story, flow=FlowPolicy(commit_interval_ms=100, drain_timeout_ms=20_000))
+
+
 def test_of_two_with_one_transactional_id_the_older_stops_and_says_so() -> None:
     async def story(fleet: Fleet) -> None:
         old = await fleet.start("old", "same")
@@ -547,6 +575,52 @@ def test_a_position_that_would_be_cut_is_not_committed() -> None:
         assert fleet.numbers() == list(range(101))
 
     play(story, flow=FlowPolicy(commit_interval_ms=50, transaction_timeout_ms=20_000))
+
+
+def narrow(monkeypatch: pytest.MonkeyPatch, span_max: int) -> None:
+    """Texts and spans that a test can fill."""
+    monkeypatch.setattr("pipeline.worker.engine.SPAN_MAX", span_max)
+    monkeypatch.setattr("pipeline.worker.ownership.SPAN_MAX", span_max)
+    monkeypatch.setattr("pipeline.worker.engine.Committer", lambda: Committer(500))
+
+
+def replayed(fleet: Fleet, *origins: int, key: bytes = b"", sleeps: Callable[[int], float] = lambda _origin: 0) -> None:
+    """Copies that a tool sends, as it does after a dead letter: to the replay lane of partition 0."""
+    producer = fleet.cluster.producer("tool")
+    for origin in origins:
+        headers = DeliveryHeaders(0, 0, 0, TOPIC, 0, origin, 1, GROUP, replay_id="r1")
+        value = json.dumps({"n": origin, "sleep": sleeps(origin)}).encode()
+        producer.send(f"{TOPIC}.{GROUP}.replay", key or b"%d" % origin, value, encode([], headers), partition=0)
+
+
+def test_a_lane_does_not_fill_the_text_of_a_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large redrive with slow records in it: no transaction could be closed, and all was done again without end."""
+    narrow(monkeypatch, 1_000)
+
+    async def story(fleet: Fleet) -> None:
+        fleet.cluster.faults.fetch_records = (100, 100)
+        worker = await fleet.start()
+        replayed(fleet, *range(4_000), sleeps=lambda origin: 0 if origin % 8 else 8)
+        await fleet.until(lambda: worker.running[0].engine.stats.processed >= 4_000)
+        assert transactions(worker).counts.aborted == 0
+        assert fleet.numbers() == list(range(4_000))
+
+    play(story, flow=FlowPolicy(commit_interval_ms=100, buffered=200))
+
+
+def test_a_lane_is_not_stopped_before_what_its_first_record_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record fails in the last tier, and its successor stands further down there than a lane's first open record may."""
+    narrow(monkeypatch, 100)
+
+    async def story(fleet: Fleet) -> None:
+        await fleet.start()
+        others = ({"n": n, "key": n, "fails": 1, "partition": 0} for n in range(2, 200))
+        fleet.publish({"n": 0, "key": 0, "fails": 2, "partition": 0}, {"n": 1, "key": 0, "partition": 0}, *others)
+        await fleet.until(lambda: len(fleet.out()) >= 200)
+        numbers = [value["n"] for value in fleet.out()]
+        assert numbers.index(0) < numbers.index(1)
+
+    play(story)
 
 
 async def silently(values: Sequence[dict[str, Any]], contexts: Sequence[Context]) -> None:

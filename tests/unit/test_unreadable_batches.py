@@ -371,10 +371,11 @@ def send(cluster: MemoryCluster, *records: tuple[bytes, int]) -> None:
         producer.send(TOPIC, key, b"%d" % value, partition=0)
 
 
-def test_keys_do_not_wait_for_ever_for_a_copy_that_was_in_a_damaged_batch_of_a_tier() -> None:
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_keys_do_not_wait_for_ever_for_a_copy_that_was_in_a_damaged_batch_of_a_tier(delivery: str) -> None:
     """0 and 1, which waits behind it, are lost in the tier. Their key goes on, and what is lost has its pointers."""
     seen: list[tuple[int, int]] = []
-    app = application(tiers=("10s",), attempts=3)(failing_once(seen, {0, 3}))
+    app = application(tiers=("10s",), attempts=3, delivery=delivery)(failing_once(seen, {0, 3}))
 
     async def story(_loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
         cluster.faults.bad_ranges |= {(TIER, 0, 0, 0), (TIER, 0, 1, 1)}
@@ -389,10 +390,11 @@ def test_keys_do_not_wait_for_ever_for_a_copy_that_was_in_a_damaged_batch_of_a_t
     play(app, story)
 
 
-def test_a_copy_behind_the_damaged_batch_is_still_waited_for() -> None:
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_a_copy_behind_the_damaged_batch_is_still_waited_for(delivery: str) -> None:
     """Letting go of too much would run 4 before 3, whose copy is in the tier behind the batch."""
     seen: list[tuple[int, int]] = []
-    app = application(tiers=("10s",), attempts=3)(failing_once(seen, {0, 3}))
+    app = application(tiers=("10s",), attempts=3, delivery=delivery)(failing_once(seen, {0, 3}))
 
     async def story(_loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
         cluster.faults.bad_ranges.add((TIER, 0, 0, 0))
@@ -401,6 +403,25 @@ def test_a_copy_behind_the_damaged_batch_is_still_waited_for() -> None:
         send(cluster, (b"b", 4), (b"a", 1))
         await until(lambda: len(seen) == 5)
         assert seen == [(0, 1), (3, 1), (1, 1), (3, 2), (4, 1)]
+        assert pointers(cluster) == [(TIER, 0, 0)]
+
+    play(app, story)
+
+
+def test_with_exactly_once_a_damaged_batch_is_one_doubt_however_much_is_written_to_its_lane() -> None:
+    """Where copies landed nobody is told, so the partition is opened anew; the batch is met again then, and must not do so again."""
+    seen: list[tuple[int, int]] = []
+    app = application(tiers=("10s",), attempts=3, delivery="exactly_once")(failing_once(seen, range(200)))
+
+    async def story(_loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        cluster.faults.bad_ranges.add((TIER, 0, 0, 0))
+        engine = worker.running[0].engine
+        for number in range(200):
+            send(cluster, (b"%d" % number, number))
+            await asyncio.sleep(0.1)
+        await until(lambda: engine.stats.processed == 199)
+        assert engine.transactions is not None
+        assert engine.transactions.counts.aborted == 1
         assert pointers(cluster) == [(TIER, 0, 0)]
 
     play(app, story)

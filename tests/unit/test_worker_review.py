@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import structlog
 
-from pipeline import Context, Pipeline, Settings
+from pipeline import Context, Pipeline, Retry, Settings
 from pipeline.core.delivery import Delivery
 from pipeline.core.effects import DeadLetter, HandOff, LaneSpec
 from pipeline.core.parking import Identity
@@ -106,6 +106,14 @@ def publish(cluster: MemoryCluster, *keys: bytes) -> None:
     producer = cluster.producer("agents")
     for number, key in enumerate(keys):
         producer.send(TOPIC, key, b"%d" % number, partition=0)
+
+
+def replay(cluster: MemoryCluster, *keys: bytes) -> None:
+    """As `publish`, to the replay lane."""
+    producer = cluster.producer("replay")
+    for origin, key in enumerate(keys):
+        own = DeliveryHeaders(0, 0, 0, TOPIC, 0, origin, 0, GROUP, replay_id="r")
+        producer.send(f"{TOPIC}.{GROUP}.replay", key, b"x", encode([], own), partition=0)
 
 
 async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -673,15 +681,35 @@ def test_a_lane_does_not_pile_up_in_memory_behind_one_slow_key() -> None:
     async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
         engine = worker.running[0].engine
         await until(lambda: bool(engine.partitions))
-        unit, producer = engine.partitions[0], cluster.producer("replay")
-        replay = next(lane.spec.topic for lane in unit.lanes if lane.spec.name == "replay")
-        for origin in range(2_000):
-            own = DeliveryHeaders(0, 0, 0, TOPIC, 0, origin, 0, GROUP, replay_id="r")
-            producer.send(replay, b"slow", b"x", encode([], own), partition=0)
+        unit = engine.partitions[0]
+        replay(cluster, *[b"slow"] * 2_000)
         await asyncio.sleep(5)
         assert 100 <= unit.waiting.count < 1_000
         publish(cluster, b"other")
         await until(lambda: engine.executor.running() == 2)
+
+    play(app, story)
+
+
+@pytest.mark.parametrize("send", [publish, replay])
+def test_what_waits_in_memory_between_two_attempts_is_bounded(send: Callable[..., None]) -> None:
+    """While a provider is down all keys fail, and each makes room for the next: the whole topic went into memory."""
+    away = [True]
+
+    @application(tiers=("10m",), flow=FlowPolicy(buffered=50))
+    async def app(value: bytes, ctx: Context) -> None:
+        if away[0]:
+            raise Retry("the provider is down", after="5m")
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        engine = worker.running[0].engine
+        send(cluster, *(b"%d" % number for number in range(2_000)))
+        await asyncio.sleep(60)
+        assert 100 <= len(engine._dispatch._again) < 1_000
+        assert engine.buffered >= len(engine._dispatch._again)
+        away[0] = False
+        await until(lambda: engine.stats.processed == 2_000, 1_000)
+        assert not engine.buffered
 
     play(app, story)
 
@@ -1165,6 +1193,35 @@ def test_outputs_that_wait_for_their_contract_are_bounded(monkeypatch: pytest.Mo
         away[0] = False
         await until(lambda: worker.running[0].engine.stats.processed == 500)
         assert len(ran) == 500
+
+    play(app, story)
+
+
+def test_records_of_a_lane_that_wait_for_a_schema_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of the source: with the registry away a whole redrive went into memory."""
+    away = [True]
+
+    def decoder(*_arguments: object) -> Callable[[Delivery, Context], object]:
+        def decode(delivery: Delivery, _context: Context) -> object:
+            if away[0]:
+                raise SchemaUnavailable("the registry is away", 7)
+            return delivery.message.value()
+
+        return decode
+
+    monkeypatch.setattr(worker_module, "decoder", decoder)
+
+    @application(flow=FlowPolicy(buffered=10))
+    async def app(value: bytes, ctx: Context) -> None: ...
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        engine = worker.running[0].engine
+        engine._schema_waits._fetch = lambda _id: None if not away[0] else fails()
+        replay(cluster, *(b"%d" % number for number in range(2_000)))
+        await asyncio.sleep(20)
+        assert 10 <= len(engine._schema_waits) < 1_000
+        away[0] = False
+        await until(lambda: engine.stats.processed == 2_000, 200)
 
     play(app, story)
 
