@@ -22,7 +22,7 @@ from pipeline.emit.envelope import event_headers
 from pipeline.emit.policy import BufferPolicy
 from pipeline.emit.schema_wait import EventEncoder, Prepare, SchemaWait
 from pipeline.emit.scrubbing import EventScrubber
-from pipeline.emit.sections import Bell, Section, inside_section, put_off
+from pipeline.emit.sections import Bell, Section, inside_publishing, publishing, put_off, then_catch_up
 from pipeline.emit.sender import Sender, leftover
 from pipeline.emit.stats import Counters, Leftover, PublisherStats
 from pipeline.model.cluster import Headers, RecordProducer
@@ -136,7 +136,7 @@ class Publisher:
 
     def stats(self) -> PublisherStats:
         """Counts as of now."""
-        with self._lock:
+        with then_catch_up, publishing(), self._lock.raw:
             c, buffer, sender = self._counters, self._buffer, self._sender
             return PublisherStats(
                 published=c.published,
@@ -168,7 +168,7 @@ class Publisher:
         """
         deadline = time.monotonic() + timeout_s
         self._flush(timeout_s, spool_will_do=True)
-        with self._lock:
+        with then_catch_up, publishing(), self._lock.raw:
             if self._left is not None:
                 return self._left
             self._closing = True
@@ -182,13 +182,13 @@ class Publisher:
                 "The publisher's thread did not stop: the Kafka client or the spool's disk does not return."
             )
         left = self._sender.finish(_now_ms(), min(1.0, max(0.1, deadline - time.monotonic())))
-        with self._lock:
+        with then_catch_up, publishing(), self._lock.raw:
             self._left = left
         return left
 
     def _flush(self, timeout_s: float, *, spool_will_do: bool) -> Leftover:
         deadline = time.monotonic() + timeout_s
-        with self._lock:
+        with then_catch_up, publishing(), self._lock.raw:
             self._flushing += 1
             while self._left is None and not self._sender.idle and not (spool_will_do and self._sender.safe):
                 remaining = deadline - time.monotonic()
@@ -209,19 +209,23 @@ class Publisher:
         return self._schemas.record(event, topic, headers)
 
     def _offer(self, record: Outgoing) -> bool:
-        if inside_section():  # a stream that was left ends here, by the garbage collector
+        if inside_publishing():  # a stream that was left ends here, by the garbage collector
             put_off(self._put, record)
             return True
-        with self._lock:
-            if self._closing:
-                raise PublishError("The publisher is closed: publish before close().")
-            # A thread that sleeps would have to wake up first, to hand over what can be handed over here.
-            direct = self._sleeping and self._sender.launch(record)
-            if not direct and not self._buffer.admit(record):
-                return False
-            self._counters.published += 1
-        if direct and self._sender.send_route.hand_over_launched(record) and not self._asleep:
-            return True  # its report is found when the thread looks again, soon
+        try:
+            with then_catch_up, publishing(), self._lock.raw:
+                if self._closing:
+                    raise PublishError("The publisher is closed: publish before close().")
+                # A thread that sleeps would have to wake up first, to hand over what can be handed over here.
+                direct = self._sleeping and self._sender.launch(record)
+                if not direct and not self._buffer.admit(record):
+                    return False
+                self._counters.published += 1
+            if direct and self._sender.send_route.hand_over_launched(record) and not self._asleep:
+                return True  # its report is found when the thread looks again, soon
+        except BaseException:
+            self._sender.send_route.take_back(record)
+            raise
         if self._sleeping:
             self._wake.ring()
         return True
@@ -233,7 +237,7 @@ class Publisher:
         wait_ms = 0 if threading.current_thread() is self._thread else self.policy.block_timeout_ms
         deadline = time.monotonic() + wait_ms / 1_000
         while not self._offer(record):
-            with self._lock:
+            with then_catch_up, publishing(), self._lock.raw:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     raise self._full()
@@ -264,7 +268,7 @@ class Publisher:
                     self._nudge()
                     await event.wait()
         except TimeoutError:
-            with self._lock:
+            with then_catch_up, publishing(), self._lock.raw:
                 raise self._full() from None
         finally:
             with contextlib.suppress(ValueError):
@@ -315,7 +319,7 @@ class Publisher:
         tick is soon enough, and the agent is spared the wake-ups. The flag goes up before the last look, so that no
         record slips between.
         """
-        with self._lock:
+        with then_catch_up, publishing(), self._lock.raw:
             eager = not self._buffer.waiting and not self._sender.link.away
             asleep = eager and self._sender.idle
             trickle = eager and not self._flushing and self._sender.few_under_way

@@ -7,6 +7,7 @@ finds no room in the buffer is lost and counted, and the gap in the numbers show
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 from pipeline.emit.blocks import Block, ModelCallBlock, StepBlock, ToolCallBlock
 from pipeline.emit.journal import RunJournal, Scope
 from pipeline.emit.run_core import EventPublisher, RecorderOptions, RunCore, RunShell, RunStart, current_scope
-from pipeline.emit.sections import Turn, inside, put_off
+from pipeline.emit.sections import busy, inside, put_off, then_catch_up
 from pipeline.model.errors import PipelineError
 from pipeline.model.events import RunEvent, RunTotals
 
@@ -48,10 +49,10 @@ class DetachedRun(RunShell):
         self.labels = dict(start.labels or {})
         self.parent_run_id = start.parent_run_id
         self.lost = 0
-        self._turn = Turn()
+        self._turn = threading.RLock()
         self._open: dict[Hashable, _Opened] = {}
         self._core.base_scope = cause
-        with self._turn:
+        with then_catch_up, busy(), self._turn:
             event, scope = self._core.block.begin(self._core.stamp(cause))
             self._core.base_scope = scope
             self._offer(event)
@@ -68,7 +69,7 @@ class DetachedRun(RunShell):
 
     def scope_of(self, key: Hashable | None) -> tuple[RunJournal, Scope]:
         """For `enter_scope`: inside the block of this key, or of the run where there is none."""
-        with self._turn:
+        with then_catch_up, busy(), self._turn:
             return self._core.journal, self._inner(key)
 
     def is_open(self, key: Hashable) -> bool:
@@ -110,13 +111,13 @@ class DetachedRun(RunShell):
 
     def message(self, role: str, content: str, *, name: str | None = None, under: Hashable | None = None) -> None:
         """Someone spoke."""
-        with self._turn:
+        with then_catch_up, busy(), self._turn:
             stamp = self._core.stamp(self._inner(under))
             self._offer(self._core.journal.message(stamp, role, content, name))
 
     def memory(self, operation: str, store: str, *, under: Hashable | None = None, **fields: Any) -> None:
         """Use of memory."""
-        with self._turn:
+        with then_catch_up, busy(), self._turn:
             stamp = self._core.stamp(self._inner(under))
             self._offer(self._core.journal.memory(stamp, operation, {"store": store, **fields}))
 
@@ -125,7 +126,7 @@ class DetachedRun(RunShell):
     ) -> None:
         """A human was asked, or has decided."""
         fields |= {"approval_id": approval_id, "subject": subject}
-        with self._turn:
+        with then_catch_up, busy(), self._turn:
             stamp = self._core.stamp(self._inner(under))
             self._offer(self._core.journal.approval(stamp, decision, fields))
 
@@ -134,7 +135,7 @@ class DetachedRun(RunShell):
         if inside():
             put_off(self.end, key, failure)
             return key in self._open
-        with self._turn:
+        with then_catch_up, busy(), self._turn:
             if key not in self._open:
                 return False
             for inner in [*self._inside(key), key]:
@@ -143,7 +144,7 @@ class DetachedRun(RunShell):
 
     def finish(self, failure: BaseException | None = None) -> RunTotals | None:
         """The run ends, and before it what is still open; its last event, or None when it had ended already."""
-        with self._turn:
+        with then_catch_up, busy(), self._turn:
             if self.ended:
                 return None
             for key in list(reversed(self._open)):
@@ -154,7 +155,7 @@ class DetachedRun(RunShell):
             return last
 
     def _begin(self, key: Hashable, block: B, under: Hashable | None, caused_by: str | None = None) -> B:
-        with self._turn:
+        with then_catch_up, busy(), self._turn:
             if key in self._open:  # the framework has begun the same again: the first one is over
                 self._close(key, _unfinished())
             outer = self._inner(under)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from pipeline.emit.blocks import Block, ModelCallBlock, StepBlock, ToolCallBlock
 from pipeline.emit.journal import Scope, Stamp
 from pipeline.emit.run_core import ActiveScope, RunCore, RunShell, enter_scope, leave_scope, not_recorded
-from pipeline.emit.sections import Turn, inside, put_off
+from pipeline.emit.sections import busy, inside, put_off, then_catch_up
 from pipeline.model.errors import PipelineError
 from pipeline.model.events import RunEvent
 
@@ -47,7 +48,7 @@ class Run(RunShell):
 
     def __init__(self, core: RunCore) -> None:
         super().__init__(core)
-        self._turn = Turn()
+        self._turn = threading.RLock()
         self._own = SyncBlock(self, core.block)
 
     def __enter__(self) -> Run:
@@ -89,7 +90,7 @@ class Run(RunShell):
         )
 
     def _begin(self, block: Block) -> Scope:
-        with self._turn:
+        with then_catch_up, busy(), self._turn:
             event, scope = self._core.begin(block)
             if event is not None:
                 self._core.publisher.publish(event, traceparent=self._core.traceparent())
@@ -99,6 +100,7 @@ class Run(RunShell):
         if inside():
             put_off(self._emit, make)
             return
-        with self._turn:  # numbered and published in one go, so that the order in Kafka is the order of numbers
+        # Numbered and published in one go, so that the order in Kafka is the order of numbers.
+        with then_catch_up, busy(), self._turn:
             event = make(self._core.stamp())
             self._core.publisher.publish(event, traceparent=self._core.traceparent())

@@ -12,44 +12,53 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any, cast
 
 log = logging.getLogger("pipeline.emit")
 
 
-class _Inside:
-    """Of one thread: how many turns and sections it is in, how many of these are sections, and what it does when it is in none."""
+class _Here:
+    """Of one thread. `busy`, `publishing`: held by it while it is in a critical section, and in one where events are published. (Locks, not
+    counters: what a signal handler raises in the middle of `with` leaves no lock of CPython's own behind.)"""
 
-    __slots__ = ("depth", "later", "sections")
+    __slots__ = ("busy", "catching_up", "later", "publishing")
 
     def __init__(self) -> None:
-        self.depth = self.sections = 0
+        self.busy: Any = threading.RLock()
+        self.publishing: Any = threading.RLock()
         self.later: deque[Callable[[], object]] = deque()
-
-    def catch_up(self) -> None:
-        while self.later and not self.depth:
-            try:
-                self.later.popleft()()
-            except Exception as trouble:
-                log.error("what was left while events were being published is not recorded: %s", trouble)
+        self.catching_up = False
 
 
 class _Threads(threading.local):
     def __init__(self) -> None:
-        self.here = _Inside()
+        self.here = _Here()
 
 
 _threads = _Threads()
 
 
+def busy() -> AbstractContextManager[object]:
+    """`with then_catch_up, busy(), lock:` is a critical section."""
+    return cast("AbstractContextManager[object]", _threads.here.busy)
+
+
+def publishing() -> AbstractContextManager[object]:
+    """The same with a Section's `raw` lock, in threads that signal handlers interrupt; elsewhere the Section itself will do."""
+    return cast("AbstractContextManager[object]", _threads.here.publishing)
+
+
 def inside() -> bool:
-    """Whether the calling thread is in a critical section: ask before `put_off`, which costs more."""
-    return _threads.here.depth > 0
+    """Whether the calling thread is in a critical section: then `put_off`."""
+    here = _threads.here
+    return bool(here.busy._is_owned() or here.publishing._is_owned())
 
 
-def inside_section() -> bool:
-    """Whether it is in one where events are published, in which no turn is taken."""
-    return _threads.here.sections > 0
+def inside_publishing() -> bool:
+    """Whether it is in one where events are published, in which no run's turn is waited for."""
+    return bool(_threads.here.publishing._is_owned())
 
 
 def put_off(work: Callable[..., object], *args: object) -> None:
@@ -57,53 +66,53 @@ def put_off(work: Callable[..., object], *args: object) -> None:
     _threads.here.later.append(partial(work, *args))
 
 
-class Turn:
-    """One thread at a time; the thread that has it may take it again."""
+def _catch_up(here: _Here) -> None:
+    """One after the other, unless the thread is still inside, or at it already."""
+    if here.catching_up or inside():
+        return
+    try:
+        here.catching_up = True
+        while here.later:
+            try:
+                here.later.popleft()()
+            except Exception as trouble:
+                log.error("what was left while events were being published is not recorded: %s", trouble)
+    finally:
+        here.catching_up = False
 
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
+
+class _ThenCatchUp:
+    """Has no state, so nothing can interrupt it halfway."""
 
     def __enter__(self) -> None:
-        here = _threads.here
-        here.depth += 1
-        try:
-            self._lock.acquire()
-        except BaseException:  # Ctrl-C while it waited
-            here.depth -= 1
-            raise
+        return None
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
         here = _threads.here
-        here.depth -= 1
         if here.later:
-            here.catch_up()
+            _catch_up(here)
+
+
+then_catch_up = _ThenCatchUp()
 
 
 class Section(threading.Condition):
-    """The same, to wait on; alone or inside a turn."""
+    """Where events are published: a critical section to wait in, alone or inside a run's turn."""
 
     def __init__(self) -> None:
-        super().__init__(threading.RLock())
+        self.raw = threading.RLock()
+        super().__init__(self.raw)
 
     def __enter__(self) -> bool:
-        here = _threads.here
-        here.depth += 1
-        here.sections += 1
-        try:
-            return self.acquire()
-        except BaseException:
-            here.depth -= 1
-            here.sections -= 1
-            raise
+        _threads.here.publishing.acquire()
+        return self.acquire()
 
     def __exit__(self, *_: object) -> None:
         self.release()
         here = _threads.here
-        here.sections -= 1
-        here.depth -= 1
+        here.publishing.release()
         if here.later:
-            here.catch_up()
+            _catch_up(here)
 
 
 class Bell:

@@ -32,6 +32,7 @@ class SendRoute:
         self._lock = lock
         self._counters = counters
         self._link = link
+        self._launched: Outgoing | None = None
         self._turn = threading.Lock()  # held from numbering to handing over: who sends next sends newer records
 
     @property
@@ -84,6 +85,7 @@ class SendRoute:
         if not self._turn.acquire(blocking=False):
             return False
         if self._buffer.launch((record,)):
+            self._launched = record
             return True
         self._turn.release()
         return False
@@ -92,8 +94,23 @@ class SendRoute:
         """To the client, in the caller's thread; False when the client is full: then it waits for the thread."""
         try:
             return self._hand_over_all((record,)) > 0
+        except BaseException:
+            self.take_back(record)
+            raise
         finally:
-            self._turn.release()
+            if self._launched is record:
+                self._launched = None
+                self._turn.release()
+
+    def take_back(self, record: Outgoing) -> None:
+        """What a signal handler raised came between: it waits for the thread. (If the client has it already, it is sent twice.)"""
+        if self._launched is not record:
+            return
+        with self._lock:
+            if record.number in self._buffer.in_flight:
+                self._buffer.put_back((record,))
+        self._launched = None
+        self._turn.release()
 
     def retry_failed(self) -> None:
         """Once nothing else is in flight, failed records go back to the front."""

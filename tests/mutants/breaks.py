@@ -410,9 +410,9 @@ BREAKS = (
     Break("strangers-are-all-the-others", "core.store_scan", "if found != epoch and key", "if key", JOBS),
     Break("strangers-found-over-and-over", "worker.jobs.strangers", "                host.writer.seen = max(host.writer.seen, at)", "                pass", JOBS),
     # publishing
-    Break("left-streams-recorded-at-once", "emit.sections", "return _threads.here.depth > 0", "return False", LEFT),
-    Break("left-streams-published-at-once", "emit.sections", "return _threads.here.sections > 0", "return False", LEFT),
-    Break("left-streams-never-recorded", "emit.sections", "self.later.popleft()()", "self.later.popleft()", LEFT),
+    Break("left-streams-recorded-at-once", "emit.sections", "return bool(here.busy._is_owned() or here.publishing._is_owned())", "return False", LEFT),
+    Break("left-streams-published-at-once", "emit.sections", "return bool(_threads.here.publishing._is_owned())", "return False", LEFT),
+    Break("left-streams-never-recorded", "emit.sections", "here.later.popleft()()", "here.later.popleft()", LEFT),
     Break("publishers-thread-waits-for-itself", "emit.publisher", "0 if threading.current_thread() is self._thread else ", "", LEFT),
     Break("unregistered-contracts-are-refused", "emit.schema_wait", "(missing is not None and event.record_name not in missing)", "missing is not None", "tests/unit/test_emit_publisher.py"),
     Break("refused-for-good-is-complete", "emit.stats", "self.undelivered or self.spool_bytes or self.refused", "self.undelivered or self.spool_bytes", "tests/unit/test_emit_publisher.py"),

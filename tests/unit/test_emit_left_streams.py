@@ -5,8 +5,10 @@ Each body runs in a thread of its own with a deadline, since what it shows would
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
+import random
 import signal
 import threading
 import types
@@ -22,9 +24,10 @@ from pipeline.emit.policy import BufferPolicy
 from pipeline.emit.publisher import Publisher
 from pipeline.emit.recorder import RecorderOptions, SyncRecorder
 from pipeline.emit.run_sync import Run
-from pipeline.emit.sections import Bell, Section, Turn, inside, inside_section, put_off
+from pipeline.emit.sections import Bell, Section, busy, inside, inside_publishing, put_off, then_catch_up
+from pipeline.emit.stats import Leftover
 from pipeline.model.errors import BufferFull
-from pipeline.model.events import Message, RunEvent
+from pipeline.model.events import Message, RunCancelled, RunEvent
 from tests.fake_producer import FakeProducer
 from tests.patience import PATIENCE
 
@@ -41,6 +44,26 @@ class Plain:
     def encode(self, value: RunEvent, *, topic: str) -> bytes:
         self.events.append(value)
         return f"{type(value).__name__} {value.run_id} {value.sequence}".encode()
+
+
+class Kept:
+    """A publisher that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.events: list[RunEvent] = []
+
+    def publish(self, event: RunEvent, *, traceparent: str | None = None) -> None:
+        self.events.append(event)
+
+    async def publish_async(self, event: RunEvent, *, traceparent: str | None = None) -> None:
+        self.events.append(event)
+
+    def offer(self, event: RunEvent, *, traceparent: str | None = None) -> bool:
+        self.events.append(event)
+        return True
+
+    def close(self, timeout_s: float = 0.0) -> Leftover:
+        return Leftover()
 
 
 class Bench:
@@ -291,17 +314,72 @@ def test_what_can_not_be_recorded_there_is_logged(bench: Bench, caplog: pytest.L
 
 def test_what_is_put_off_is_done_once_when_the_outermost_is_left() -> None:
     done: list[str] = []
-    outer, inner = Turn(), Section()
+    section = Section()
     assert not inside()
-    with outer:
-        with inner, inner:
+    with then_catch_up, busy():
+        with section, section:
             put_off(done.append, "first")
             put_off(done.append, "second")
-            assert inside_section()
+            assert inside_publishing()
         assert done == []
         assert inside()
-        assert not inside_section()
+        assert not inside_publishing()
     assert done == ["first", "second"]
+
+
+def test_what_is_put_off_is_done_to_its_end_before_the_next() -> None:
+    """Though it leaves a critical section of its own on its way."""
+    done: list[str] = []
+
+    def first() -> None:
+        with then_catch_up, busy():
+            done.append("begins")
+        done.append("ends")
+
+    with then_catch_up, busy():
+        put_off(first)
+        put_off(done.append, "next")
+    assert done == ["begins", "ends", "next"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """What the handler of a signal raises, once each time that it is armed."""
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["no publisher", "publisher"])
+def test_an_interrupt_leaves_no_turn_taken_and_no_event_behind(bench: Bench, real: bool) -> None:
+    armed, chance = [False], random.Random(7)
+
+    def handle(_number: int, _frame: object) -> None:
+        if armed[0]:
+            armed[0] = False
+            raise Interrupted
+
+    kept = Kept()
+    keeper: Kept | Plain = bench.encoder if real else kept
+    recorder = SyncRecorder(bench.publisher if real else kept, RecorderOptions(owns_publisher=False))
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        for number in range(150):
+            run = recorder.run(agent="a", run_id=f"r{number}")
+            with contextlib.suppress(Interrupted), run:
+                armed[0] = True
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0002, 0.002))
+                while True:
+                    run.message("user", "hello")
+            assert not inside()
+            told = [event for event in keeper.events if event.run_id == run.run_id]
+            assert type(told[-1]) is RunCancelled
+            numbers = [event.sequence for event in told]  # the one that was interrupted may be missing
+            assert numbers == sorted(set(numbers))
+            elsewhere = threading.Thread(target=lambda turn=run._turn: turn.acquire() and turn.release(), daemon=True)
+            elsewhere.start()
+            elsewhere.join(DEADLINE_S)
+            assert not elsewhere.is_alive(), "the turn is taken"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert bench.publisher.flush(DEADLINE_S).complete
 
 
 def test_a_bell_rings_once_however_often_it_was_rung() -> None:

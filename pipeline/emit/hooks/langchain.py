@@ -11,6 +11,7 @@ event loop, since nothing in it waits.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from pipeline.emit.blocks import ModelCallBlock, ToolCallBlock
 from pipeline.emit.coerce import content_text
 from pipeline.emit.hooks.watch import HookOptions, HookStats, RunSource, RunWatch
 from pipeline.emit.run_detached import DetachedRun
-from pipeline.emit.sections import Turn, inside, put_off
+from pipeline.emit.sections import busy, inside, put_off, then_catch_up
 from pipeline.model.errors import ConfigurationError
 
 try:
@@ -59,7 +60,7 @@ class LangChainHooks(BaseCallbackHandler):
         self._watch = RunWatch("LangChain", recorder, options or HookOptions())
         self._nodes: dict[UUID, _Node] = {}
         self._said: set[str] = set()
-        self._lock = Turn()
+        self._lock = threading.RLock()
 
     def stats(self) -> HookStats:
         """Counts as of now."""
@@ -203,7 +204,7 @@ class LangChainHooks(BaseCallbackHandler):
         fresh = above is None
         run = self._watch.open(name, _input_text(given)) if above is None else above.run
         node = _Node(run, None if above is None else above.key, root=fresh)
-        with self._lock:
+        with then_catch_up, busy(), self._lock:
             self._nodes[run_id] = node
         return node, fresh
 
@@ -213,7 +214,7 @@ class LangChainHooks(BaseCallbackHandler):
         if inside():  # a stream that was left, ended by the garbage collector
             put_off(lambda: self._leave(run_id, output, failure, streamed=streamed))
             return
-        with self._lock:
+        with then_catch_up, busy(), self._lock:
             node = self._nodes.pop(run_id, None)
         if node is None:
             return
@@ -227,7 +228,7 @@ class LangChainHooks(BaseCallbackHandler):
                 with self._watch.guard:
                     node.run.output(self._watch.text(_input_text(output)))
             self._watch.close(node.run, failure)
-            with self._lock:
+            with then_catch_up, busy(), self._lock:
                 self._said.discard(node.run.run_id)
                 for key in [key for key, other in self._nodes.items() if other.run is node.run]:
                     del self._nodes[key]
@@ -243,7 +244,7 @@ class LangChainHooks(BaseCallbackHandler):
     ) -> None:
         name = _name(serialized, kwargs)
         node, _ = self._enter(run_id, parent, name, said[-1][1] if said else None)
-        with self._lock:
+        with then_catch_up, busy(), self._lock:
             first = node.run.run_id not in self._said
             self._said.add(node.run.run_id)
         if first:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -13,7 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from pipeline.emit.coerce import as_json, clean
 from pipeline.emit.run_detached import DetachedRun
-from pipeline.emit.sections import Turn, inside, put_off
+from pipeline.emit.sections import busy, inside, put_off, then_catch_up
 from pipeline.model.events import RunCancelled, RunCompleted, RunFailed, RunTotals
 
 log = logging.getLogger("pipeline.hooks")
@@ -140,12 +141,12 @@ class RunWatch:
         self.options = options
         self._framework = framework
         self._source = source
-        self._lock = Turn()
+        self._lock = threading.RLock()
         self._runs = self._open = self._lost = self._stray = 0
 
     def stats(self) -> HookStats:
         """Counts as of now."""
-        with self._lock:
+        with then_catch_up, busy(), self._lock:
             return HookStats(self._runs, self._open, self.guard.errors, self._lost, self._stray)
 
     def open(self, name: str, given: Any = None, *, run_id: str | None = None) -> DetachedRun:
@@ -154,7 +155,7 @@ class RunWatch:
         run = self._source.detached(
             options.agent or name, options.tenant, run_id=run_id, input=self.text(given), labels=options.labels
         )
-        with self._lock:
+        with then_catch_up, busy(), self._lock:
             self._runs += 1
             self._open += 1
         return run
@@ -167,7 +168,7 @@ class RunWatch:
         last = run.finish(failure)
         if last is None:
             return
-        with self._lock:
+        with then_catch_up, busy(), self._lock:
             self._open -= 1
             self._lost += run.lost
             first = self._lost == run.lost > 0
@@ -184,7 +185,7 @@ class RunWatch:
 
     def stray(self, what: str) -> None:
         """A hook was called for no run that is known."""
-        with self._lock:
+        with then_catch_up, busy(), self._lock:
             self._stray += 1
             first = self._stray == 1
         if first:
