@@ -26,7 +26,8 @@ log = logging.getLogger("pipeline.emit")
 
 @dataclass(slots=True, eq=False)
 class ActiveScope:
-    """A block that somebody is in: the journal of its run, and where in the run that is. `left`: the block has ended."""
+    """A block that somebody is in: the journal of its run, and where in the run that is. `left`: the block has ended,
+    or one that it is in."""
 
     journal: RunJournal
     scope: Scope
@@ -61,8 +62,15 @@ def enter_scope(journal: RunJournal, scope: Scope) -> ActiveScope:
 
 
 def leave_scope(active: ActiveScope) -> None:
-    """Its block has ended, for everyone who is in it."""
+    """Its block has ended, for everyone who is in it.
+
+    So has what the caller began in it, though a stream that was left may be open for long: the caller is not in that any more. What
+    another task began in it stands in that task's context, and goes on."""
     active.left = True
+    entered = _entered.get()
+    if active in entered:
+        for inner in entered[entered.index(active) :]:
+            inner.left = inner.left or inner.journal is active.journal  # a run inside it has an end of its own
     _entered.set(_not_ended())
 
 

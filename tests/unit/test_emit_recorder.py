@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pipeline.emit.recorder import AsyncRecorder, Recorder, RecorderOptions, SyncRecorder
 from pipeline.emit.stats import Leftover
 from pipeline.model.errors import BufferFull, ConfigurationError, PublishError
-from pipeline.model.events import RunCancelled, RunCompleted, RunEvent, RunFailed, ToolCall, ToolResult
+from pipeline.model.events import Message, RunCancelled, RunCompleted, RunEvent, RunFailed, ToolCall, ToolResult
 
 
 class Kept:
@@ -37,6 +37,10 @@ class Kept:
 
     async def publish_async(self, event: RunEvent, *, traceparent: str | None = None) -> None:
         await asyncio.sleep(0)
+        self.publish(event, traceparent=traceparent)
+
+    async def publish_at_once(self, event: RunEvent, *, traceparent: str | None = None) -> None:
+        """As a publisher with room does: the event loop gets no turn."""
         self.publish(event, traceparent=traceparent)
 
     def offer(self, event: RunEvent, *, traceparent: str | None = None) -> bool:
@@ -341,6 +345,118 @@ def test_what_follows_a_generator_that_was_left_is_not_inside_its_step(kept: Kep
     assert (planned.step, ended.parent_id) == (0, planned.event_id)
     assert (message.step, message.parent_id) == (None, call.event_id)
     assert (acted.parent_id, inside.step, inside.parent_id) == (call.event_id, 1, acted.event_id)
+
+
+def test_a_stream_that_a_step_leaves_open_keeps_nothing_in_the_step(kept: Kept) -> None:
+    with Recorder(kept) as recorder, recorder.run(agent="a") as run:
+
+        def stream() -> Iterator[str]:
+            with run.model_call("m"), run.step("inner"):
+                yield "a"
+                yield "b"
+
+        with run.step("plan"):
+            left = stream()
+            next(left)
+        run.message("user", "x")
+        with run.step("act"):
+            run.message("user", "y")
+        assert list(left) == ["b"]
+        run.message("user", "z")
+    started, planned, inner, planned_end, message, acted, inside, acted_end, inner_end, call, last, _ = kept.events
+    assert (inner.parent_id, planned_end.step) == (planned.event_id, 0)
+    assert (message.step, message.parent_id) == (None, started.event_id)
+    assert (acted.parent_id, inside.step, inside.parent_id) == (started.event_id, 2, acted.event_id)
+    assert acted_end.parent_id == acted.event_id
+    assert (inner_end.step, inner_end.parent_id) == (1, inner.event_id)  # an end is where its beginning was
+    assert (call.step, call.parent_id) == (0, planned.event_id)
+    assert (last.step, last.parent_id) == (None, started.event_id)
+
+
+def test_a_stream_that_is_still_to_be_closed_keeps_nothing_in_the_step_it_began_in(kept: Kept) -> None:
+    """Left by `break`: the event loop closes it when it gets to that, after the step's end."""
+
+    async def main() -> None:
+        async with Recorder(kept) as recorder, recorder.run(agent="a") as run:
+            async with run.step("plan"):
+                async for _ in streamed(run.model_call("m")):
+                    break
+            async with run.tool_call("t"):
+                await asyncio.sleep(0.01)
+            async with run.step("act"):
+                await run.message("user", "y")
+
+    kept.publish_async = kept.publish_at_once  # type: ignore[method-assign]
+    asyncio.run(main())
+    assert kept.names == [
+        *("RunStarted", "Step", "Step", "ToolCall", "ModelCall", "ToolResult"),
+        *("Step", "Message", "Step", "RunCompleted"),
+    ]
+    started, planned, _, call, model, result, acted, inside, *_ = kept.events
+    assert (call.step, call.parent_id) == (None, started.event_id)
+    assert (model.step, model.parent_id) == (0, planned.event_id)
+    assert (result.step, result.parent_id) == (None, call.event_id)
+    assert (acted.parent_id, inside.step, inside.parent_id) == (started.event_id, 1, acted.event_id)
+
+
+def test_a_stream_inside_a_generator_that_was_left_keeps_nothing_in_its_step(kept: Kept) -> None:
+    async def main() -> None:
+        async with Recorder(kept) as recorder, recorder.run(agent="a") as run:
+            inner = streamed(run.tool_call("t"))
+
+            async def agent() -> AsyncGenerator[str, None]:
+                async with run.step("plan"):
+                    async for text in inner:
+                        yield text
+
+            async for _ in agent():
+                break
+            await asyncio.sleep(0.01)  # the event loop closes the agent; the inner stream is kept
+            await run.message("user", "x")
+            await inner.aclose()
+
+    asyncio.run(main())
+    started, planned, _, ended, message, *_ = kept.events
+    assert (ended.parent_id, message.step, message.parent_id) == (planned.event_id, None, started.event_id)
+
+
+def test_a_tasks_own_step_stays_open_when_the_step_that_started_the_task_ends(kept: Kept) -> None:
+    async def main() -> None:
+        async with Recorder(kept) as recorder, recorder.run(agent="a") as run:
+            begun, go_on = asyncio.Event(), asyncio.Event()
+
+            async def background() -> None:
+                async with run.step("background"):
+                    begun.set()
+                    await go_on.wait()
+                    await run.message("user", "x")
+                await run.message("user", "y")
+
+            async with run.step("plan"):
+                task = asyncio.create_task(background())
+                await begun.wait()
+            go_on.set()
+            await task
+
+    asyncio.run(main())
+    started, _, background, _, inside, _, after, _ = kept.events
+    assert (inside.step, inside.parent_id) == (1, background.event_id)
+    assert (after.step, after.parent_id) == (None, started.event_id)
+
+
+def test_a_step_begun_before_a_generator_that_was_left_is_closed_stays_open(kept: Kept) -> None:
+    async def main() -> None:
+        async with Recorder(kept) as recorder, recorder.run(agent="a") as run:
+            async for _ in streamed(run.step("plan")):
+                break
+            async with run.step("act"):
+                await asyncio.sleep(0.01)  # the event loop closes the generator
+                await run.message("user", "x")
+
+    asyncio.run(main())
+    acted = next(event for event in kept.events if getattr(event, "name", None) == "act")
+    message = next(event for event in kept.events if isinstance(event, Message))
+    assert (message.step, message.parent_id) == (1, acted.event_id)
 
 
 def test_a_run_in_a_generator_that_was_left_is_no_parent_of_what_follows(kept: Kept) -> None:
