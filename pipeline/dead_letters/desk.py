@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 
 from pipeline.dead_letters.ingest import Ingest, Progress, Refreshed
 from pipeline.dead_letters.query import Letter, Page, Query, Wanted, cursor_of, letters_at
-from pipeline.dead_letters.reading import fetch
+from pipeline.dead_letters.reading import ends_with_letters, fetch
 from pipeline.dead_letters.states import STATES, State, id_of
 from pipeline.dead_letters.stats import Expiry, expiry
 from pipeline.dead_letters.store import Store, index_path, unusable
@@ -82,7 +82,7 @@ def locate(app: Application, group: str | None, topic: str | None) -> Topics:
                 raise ConfigurationError(
                     f"topic {topic!r} does not exist: `pipeline topics list --all` shows those that do"
                 )
-            _refuse_no_dead_letters(app, found, prefix, admin.topic_names())
+            _refuse_no_dead_letters(app, admin, found, prefix)
             return Topics(found, prefix, real(group) if group else "")
         candidates = _of_group(app, admin, real(group)) if group else dead_letter_topics(admin.topic_names(), prefix)
     finally:
@@ -98,16 +98,23 @@ def locate(app: Application, group: str | None, topic: str | None) -> Topics:
     )
 
 
-def _refuse_no_dead_letters(app: Application, topic: str, prefix: str, names: list[str]) -> None:
-    """Raises `ConfigurationError` for what is no dead-letter topic: its records would be shown, edited and purged as if they were."""
+def _refuse_no_dead_letters(app: Application, admin: ClusterAdmin, topic: str, prefix: str) -> None:
+    """Raises `ConfigurationError` for what is no dead-letter topic: its records would be shown, edited and purged as if they were.
+
+    A group may read dead letters too (for alerts, say): a source whose newest records have one that a worker wrote is taken.
+    """
     if topic.removeprefix(prefix).startswith("_pipeline."):
         raise ConfigurationError(
             f"topic {topic} is the pipeline's own, not dead letters: `pipeline tail {topic}` shows what is in it"
         )
     if topic in {entry.topics.dead_letters for entry in app.layouts()}:
         return
+    names = admin.topic_names()
     bases = bases_of(topic, names)
     if not bases:
+        return
+    source = all(base.startswith(f"{topic}.") for base in bases)
+    if source and ends_with_letters(app.cluster, topic):
         return
     theirs = [f"--topic {base}.dlq" for base in bases if f"{base}.dlq" in names]
     instead = " or ".join(theirs[:3]) or "the subscription's dead_letter_topic with --topic"

@@ -6,11 +6,16 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 
 from pipeline.dead_letters.states import id_of, position_of
-from pipeline.inspect.scan import read_batches
+from pipeline.inspect.scan import TAIL_S, read_batches, read_to_end
 from pipeline.model.cluster import Cluster, Message, TopicPartition
+from pipeline.model.headers import headers_in
 
 GAP_RECORDS = 1_000
 """So many records between two that are wanted are read and passed over: a new start costs more."""
+NEWEST = 100
+"""So many offsets at the end of each partition tell what a topic has: with transactions every second one may be a marker."""
+_LETTERS = {"pl.group", "pl.origin.topic"}
+"""A worker spells these out in a dead letter only: copies in lanes, and those that a replay writes to a topic, have them packed."""
 
 
 def fetch(
@@ -47,6 +52,20 @@ def fetch(
                     yield message
             if progress is not None:
                 progress(read)
+
+
+def ends_with_letters(cluster: Cluster, topic: str) -> bool:
+    """Whether a worker wrote one of the newest records as a dead letter. Raises `ClusterUnavailable`."""
+    admin = cluster.admin()
+    try:
+        spec = admin.topics([topic]).get(topic)
+        places = [TopicPartition(topic, p) for p in range(spec.partitions)] if spec is not None else []
+        beginnings, ends = admin.beginning_offsets(places), admin.end_offsets(places)
+    finally:
+        admin.close()
+    starts = {place: max(beginnings[place], ends[place] - NEWEST) for place in places}
+    newest = read_to_end(cluster, starts, ends, TAIL_S, stop_at_open=True)
+    return any(dict(headers_in(message) or ()).keys() >= _LETTERS for message in newest)
 
 
 def _spans(offsets: list[int]) -> list[tuple[int, int]]:

@@ -30,6 +30,7 @@ from pipeline.dead_letters.releasing import (
     opened,
     place_of,
     with_followers,
+    without_capped,
 )
 from pipeline.dead_letters.turn import turn
 from pipeline.dead_letters.unfinished import Unfinished, forget_done, unfinished
@@ -100,7 +101,7 @@ def prepare(
     if not letters:
         return Prepared((), (), left, "", 0, None)
     group = group_of(letters)
-    together = with_followers(desk, group, letters)
+    together = without_capped(with_followers(desk, group, letters), policy)
     letters, holds = together.letters, tuple(together.holds)
     left |= together.left_out
     if not letters:

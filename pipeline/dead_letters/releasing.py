@@ -22,6 +22,7 @@ from pipeline.model.headers import HELD_CLASS
 from pipeline.model.keys import key_text
 
 LEFT_BEHIND = "held behind another dead letter: redrive that one, or `pipeline dlq release` its key"
+CAPPED = "of held keys that have one which was replayed too often, so that they would go on without it (raise --replays-max, or purge it)"
 Place = tuple[int, str | None]
 
 
@@ -65,6 +66,15 @@ def with_followers(desk: Desk, group: str, letters: Sequence[Origin]) -> Followi
     going = one_version_each(desk, group, [own[number] for number in sorted(own)])
     mine = [hold for hold in holds if hold.place in {place_of(letter) for letter in going} and hold.place in chosen]
     return Following(going, mine, +left_out)
+
+
+def without_capped(together: Following, policy: RedrivePolicy) -> Following:
+    """Without held keys that have a letter which was replayed too often: it stays where it is, and what follows it behind it."""
+    held = {hold.place for hold in together.holds}
+    capped = {place_of(letter) for letter in together.letters if letter.replay_count >= policy.replays_max} & held
+    going = [letter for letter in together.letters if place_of(letter) not in capped]
+    left_out = together.left_out + Counter({CAPPED: len(together.letters) - len(going)})
+    return Following(going, [hold for hold in together.holds if hold.place not in capped], left_out)
 
 
 def opened(

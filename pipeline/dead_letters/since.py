@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -24,17 +25,33 @@ def since(cluster: Cluster, prefix: str, found: Sequence[Explanation]) -> list[E
     if not letters:
         return list(found)
     states: dict[tuple[str, int, int], tuple[State, str]] = {}
+    sent: dict[tuple[str, int, int], list[str]] = defaultdict(list)
     starts = _starts(cluster, prefix + RESULTS_TOPIC, min(e.first_failed_ms for e in letters.values()))
     for batch in read_results(cluster, prefix + RESULTS_TOPIC, starts=starts):
+        if batch.action == "replay":  # that was a copy to a file or another topic
+            continue
         for result in batch.results:
             place = (batch.topic, batch.partition, result.offset)
             before = states.get(place, ("open", ""))[0]
             after = state_after(result.outcome, before)
             if place in letters and after != before:
                 states[place] = after, batch.plan
-    gone = {plan for state, plan in states.values() if state == "redriven"} - {e.replay_id for e in found}
+            if place in letters and result.outcome == "written":
+                sent[place].append(batch.plan)
+    gone = {plan for plans in sent.values() for plan in plans} - {e.replay_id for e in found}
     targets = {entry.plan: entry.target for _, entry in read_audit(cluster, prefix + AUDIT_TOPIC)} if gone else {}
+    for place, plans in sent.items():
+        state, plan = states[place]
+        if state == "redriven":
+            states[place] = state, _to_group(plans, plan, letters[place].group, targets)
     return [_told(e, *states.get((e.lane, e.partition, e.lane_offset), ("open", "")), found, targets) for e in found]
+
+
+def _to_group(plans: Sequence[str], first: str, group: str, targets: Mapping[str, str]) -> str:
+    """The plan that sent a letter to its group. Copies to files and topics were called redrives once: such a one may be before it."""
+    if not targets.get(first, "").startswith(("file ", "topic ")):
+        return first
+    return next((plan for plan in plans if targets.get(plan, "").startswith(f"group {group} (")), first)
 
 
 def _starts(cluster: Cluster, results_topic: str, failed_ms: int) -> dict[TopicPartition, int]:

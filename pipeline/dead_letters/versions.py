@@ -23,8 +23,8 @@ def one_version_each(desk: Desk, group: str, letters: Sequence[Origin]) -> list[
 
 
 def _edited(desk: Desk, group: str) -> set[Death]:
-    rows = desk.store.db.execute(
-        "SELECT id, origin_topic, origin_offset, replay_id FROM letters WHERE edited_from IS NOT NULL AND grp = ?",
+    rows = desk.store.db.execute(  # +: not by the group's index, which has all of its letters
+        "SELECT id, origin_topic, origin_offset, replay_id FROM letters WHERE edited_from IS NOT NULL AND +grp = ?",
         (group,),
     )
     return {(position_of(row[0])[0], *row[1:]) for row in rows}

@@ -229,12 +229,17 @@ def audit_rules() -> tuple[Rule, ...]:
     return _history_rules(365 * DAY_MS, "who did what would be forgotten")
 
 
+_LONG_MAX = 2**63 - 1
+
+
 def results_rules(letters_ms: Collection[int]) -> tuple[Rule, ...]:
     """Results are kept for a month, and longer than the dead letters that they tell of. `letters_ms`: retentions of those, -1 = for ever.
 
     A segment is deleted when its newest record is old enough, which is a day later than its oldest: so results get two days more.
     """
-    kept_ms = -1 if -1 in letters_ms else max(30 * DAY_MS, *(ms + 2 * DAY_MS for ms in letters_ms))
+    kept_ms = max(30 * DAY_MS, *(ms + 2 * DAY_MS for ms in letters_ms))
+    if -1 in letters_ms or kept_ms > _LONG_MAX:  # brokers refuse what a long does not hold
+        kept_ms = -1
     return _history_rules(
         kept_ms,
         "a resumed replay would not know what it has written, and dead letters that were redriven would be open again",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +16,8 @@ from pipeline.dead_letters.states import id_of, position_of
 from pipeline.inspect.appending import Entry, append
 from pipeline.model.cluster import TopicSpec
 from pipeline.model.errors import ConfigurationError
-from pipeline.model.headers import DeliveryHeaders, ErrorInfo, dead_letter_headers
-from tests.unit.dead_letters.test_actions import Place, now
+from pipeline.model.headers import HELD, HELD_CLASS, DeliveryHeaders, ErrorInfo, dead_letter_headers, encode
+from tests.unit.dead_letters.test_actions import ANA, Place, now
 
 
 def origin(
@@ -84,3 +86,25 @@ def test_what_was_replayed_too_often_is_in_no_canary(fresh: int, canary: int) ->
     assert [x.number for x in prepared.canary] == list(range(1, canary + 1)), (
         "where all that can go fit in, they go at once"
     )
+
+
+@pytest.mark.parametrize("canary", [0, 2])
+def test_a_held_key_with_a_letter_that_was_replayed_too_often_stays_and_the_others_go(canary: int) -> None:
+    """It ended all of it: the key was refused, before its canary or after."""
+    place, lane = Place(), f"{SOURCE}.{GROUP}.replay"
+    place.cluster.admin().create_topics([TopicSpec(SOURCE, 1), TopicSpec(lane, 1)])
+    first = DeliveryHeaders(1, 1, 1, SOURCE, 0, 0, 1, GROUP, error=ErrorInfo("terminal", "ValueError", "no"))
+    append(place.cluster, lane, [Entry(b"held", b"{}", encode([], replace(first, hold=HELD)), 0)])
+    behind = replace(first, origin_offset=1, error=ErrorInfo(HELD_CLASS, "Held", "behind 0"))
+    others = [(b"k%d" % n, replace(first, origin_offset=n)) for n in range(2, 6)]
+    letters = [(b"held", replace(first, replay_count=5)), (b"held", behind), *others]
+    append(place.cluster, DLQ, [Entry(key, b"{}", dead_letter_headers([], died), 0) for key, died in letters])
+    place.desk.refresh()
+    policy = RedrivePolicy()
+    prepared = redrive.prepare(place.desk, place.desk.matching(Wanted()), "ana", now(), policy, canary)
+    assert [x.number for x in prepared.letters] == [2, 3, 4, 5]
+    assert [x.number for x in prepared.canary] == [2, 3][:canary]
+    assert list(prepared.left_out.values()) == [2]
+    done = redrive.run(place.desk, replace(prepared, canary=()), ANA, now(), policy)
+    assert (done.end, done.counts) == ("finished", {"written": 4})
+    assert place.states() == ["open", "open", *["redriven"] * 4]

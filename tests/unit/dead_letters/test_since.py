@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from pipeline import Pipeline, Settings
 from pipeline.cli.main import app as command
-from pipeline.dead_letters import Actor, Wanted, cancel_dead_letters, redrive_dead_letters
+from pipeline.dead_letters import Actor, RedrivePolicy, Wanted, cancel_dead_letters, redrive_dead_letters
 from pipeline.inspect.appending import Entry, append
 from pipeline.memory.cluster import forget
 from pipeline.model.cluster import Position, TopicPartition, TopicSpec
@@ -71,13 +71,38 @@ def test_a_record_whose_redrive_was_done_is_done(app: Pipeline) -> None:
     assert why("k") == [("dead letter", f"redriven by {plan}"), ("dead letter", None)], "it died again"
 
 
-def test_a_letter_that_was_sent_to_another_topic_is_not_done(app: Pipeline) -> None:
+def copy(app: Pipeline) -> str:
+    """The dead letters, copied to another topic; the plan's id."""
     app.cluster.admin().create_topics([TopicSpec("copies", 1)])
     asked = Request("events.g.dlq", "ana", to_topic="copies", kind="dead_letters", allowed=frozenset({"copies"}))
     place = Surroundings(app.cluster)
     plan = make_plan(app.cluster, asked, None, 1)
     run_plan(place, plan, Reason("ana", "a test"), run_options(place, plan, "ana"))
-    assert why("k") == [("dead letter", f"redriven by {plan.plan_id}")]
+    return plan.plan_id
+
+
+def test_a_letter_that_was_sent_to_another_topic_is_not_done(app: Pipeline) -> None:
+    copy(app)
+    assert why("k") == [("dead letter", None)], "as `dlq list` says"
+    (plan,) = redrive_dead_letters(app, Wanted(keys=("k",)), ANA, group="g", canary=0).plans
+    commit(app, "events.g.replay", 1)
+    assert why("k") == [("done", f"redriven by {plan}")]
+
+
+def test_a_redrive_after_a_copy_that_was_called_one_is_what_counts(
+    app: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results of before copies to files and topics had a name of their own."""
+    with monkeypatch.context() as before:
+        before.setattr("pipeline.replay.recording.action_of", lambda _plan: "redrive")
+        first = copy(app)
+    assert why("k") == [("dead letter", f"redriven by {first}")]
+    again = Wanted(keys=("k",), states=("redriven",))
+    policy = RedrivePolicy(again=True)
+    (plan,) = redrive_dead_letters(app, again, ANA, group="g", canary=0, policy=policy).plans
+    assert why("k") == [("dead letter", f"redriven by {plan}"), ("due", None)]
+    commit(app, "events.g.replay", 1)
+    assert why("k") == [("done", f"redriven by {plan}")]
 
 
 def test_a_dead_letter_that_was_given_up_says_so(app: Pipeline) -> None:

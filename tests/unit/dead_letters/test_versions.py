@@ -13,8 +13,9 @@ from pipeline.codec.container import ContainerWriter
 from pipeline.dead_letters import RedrivePolicy, editing, redrive
 from pipeline.dead_letters.acting import record
 from pipeline.dead_letters.query import Wanted
-from pipeline.dead_letters.redrive_plan import Origin
+from pipeline.dead_letters.redrive_plan import Origin, origins
 from pipeline.dead_letters.states import id_of
+from pipeline.dead_letters.versions import one_version_each
 from pipeline.inspect.appending import Entry, append
 from pipeline.inspect.scan import read_to_end
 from pipeline.model.cluster import TopicPartition, TopicSpec
@@ -106,6 +107,17 @@ def test_twins_that_nobody_edited_go_together_and_both_are_dealt_with() -> None:
     die(where)
     assert redriven(where) == ([OLD, OLD], [])
     assert where.states() == ["redriven", "redriven"]
+
+
+def test_edited_letters_are_found_without_a_look_at_all_of_the_group() -> None:
+    where, looks = Place(2_000), list[int]()
+    die(where, origin_offset=5_000)
+    edit(where, 2_000)
+    where.desk.refresh()
+    (letter,) = origins(where.desk, [0])
+    where.desk.store.db.set_progress_handler(lambda: looks.append(1), 100)  # once in a hundred steps of SQLite
+    assert one_version_each(where.desk, GROUP, [letter]) == [letter]
+    assert len(looks) < 10
 
 
 def test_another_group_s_letter_of_the_same_record_is_another_record_s() -> None:

@@ -26,6 +26,9 @@ from pipeline.memory.cluster import forget
 from pipeline.model.cluster import TopicPartition, TopicSpec
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.headers import DeliveryHeaders, ErrorInfo, dead_letter_headers
+from pipeline.replay.asking import Request
+from pipeline.replay.planning import make_plan
+from pipeline.replay.running import Reason, Surroundings, run_options, run_plan
 from pipeline.topology import Defaults, apply
 
 ADDRESS = "memory://whose-letters"
@@ -158,6 +161,36 @@ def test_dead_letters_that_a_group_handles_are_dead_letters_still(app: Pipeline)
     app.cluster.admin().create_topics([TopicSpec(name, 1) for name in names])
     for topic in ("events.c.dlq", "shared.dlq"):
         assert list_dead_letters(app, topic=topic) is not None
+
+
+def test_dead_letters_under_a_name_of_their_own_that_a_group_reads_too(
+    app: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For alerts, say. The commands know no subscription: its newest records tell, whatever else lies there."""
+    monkeypatch.setenv("PIPELINE_BROKER", ADDRESS)
+    monkeypatch.setenv("PIPELINE_PREFIX", "")
+    app.cluster.admin().create_topics([TopicSpec("shared.dlq.watch.replay", 1), TopicSpec("shared.dlq.watch.dlq", 1)])
+    append(app.cluster, "shared.dlq", [Entry(b"k", b"%d" % n, [], 0) for n in range(3)])
+    for words in (["list"], ["redrive", "--group", "a", "--all", "--canary", "0", "--reason", "x", "--yes"]):
+        done = CliRunner().invoke(command, ["dlq", *words, "--topic", "shared.dlq"])
+        assert done.exit_code == 0, done.output
+    assert states(app, "a") == [("0:1", "redriven"), ("0:3", "redriven")]
+
+
+@pytest.mark.parametrize("topic", ["events.a.retry.1s", "events.a.replay", "_pipeline.audit"])
+def test_a_lane_is_refused_whatever_lies_in_it(forgotten: Pipeline, topic: str) -> None:
+    die(forgotten, topic, "a", 1)
+    with pytest.raises(ConfigurationError, match=r"not dead letters|has no dead letters"):
+        list_dead_letters(forgotten, topic=topic)
+
+
+def test_what_a_replay_copied_to_a_source_makes_it_no_dead_letters(forgotten: Pipeline) -> None:
+    place = Surroundings(forgotten.cluster)
+    asked = Request("shared.dlq", "ana", to_topic="events", kind="dead_letters", allowed=frozenset({"events"}))
+    plan = make_plan(forgotten.cluster, asked, None, 1)
+    run_plan(place, plan, Reason("ana", "a test"), run_options(place, plan, "ana"))
+    done = CliRunner().invoke(command, ["dlq", "purge", "--topic", "events", "--all", "--yes", "--reason", "x"])
+    assert (done.exit_code, beginning(forgotten, "events")) == (2, 0), done.output
 
 
 def test_a_purge_leaves_what_no_worker_wrote(app: Pipeline) -> None:
