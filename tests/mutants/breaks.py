@@ -426,6 +426,8 @@ BREAKS = (
     Break("defaults-shared-by-values", "codec.reading", "return unshared(found, shared) if shared else found", "return found", "tests/unit/test_codec_defaults.py"),
     # redriving
     Break("twins-of-edited-letters-run", "dead_letters.versions", "letter.edited or _death(letter) not in edited", "True", "tests/unit/dead_letters/test_versions.py"),
+    Break("replay-ended-by-what-the-client-refuses", "replay.sending", "except RecordTooLarge as error:", "except ZeroDivisionError as error:", "tests/unit/replay/test_refusals.py"),
+    Break("replay-refusals-out-of-turn", "replay.sending", "if len(out.answers.offsets) < len(out.sources) - len(out.records):", "if False:", "tests/unit/replay/test_refusals.py"),
     Break("backups-redrive", "replay.recording", ' and plan.target.kind == "lane" else "replay"', ' else "replay"', MEANWHILE),
     Break("loop-capped-canaries", "dead_letters.redrive", "if letter.replay_count < policy.replays_max]", "]", "tests/unit/dead_letters/test_redrive_plan.py"),
     # operating jobs
