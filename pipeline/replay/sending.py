@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from pipeline.model.cluster import BulkProducer, Cluster, Message, TopicPartition
+from pipeline.model.errors import RecordTooLarge
 from pipeline.replay.copying import Copier, Copies
 from pipeline.replay.flow import Batch, Flow
 from pipeline.replay.last_ones import LastOnes
@@ -77,11 +78,18 @@ class Sending:
         """Hand on what a full queue refused; False when it still does. Only the last batch can have such records: none is
         started behind one that is not out."""
         for out in flow.batches[-1].copies.outgoing if flow.batches else ():
-            if out.records:
-                taken = self._producer.send_many(out.topic, out.partition, out.records, out.answers)
-                del out.records[:taken]
-                if out.records:
+            while out.records:
+                try:
+                    taken = self._producer.send_many(out.topic, out.partition, out.records, out.answers)
+                except RecordTooLarge as error:
+                    # More than the client itself takes: that one's answer, in its turn. Answers are told apart by their number.
+                    if len(out.answers.offsets) < len(out.sources) - len(out.records):
+                        return False
+                    out.answers.add(error, -1)
+                    taken = 1
+                if not taken:
                     return False
+                del out.records[:taken]
         return True
 
     def _may(self) -> bool:

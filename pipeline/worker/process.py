@@ -50,7 +50,7 @@ class ProcessSpec:
 def load(target: str) -> Pipeline:
     """The application at `MODULE:APP`, imported from the current directory or the Python path.
 
-    Raises `ConfigurationError` when it can't be imported or is something else.
+    Raises `ConfigurationError` when it can't be imported or is something else; a `MemoryError` as it is.
     """
     from pipeline.app import Pipeline
 
@@ -66,6 +66,8 @@ def load(target: str) -> Pipeline:
         if missing.name and (module_name == missing.name or module_name.startswith(missing.name + ".")):
             raise ConfigurationError(f"module {module_name!r} was not found here or on the Python path") from None
         raise ConfigurationError(f"importing {module_name!r} failed: no module named {missing.name!r}") from missing
+    except MemoryError:
+        raise  # of this moment and not of the application: the process ends, and another one is started
     except Exception as broken:
         raise ConfigurationError(f"importing {module_name!r} failed: {type(broken).__name__}: {broken}") from broken
     if not hasattr(module, attribute):

@@ -65,7 +65,8 @@ class Regulator:
                 else:
                     bound = self._flow.look_ahead // 2 if held else self._flow.look_ahead
                     lane = unit.lanes[index]
-                    stop = stop_lanes or len(lane.look_ahead) >= max(1, bound) or self._spread(lane)
+                    full = len(lane.look_ahead) >= max(1, bound)
+                    stop = stop_lanes or full or (self._spread(lane) and not _ends_further_up(unit, index))
                 if stop != held:
                     (hold if stop else free).append(tp)
         if hold:
@@ -92,3 +93,8 @@ class Regulator:
 
 def _held_back(unit: Unit) -> bool:
     return unit.care is not None and unit.care.full
+
+
+def _ends_further_up(unit: Unit, index: int) -> bool:
+    """Keys were held before the switch to exactly_once: what ends that comes in this lane, behind any number of records."""
+    return index == unit.replay_lane and bool(unit.holds.releasing or unit.holds.copies)

@@ -19,12 +19,24 @@ from pipeline.core.parking import Identity
 from pipeline.core.unit import DeadLetter, HandOff, Unit
 from pipeline.model.cluster import DeliveryCallback, Headers
 from pipeline.model.errors import BufferFull, ClusterError, RecordTooLarge
-from pipeline.model.headers import SCHEMA, Pointer, dead_letter_headers, encode, headers_in, producer_headers
+from pipeline.model.headers import (
+    EVENT_ID,
+    SCHEMA,
+    TRACEPARENT,
+    Pointer,
+    dead_letter_headers,
+    encode,
+    headers_in,
+    producer_headers,
+)
 from pipeline.worker.inputs import Delivered, Input
+from pipeline.worker.transaction_parts import is_large
 
 RESEND_MS = (100, 300, 1_000, 3_000, 10_000)
 KEPT_BYTES = 8_192
-"""Of a key and its producer's headers, where the whole is too large: with ours beside it that fits into whatever takes a lane's records."""
+"""Of a key, and of its producer's headers, where both are too large without the value: with ours beside it that fits into whatever
+takes a lane's records."""
+KEPT_FIRST = (EVENT_ID, TRACEPARENT)
 
 
 class Outlet(Protocol):
@@ -105,7 +117,7 @@ class Sender:
         self._troubled: Counter[Unit] = Counter()
         self._stuck: dict[tuple[Unit, int], deque[_Sent]] = {}
         self._numbers = itertools.count()
-        self._too_large: set[tuple[type, int, Identity]] = set()
+        self._too_large: Counter[tuple[type, int, Identity]] = Counter()
         self.last_error: ClusterError | None = None
 
     def hand_off(self, effect: HandOff, now_ms: int) -> None:
@@ -124,8 +136,11 @@ class Sender:
         if schema:
             headers.append((SCHEMA, schema.encode()))
         record = self._copy(self._dead_letters, delivery, headers)
-        if self._too_large and self.is_too_large(DeadLetter, delivery):
-            record = self._pointer(effect, record)
+        refused = self._too_large[DeadLetter, delivery.unit.partition, delivery.identity] if self._too_large else 0
+        if refused:
+            # Each refusal costs a transaction: what may be refused again is not tried.
+            small = refused > 1 or is_large(record.key, None, producer_headers(record.headers))
+            record = self._pointer(effect, record, small)
         self._start(effect, record, delivery.unit.partition, now_ms)
 
     def outputs(self, delivery: Delivery, records: Sequence[OutRecord], warning: str | None, now_ms: int) -> None:
@@ -146,11 +161,13 @@ class Sender:
         return (kind, delivery.unit.partition, delivery.identity) in self._too_large
 
     @staticmethod
-    def _pointer(effect: DeadLetter, record: OutRecord) -> OutRecord:
-        """Without the value, and of key and headers only what is small: any of the three may be what is too large."""
+    def _pointer(effect: DeadLetter, record: OutRecord, small: bool = False) -> OutRecord:
+        """Without the value: that is mostly what is too large, and a held key is found by its letter's key. Where it is gone already, or
+        with `small`, of key and headers only what is small."""
         pointer = effect.headers.pointer or Pointer("too_large", effect.headers.origin_offset)
-        key = record.key if len(record.key or b"") <= KEPT_BYTES else None
-        kept = _small(producer_headers(record.headers), KEPT_BYTES - len(key or b""))
+        key, kept = record.key, producer_headers(record.headers)
+        if small or record.value is None:
+            key, kept = key if len(key or b"") <= KEPT_BYTES else None, _small(kept, KEPT_BYTES)
         return OutRecord(record.topic, key, None, dead_letter_headers(kept, replace(effect.headers, pointer=pointer)))
 
     @staticmethod
@@ -190,7 +207,7 @@ class Sender:
         elif isinstance(error, RecordTooLarge):
             # It fails its transaction; when its record is done again, it is not written, or the dead letter is a pointer.
             delivery = sent.what.delivery
-            self._too_large.add((type(sent.what), delivery.unit.partition, delivery.identity))
+            self._too_large[type(sent.what), delivery.unit.partition, delivery.identity] += 1
 
     def hold(self, unit: Unit) -> None:
         """Outputs of this unit are still to come: it is not drained before `let_go`."""
@@ -311,11 +328,11 @@ class Sender:
 
 
 def _small(headers: Headers, most: int) -> Headers:
-    """Those that fit into so many bytes, in their order."""
-    kept: Headers = []
-    for name, value in headers:
-        size = len(name.encode()) + len(value or b"")
-        if size <= most:
-            most -= size
-            kept.append((name, value))
-    return kept
+    """Those that fit into so many bytes, small ones first: what others find the record by, before all."""
+    sizes = [len(name.encode()) + len(value or b"") for name, value in headers]
+    kept = set()
+    for index in sorted(range(len(headers)), key=lambda index: (headers[index][0] not in KEPT_FIRST, sizes[index])):
+        if sizes[index] <= most:
+            most -= sizes[index]
+            kept.add(index)
+    return [header for index, header in enumerate(headers) if index in kept]

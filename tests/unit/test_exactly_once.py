@@ -16,7 +16,7 @@ from pipeline.memory.cluster import MemoryCluster
 from pipeline.memory.loop import VirtualClockLoop, run
 from pipeline.model.cluster import TopicPartition
 from pipeline.model.errors import ConfigurationError
-from pipeline.model.headers import DeliveryHeaders, encode
+from pipeline.model.headers import CLOSES, OPENS, DeliveryHeaders, encode
 from pipeline.model.policies import Start
 from pipeline.model.transactions import Membership
 from pipeline.topology import Defaults, apply
@@ -619,6 +619,53 @@ def test_a_lane_is_not_stopped_before_what_its_first_record_waits_for(monkeypatc
         await fleet.until(lambda: len(fleet.out()) >= 200)
         numbers = [value["n"] for value in fleet.out()]
         assert numbers.index(0) < numbers.index(1)
+
+    play(story)
+
+
+async def held_before(fleet: Fleet, keys: int, followers: int) -> None:
+    """What a subscription with "hold" leaves behind: the first record of each key is held, those behind it are dead letters too."""
+    app = Pipeline("before", settings=Settings(broker=fleet.cluster.address, session_timeout_s=6.0))
+    app.subscribe(TOPIC, group=GROUP, value="json", dead_letter="hold", **fleet.arguments)(copy)
+    await app.start()
+    fleet.publish(*({"key": f"k{n % keys}", "reject": True, "partition": 0} for n in range(keys + followers)))
+    letters = fleet.cluster.logs[f"{TOPIC}.{GROUP}.dlq"][0]
+    await fleet.until(lambda: letters.end == keys + followers and replay_lane(fleet).end == keys, 120)
+    await app.stop()
+
+
+def replay_lane(fleet: Fleet) -> Any:
+    return fleet.cluster.logs[f"{TOPIC}.{GROUP}.replay"][0]
+
+
+def marked(fleet: Fleet, hop: int, hold: str) -> None:
+    """An operator's copy of the first held record, or mark behind what was sent back."""
+    headers = DeliveryHeaders(
+        0, hop, 2**40 if hop else 0, TOPIC, 0, 0, 1, GROUP, replay_id="" if hop else "r0", hold=hold
+    )
+    fleet.cluster.producer("tool").send(f"{TOPIC}.{GROUP}.replay", b"k0", None, encode([], headers), partition=0)
+
+
+@pytest.mark.parametrize(("keys", "released"), [(1, True), (60, False)])
+def test_keys_held_before_the_switch_do_not_stop_their_lane(
+    monkeypatch: pytest.MonkeyPatch, keys: int, released: bool
+) -> None:
+    """The lane was paused for what stands first in it, and the mark that ends that lies further up: every replay stood still."""
+    narrow(monkeypatch, 100)
+
+    async def story(fleet: Fleet) -> None:
+        fleet.cluster.faults.fetch_records = (20, 20)
+        await held_before(fleet, keys, 400 if released else 0)
+        await fleet.start()
+        if released:
+            marked(fleet, 1_000, f"{OPENS}R")
+            replayed(fleet, *range(401), key=b"k0")
+            marked(fleet, 0, f"{CLOSES}R")
+            replayed(fleet, 1_000)
+        else:
+            replayed(fleet, *range(1_000, 1_400))
+        await fleet.until(lambda: len(fleet.out()) == (402 if released else 400), 120)
+        assert not released or [n for n in (value["n"] for value in fleet.out()) if n < 1_000] == list(range(401))
 
     play(story)
 

@@ -14,7 +14,7 @@ from pipeline.memory.producer import MemoryProducer
 from pipeline.memory.transactions import MemoryTransactions
 from pipeline.model.cluster import Headers, TopicSpec
 from pipeline.model.errors import RecordTooLarge
-from pipeline.model.headers import EVENT_ID, HELD, Pointer, decode, producer_headers
+from pipeline.model.headers import EVENT_ID, HELD, TRACEPARENT, Pointer, decode, producer_headers
 from pipeline.worker.worker import Worker
 from tests.unit.test_unreadable_batches import DLQ, position, read_all
 from tests.unit.test_worker_review import TOPIC, application, play, until
@@ -139,7 +139,59 @@ def test_a_record_whose_headers_or_key_are_too_large_leaves_a_pointer_with_what_
         found = decode(letter.headers())
         assert (found.origin_topic, found.origin_partition, found.origin_offset) == (TOPIC, 0, 0)
         assert found.pointer == Pointer("too_large", 0)
-        assert not worker.running[0].engine.stuck
+        engine = worker.running[0].engine
+        assert not engine.stuck
+        if engine.transactions is not None:
+            assert engine.transactions.counts.aborted == (1 if attempts == 1 else 2), "one for each write"
+
+    play(app, story)
+
+
+TRACE = b"00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-01"
+LONG = [("note", bytes(8_150)), (TRACEPARENT, TRACE), (EVENT_ID, b"e1")]
+
+
+@pytest.mark.parametrize(
+    ("delivery", "options"), [("at_least_once", {}), ("at_least_once", {"dead_letter": "hold"}), ("exactly_once", {})]
+)
+def test_a_pointer_keeps_key_and_headers_where_only_the_value_is_too_large(
+    delivery: str, options: dict[str, Any]
+) -> None:
+    """Without its key the letter of a held record was found by no release of that key."""
+    key = b"k" * 9_000
+
+    @application(delivery=delivery, attempts=1, **options)
+    async def app(value: bytes, ctx: Context) -> None:
+        raise ValueError("the provider is away")
+
+    async def story(_loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        cluster.admin().set_configs(TOPIC, {"max.message.bytes": "5000000"})
+        cluster.producer("agents").send(TOPIC, key, LARGE, LONG, partition=0)
+        await until(lambda: len(read_all(cluster, DLQ)) == 1, 20)
+        (letter,) = read_all(cluster, DLQ)
+        assert (letter.key(), letter.value(), producer_headers(letter.headers())) == (key, None, LONG)
+        assert decode(letter.headers()).pointer == Pointer("too_large", 0)
+
+    play(app, story)
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+@pytest.mark.parametrize("dlq_bytes", [20_000, 1_000_000])
+def test_of_headers_that_are_too_large_event_id_and_trace_are_kept_first(delivery: str, dlq_bytes: int) -> None:
+    """A key of nearly 8 KiB, or a header before them, took their place. Small for most topics is too large for some."""
+    key, headers = b"k" * 8_150, [*LONG, ("wide", bytes(dlq_bytes))]
+
+    @application(delivery=delivery, attempts=1)
+    async def app(value: bytes, ctx: Context) -> None:
+        raise ValueError("the provider is away")
+
+    async def story(_loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        cluster.admin().set_configs(TOPIC, {"max.message.bytes": "5000000"})
+        cluster.admin().set_configs(DLQ, {"max.message.bytes": str(dlq_bytes)})
+        cluster.producer("agents").send(TOPIC, key, b"bad", headers, partition=0)
+        await until(lambda: len(read_all(cluster, DLQ)) == 1, 20)
+        (letter,) = read_all(cluster, DLQ)
+        assert (letter.key(), producer_headers(letter.headers())) == (key, LONG[1:])
 
     play(app, story)
 

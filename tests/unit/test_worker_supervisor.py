@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -135,6 +136,16 @@ def test_one_that_is_never_ready_is_killed_and_counts_as_a_crash(said: list[dict
 
 def test_wrong_configuration_ends_it_at_once() -> None:
     assert supervisor(python("import os; os._exit(2)")).run() == 2
+
+
+@pytest.mark.parametrize(("raised", "code"), [("MemoryError", 1), ("ValueError", 2)])
+def test_no_memory_while_the_application_is_imported_is_no_wrong_configuration(
+    tmp_path: Path, raised: str, code: int
+) -> None:
+    """Code 2 stops all the others too, and this one would start in the next moment."""
+    (tmp_path / "poor_app.py").write_text(f"raise {raised}()\n")
+    command = [sys.executable, "-m", "pipeline.worker.process", str(os.getpid()), "poor_app:app", "0", "-", "127.0.0.1"]
+    assert subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, timeout=60).returncode == code
 
 
 def test_sigterm_while_one_waits_for_its_restart_stops_the_others_in_order(said: list[dict[str, Any]]) -> None:
