@@ -212,6 +212,7 @@ class Publisher:
         if inside_publishing():  # a stream that was left ends here, by the garbage collector
             put_off(self._put, record)
             return True
+        nested = self._sender.send_route.at_it
         try:
             with then_catch_up, publishing(), self._lock.raw:
                 if self._closing:
@@ -224,7 +225,8 @@ class Publisher:
             if direct and self._sender.send_route.hand_over_launched(record) and not self._asleep:
                 return True  # its report is found when the thread looks again, soon
         except BaseException:
-            self._sender.send_route.take_back(record)
+            if not nested:
+                self._sender.send_route.take_back(record)
             raise
         if self._sleeping:
             self._wake.ring()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from pipeline.emit.buffer import BATCH, Buffer, Link, Outgoing, Reports
 from pipeline.emit.stats import Counters
@@ -32,8 +33,7 @@ class SendRoute:
         self._lock = lock
         self._counters = counters
         self._link = link
-        self._launched: Outgoing | None = None
-        self._turn = threading.Lock()  # held from numbering to handing over: who sends next sends newer records
+        self._turn: Any = threading.RLock()  # held from numbering to handing over: who sends next sends newer records
 
     @property
     def unanswered(self) -> bool:
@@ -63,7 +63,7 @@ class SendRoute:
 
         Only while nothing older waits or has failed, and one thread at a time, so that nothing is overtaken.
         """
-        if not self._turn.acquire(blocking=False):
+        if self.at_it or not self._turn.acquire(blocking=False):
             return 0
         try:
             with self._lock:
@@ -80,12 +80,11 @@ class SendRoute:
     def launch(self, record: Outgoing) -> bool:
         """Under the lock: put one new record in flight, past the sending thread, if nothing older waits or has failed and few are
         on their way (of many, the thread makes batches). After True the caller hands it over: `hand_over_launched`."""
-        if self._must_wait or not self.few_under_way:
+        if self._must_wait or not self.few_under_way or self.at_it:
             return False
         if not self._turn.acquire(blocking=False):
             return False
         if self._buffer.launch((record,)):
-            self._launched = record
             return True
         self._turn.release()
         return False
@@ -93,23 +92,25 @@ class SendRoute:
     def hand_over_launched(self, record: Outgoing) -> bool:
         """To the client, in the caller's thread; False when the client is full: then it waits for the thread."""
         try:
-            return self._hand_over_all((record,)) > 0
+            gone = self._hand_over_all((record,)) > 0
         except BaseException:
             self.take_back(record)
             raise
-        finally:
-            if self._launched is record:
-                self._launched = None
-                self._turn.release()
+        self._turn.release()
+        return gone
+
+    @property
+    def at_it(self) -> bool:
+        """Whether the calling thread is handing over."""
+        return bool(self._turn._is_owned())
 
     def take_back(self, record: Outgoing) -> None:
         """What a signal handler raised came between: it waits for the thread. (If the client has it already, it is sent twice.)"""
-        if self._launched is not record:
+        if not self.at_it:
             return
         with self._lock:
             if record.number in self._buffer.in_flight:
                 self._buffer.put_back((record,))
-        self._launched = None
         self._turn.release()
 
     def retry_failed(self) -> None:
