@@ -335,6 +335,10 @@ class Checker:
         position = self._positions.get(place[:2])
         return position is not None and position.settled(place[2])
 
+    @property
+    def all_settled(self) -> bool:
+        return all(self._settled(copy.place) for story in self.stories.values() for copy in story.copies)
+
     def _on_stored(self, fact: Stored) -> None:
         tp = fact.partition
         before, now = self._positions.get(tp), read_progress(fact.offset, fact.metadata)
