@@ -562,6 +562,8 @@ class Checker:
             story = self.stories.get((fact.partition, fact.origin, ""))
             if story is not None:
                 story.skipped = True
+        elif fact.kind == "a release while nobody is in the group" and self._held is not None:
+            self._held.nobodys[fact.partition] = self._epoch[fact.partition]
         elif fact.kind == "release":
             place = (fact.partition, fact.key)
             self._released[place] = max(fact.origin, self._released.get(place, -1))

@@ -26,7 +26,8 @@ class _Letter:
 
 
 class Held:
-    """Of one history. `wrong`: told of what is not so."""
+    """Of one history. `wrong`: told of what is not so. `nobodys`: of each partition the owner's epoch that was out of the group when a
+    release found nobody in it: what still comes from that one is a zombie's, though nobody has taken its place yet."""
 
     def __init__(self, wrong: Callable[[str, str], None], seen: Counter[str]) -> None:
         self._wrong = wrong
@@ -36,13 +37,15 @@ class Held:
         self._opened: dict[Place, dict[Record, set[str]]] = defaultdict(dict)
         self._back: dict[Place, set[Record]] = defaultdict(set)
         self._copied: set[tuple[Place, Record]] = set()
+        self.nobodys: dict[int, int] = {}
 
     def dead_letter(self, fact: Landed, record: Record, known_epoch: int) -> bool:
         """Does it follow a held record, and has not had its attempts?"""
         named = {name: text or b"" for name, text in fact.headers}
         place: Place = (fact.place[1], fact.key)
         behind = named.get("pl.hold", b"").startswith(b"behind/")
-        if int(named["pl.epoch"]) < known_epoch or fact.key is None:
+        epoch = int(named["pl.epoch"])
+        if epoch < known_epoch or epoch <= self.nobodys.get(place[0], -1) or fact.key is None:
             self._met["a dead letter of an owner that was replaced"] += 1
         elif behind:
             self._met["followed a held record"] += 1

@@ -14,6 +14,7 @@ from pipeline.dead_letters.holds import Hold, _mark, _opening, find_holds
 from pipeline.model.cluster import TopicPartition
 from pipeline.model.errors import ClusterUnavailable
 from pipeline.model.headers import BEHIND, DeliveryHeaders, encode
+from pipeline.replay.joining import members_of
 from tests.simulation.facts import Landed, Place
 from tests.simulation.scenario import GROUP, TOPIC
 
@@ -91,6 +92,8 @@ class Operator:
             for hold in fresh:
                 await self._append(hold.partition, hold.key, None, _opening(hold, number))
             if not fresh and all(hold.taken_up for hold in holds):
+                if not members_of(self._fleet.cluster.admin(), GROUP):
+                    self._fleet.facts.happened("a release while nobody is in the group", partition=place[0])
                 return holds
             await asyncio.sleep(LOOK_EVERY_S)
             holds = [hold for hold in await self._look() if hold.place == place]

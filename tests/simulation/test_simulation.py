@@ -146,3 +146,11 @@ def test_a_worker_that_starts_takes_nothing_before_it_knows_what_is_paused() -> 
     paused = [Event(12, 300, "pause", value=4_000), Event(13, 1_900, "stop"), Event(14, 2_000, "start")]
     world = simulate(written(records, events=(*before, *paused), delays=("fetch",)))
     assert not world.problems
+
+
+def test_a_letter_of_a_worker_that_seemed_dead_comes_after_the_release_of_its_key() -> None:
+    """Frozen, it fell out of the group, and an operator found nobody there; awake, it writes once more what it had decided."""
+    world = simulate(drawn(710392).only(["e1", "e6", "e7", "e8", "e9", "r1", "r4", "r13"]))
+    assert not world.problems
+    assert world.seen["a release while nobody is in the group"] == 1
+    assert world.seen["a dead letter of an owner that was replaced"] == 2
