@@ -90,12 +90,8 @@ class SendRoute:
         return False
 
     def hand_over_launched(self, record: Outgoing) -> bool:
-        """To the client, in the caller's thread; False when the client is full: then it waits for the thread."""
-        try:
-            gone = self._hand_over_all((record,)) > 0
-        except BaseException:
-            self.take_back(record)
-            raise
+        """To the client, in the caller's thread; False when the client is full: then it waits for the thread. If it raises: `take_back`."""
+        gone = self._hand_over_all((record,)) > 0
         self._turn.release()
         return gone
 

@@ -25,11 +25,11 @@ from pipeline.emit.publisher import Publisher
 from pipeline.emit.recorder import RecorderOptions, SyncRecorder
 from pipeline.emit.run_sync import Run
 from pipeline.emit.sections import Bell, Section, busy, inside, inside_publishing, put_off, then_catch_up
-from pipeline.emit.stats import Leftover
 from pipeline.model.errors import BufferFull
 from pipeline.model.events import Message, RunCancelled, RunEvent
 from tests.fake_producer import FakeProducer
 from tests.patience import PATIENCE
+from tests.unit.test_emit_recorder import Kept
 
 DEADLINE_S = 5.0 * PATIENCE
 CLOCK = itertools.count(1_000)
@@ -44,26 +44,6 @@ class Plain:
     def encode(self, value: RunEvent, *, topic: str) -> bytes:
         self.events.append(value)
         return f"{type(value).__name__} {value.run_id} {value.sequence}".encode()
-
-
-class Kept:
-    """A publisher that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.events: list[RunEvent] = []
-
-    def publish(self, event: RunEvent, *, traceparent: str | None = None) -> None:
-        self.events.append(event)
-
-    async def publish_async(self, event: RunEvent, *, traceparent: str | None = None) -> None:
-        self.events.append(event)
-
-    def offer(self, event: RunEvent, *, traceparent: str | None = None) -> bool:
-        self.events.append(event)
-        return True
-
-    def close(self, timeout_s: float = 0.0) -> Leftover:
-        return Leftover()
 
 
 class Bench:
