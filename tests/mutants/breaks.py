@@ -20,7 +20,7 @@ LIVES, BOARD = "tests/property/test_board_lives.py", "tests/unit/test_core_jobs_
 SCAN, JOBS = "tests/unit/test_core_store_scan.py", "tests/unit/jobs/test_jobs_on_workers.py"
 SWEEP = "tests/unit/test_core_jobs_sweeping.py"
 WRITER, POOL = "tests/unit/jobs/test_store_writer.py", "tests/unit/jobs/test_pool.py"
-ASKED = "tests/unit/jobs/test_jobs_from_handlers.py"
+ASKED, ADMISSION = "tests/unit/jobs/test_jobs_from_handlers.py", "tests/unit/jobs/test_admission.py"
 SHARING = "tests/unit/test_core_jobs_sharing.py"
 OPERATING, MONITOR = "tests/unit/jobs/test_operating_jobs.py", "tests/unit/jobs/test_job_monitor.py"
 EVENTS = "tests/unit/jobs/test_job_events.py"
@@ -403,7 +403,10 @@ BREAKS = (
     Break("jobs-results-of-earlier-owners-get-lost", "jobs.following", "                self.epochs.pop(tp, None)  # what comes is older than what came\n", "                pass\n", "tests/unit/jobs/test_following.py"),
     Break("jobs-callers-read-all-partitions", "jobs.following", "                del self._from[tp], self._at[tp]\n", "                pass\n", "tests/unit/jobs/test_following.py"),
     Break("jobs-stores-restored-in-one-go", "worker.jobs.boards", "                return False\n", "                pass\n", JOBS),
-    Break("jobs-that-came-early-get-lost", "worker.jobs.admitting", "                    self._early.setdefault(delivery.unit, []).append(delivery)", "                    pass", JOBS),
+    Break("jobs-pass-what-waits-for-its-schema", "worker.jobs.admitting", "if host is None or delivery.unit in self._awaiting:", "if host is None:", ADMISSION),
+    Break("jobs-kept-for-a-schema-are-full-for-ever", "worker.jobs.admitting", "most = min(most, len(engine.resumed))", "return", ADMISSION),
+    Break("jobs-kept-of-a-lost-partition-take-room", "worker.jobs.hosting", "        self._admission.forget(host.unit)\n", "", ADMISSION),
+    Break("jobs-that-came-early-get-lost", "worker.jobs.admitting", "                    self._kept.setdefault(delivery.unit, []).append(delivery)", "                    pass", JOBS),
     Break("jobs-let-go-are-stalls", "worker.jobs.hosting", "return unit in self._given_up or not self.holds(unit)", "return True", JOBS),
     Break("jobs-asked-for-are-not-waited-for", "worker.jobs.hosting", "            self._hand_ons.start(run, ending, self._engine.clock.now_ms)\n", "            self._hand_ons.start(run, ending, self._engine.clock.now_ms)\n            host.endings.append((run.job, run.version, ending))\n", ASKED),
     Break("jobs-asked-for-by-those-that-failed", "worker.jobs.hosting", "run.asked and isinstance(ending, Completed)", "run.asked", ASKED),

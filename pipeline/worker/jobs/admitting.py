@@ -1,4 +1,9 @@
-"""From the inbox to the boards: requests, commands and what is redriven, in the order in which they come."""
+"""From the inbox to the boards: requests, commands and what is redriven, in the order in which they come.
+
+A record whose schema is not known yet holds up its partition until the registry has answered. What it is nobody can tell: a request of
+any key, the first of a dedup window, or what a command behind it is about. One that the registry does not have goes on to the dead
+letters, so it holds up nobody for longer than that answer takes.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +19,8 @@ from pipeline.worker.execution import failure_of
 from pipeline.worker.jobs.host import Host
 
 ADMITTED_AT_ONCE = 1_000
-EARLY_MAX = 20_000
-"""Records of partitions whose boards are still being made, at which nothing more is taken."""
+KEPT_MAX = 20_000
+"""Records of partitions whose boards are still being made, or whose first record waits for its schema, at which nothing more is taken."""
 
 
 class Admission:
@@ -25,35 +30,50 @@ class Admission:
         self._engine = engine
         self._codec = codec
         self._hosts = hosts
-        self._early: dict[Unit, list[Delivery]] = {}
+        self._kept: dict[Unit, list[Delivery]] = {}
+        self._awaiting: dict[Unit, Delivery] = {}
 
     def admit(self, now_ms: int) -> None:
         """What has come, in runs of requests of one partition; a command ends a run, since it may be about one of them."""
         engine = self._engine
         if not engine.ready and not engine.resumed:
             return
-        if self._early and sum(map(len, self._early.values())) > EARLY_MAX:
-            return
+        most = ADMITTED_AT_ONCE
+        if self._kept and sum(map(len, self._kept.values())) > KEPT_MAX:
+            most = min(most, len(engine.resumed))  # what all the others are kept for comes all the same
         taken: list[Delivery] = []
-        engine.take_many(taken, ADMITTED_AT_ONCE)
-        self._give(taken, now_ms)
+        engine.take_many(taken, most)
+        self._give(self._in_turn(taken), now_ms)
         if taken and (engine.ready or engine.resumed):  # none: the group is paused
             engine.wake()
 
     def opened(self, host: Host, now_ms: int) -> None:
         """It has its board: what came before."""
-        self._give(self._early.pop(host.unit, []), now_ms)
+        self._give(self._kept.pop(host.unit, []), now_ms)
 
     def forget(self, unit: Unit) -> None:
-        self._early.pop(unit, None)
+        self._kept.pop(unit, None)
+        self._awaiting.pop(unit, None)
+
+    def _in_turn(self, taken: list[Delivery]) -> list[Delivery]:
+        """Behind one whose schema is known by now: what came of its partition meanwhile."""
+        if not self._awaiting:
+            return taken
+        found: list[Delivery] = []
+        for delivery in taken:
+            found.append(delivery)
+            if self._awaiting.get(delivery.unit) is delivery:
+                del self._awaiting[delivery.unit]
+                found += self._kept.pop(delivery.unit, ())
+        return found
 
     def _give(self, taken: list[Delivery], now_ms: int) -> None:
         runs: dict[Host, list[tuple[int, JobRequest]]] = {}
         for delivery in taken:
             host = self._hosts.get(delivery.unit)
-            if host is None:
+            if host is None or delivery.unit in self._awaiting:
                 if delivery.unit.open:  # else it was let go in this very step: its next owner reads it again
-                    self._early.setdefault(delivery.unit, []).append(delivery)
+                    self._kept.setdefault(delivery.unit, []).append(delivery)
                 continue
             read = self._read(delivery)
             if read is None:
@@ -84,6 +104,7 @@ class Admission:
         try:
             read: JobRequest | JobCommand = self._codec.read(message.value(), max(0, message.timestamp()[1]))
         except SchemaUnavailable as error:
+            self._awaiting[delivery.unit] = delivery
             self._engine.await_schema(delivery, error.schema_id or 0)
             return None
         except CodecError as error:

@@ -171,6 +171,7 @@ class JobExecutor:
     def _drop(self, host: Host) -> None:
         """It belongs to someone else. What still runs takes places until it has ended."""
         del self._hosts[host.unit]
+        self._admission.forget(host.unit)
         self._given_up.discard(host.unit)
         host.dropped = True
         self._hand_ons.forget(host)

@@ -1024,7 +1024,7 @@ def test_a_large_store_is_restored_in_slices_and_other_partitions_go_on(monkeypa
     def counted(self: boards.Restore, until_s: float, clock: Any) -> bool:
         (worker,) = world_of[0].workers
         executor: Any = worker.running[0].engine.executor
-        slices.append(sum(map(len, executor._admission._early.values())))
+        slices.append(sum(map(len, executor._admission._kept.values())))
         return proceed(self, until_s, clock)
 
     monkeypatch.setattr(boards.Restore, "proceed", counted)
