@@ -25,6 +25,7 @@ SHARING = "tests/unit/test_core_jobs_sharing.py"
 OPERATING, MONITOR = "tests/unit/jobs/test_operating_jobs.py", "tests/unit/jobs/test_job_monitor.py"
 EVENTS = "tests/unit/jobs/test_job_events.py"
 LEFT, MEANWHILE = "tests/unit/test_emit_left_streams.py", "tests/unit/dead_letters/test_meanwhile.py"
+WEBHOOKS = "tests/unit/jobs/test_webhooks.py"
 CHOICE, CRON = "tests/unit/test_core_jobs_choice.py", "tests/unit/test_jobs_cron.py"
 
 
@@ -381,7 +382,12 @@ BREAKS = (
     Break("jobs-wait-for-children-for-ever", "worker.jobs.processes", "if self._children.hopeless and not ended.done():", "if False:", "tests/unit/jobs/test_processes.py::test_b10_children_that_end_before_they_are_ready_are_not_waited_for_for_ever"),
     Break("jobs-handles-die-with-one-loop", "jobs.following", "with contextlib.suppress(RuntimeError):", "with contextlib.suppress(ZeroDivisionError):", "tests/unit/jobs/test_following.py"),
     Break("jobs-wake-what-is-cancelled", "worker.jobs.pool", "if not wake.done():", "if True:", POOL),
-    Break("jobs-deliveries-too-large", "model.job_webhooks", "if len(payload) > INLINE_BYTES_MAX:", "if False:", "tests/unit/jobs/test_webhooks.py"),
+    Break("jobs-endings-are-told-before-that-is-stored", "core.jobs.delivering", "    board.ledger.effects.append(DeliveryWritten(job.id, job.version))\n", "    written(board, DeliveryWritten(job.id, job.version))\n", WEBHOOKS),
+    Break("jobs-deliveries-start-before-they-are-stored", "core.jobs.delivering", "            board.lanes.remove(made)\n            made.gated = True\n", "", WEBHOOKS),
+    Break("jobs-deliveries-that-are-stored-do-not-start", "core.jobs.board", "(job.key is None or self.keys", "(job.key is not None and self.keys", WEBHOOKS),
+    Break("jobs-are-forgotten-before-their-deliveries-are-stored", "core.jobs.retention", "(job.letter_due or job.webhook_due)", "job.letter_due", WEBHOOKS),
+    Break("jobs-stay-due-for-their-webhook", "worker.jobs.hosting", "            delivering.written(host.board, done)\n", "            pass\n", WEBHOOKS),
+    Break("jobs-deliveries-too-large", "model.job_webhooks", "if len(payload) > INLINE_BYTES_MAX:", "if False:", WEBHOOKS),
     Break("jobs-queues-below-their-types", "worker.jobs.declaring", "max(RUNNING_AT_ONCE, *wanted, 0)", "RUNNING_AT_ONCE", "tests/unit/jobs/test_jobs_on_workers.py::test_a_queue_has_room_for_what_its_types_may_run_at_once_unless_it_is_told_otherwise"),
     Break("jobs-first-ones-not-awaited", "jobs.handle", "await self._find_soon(first)", "await self._find(first)", "tests/unit/jobs/test_following_owners.py", found_by=402447),
     Break("jobs-callers-believe-strangers", "jobs.following", "if epoch < epochs.get(tp, 0):", "if False:", "tests/unit/jobs/test_following_owners.py"),

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from pipeline.core.jobs import commands
+from pipeline.core.jobs import commands, delivering
 from pipeline.core.jobs.board import Board
-from pipeline.core.jobs.entries import Effect, Entry, Letter, Settle
+from pipeline.core.jobs.entries import DeliveryWritten, Effect, Entry, Letter, Settle
 from pipeline.core.jobs.job import Job
 from pipeline.core.jobs.repairing import write_again
 from pipeline.core.jobs.restoring import Restoring
@@ -207,6 +207,8 @@ class World:
                     self.board.stored(effect)
             elif isinstance(effect, Settle) and acknowledged:
                 self.settled.add(effect.offset)
+            elif isinstance(effect, DeliveryWritten) and acknowledged:
+                delivering.written(self.board, effect)
             elif isinstance(effect, Letter):
                 self.told.letters.append(effect.record)
                 if acknowledged:

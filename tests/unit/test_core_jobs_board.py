@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.core.jobs import commands, retention
+from pipeline.core.jobs import commands, delivering, retention
 from pipeline.core.jobs.board import Board
-from pipeline.core.jobs.entries import Effect, Entry, Interrupt, Letter, Settle
+from pipeline.core.jobs.entries import DeliveryWritten, Effect, Entry, Interrupt, Letter, Settle
 from pipeline.core.jobs.job import Job
 from pipeline.core.jobs.ledger import QUEUED_SYNCS
 from pipeline.core.jobs.repairing import write_again
@@ -94,10 +94,14 @@ class Bench:
         return found
 
     def store(self) -> list[Effect]:
-        found = self.effects()
+        return self.acknowledge(self.effects())
+
+    def acknowledge(self, found: list[Effect]) -> list[Effect]:
         for each in found:
             if isinstance(each, Entry):
                 self.board.stored(each)
+            elif isinstance(each, DeliveryWritten):
+                delivering.written(self.board, each)
         return found
 
     def states(self, found: list[Effect] | None = None) -> list[tuple[str, JobState]]:

@@ -263,7 +263,7 @@ class Board:
         job.gated = False
         if job.state is RUNNING:
             self.chosen.confirmed.append(job)
-        elif job.state is QUEUED and job.key is not None and self.keys.is_head(job.key, job):
+        elif job.state is QUEUED and (job.key is None or self.keys.is_head(job.key, job)):
             self.lane(job)
 
     # -- endings
@@ -395,4 +395,5 @@ class Board:
         if isinstance(job, Job) and job.version == version and job.letter_due:
             self.ledger.open(job)
             job.letter_due = False
-            self.ledger.write(job)
+            if not job.webhook_due:  # else with that: its delivery is written behind the letter
+                self.ledger.write(job)

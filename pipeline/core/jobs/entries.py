@@ -64,4 +64,13 @@ class DropBlobs:
     refs: tuple[str, ...]
 
 
-Effect = Entry | Settle | Letter | Interrupt | DropBlobs
+@dataclass(frozen=True, slots=True)
+class DeliveryWritten:
+    """The webhook's delivery of this job's ending is in the store once every entry before this is acknowledged: answer with
+    `delivering.written`."""
+
+    job_id: str
+    version: int
+
+
+Effect = Entry | Settle | Letter | Interrupt | DropBlobs | DeliveryWritten

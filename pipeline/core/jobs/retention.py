@@ -1,8 +1,9 @@
 """Which finished jobs are kept: so many of each type and outcome, for so long.
 
 Forgotten, a job is new when its request comes again, and runs a second time. So one whose request may be read from the inbox again is
-kept in any case. One that had another round is kept apart, however few of its outcome are: a redrive that was killed does not know what
-it has sent, and the next one sends it again. So are duplicates: a hundred of them would push out the job whose result they are told.
+kept in any case; so is one whose dead letter, or delivery to a webhook, is not acknowledged. One that had another round is kept apart,
+however few of its outcome are: a redrive that was killed does not know what it has sent, and the next one sends it again. So are
+duplicates: a hundred of them would push out the job whose result they are told.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def _forgotten(kept: Kept, most: int, finished_before_ms: int, committed: int) -
             entries.popleft()
             kept.gone -= 1
             continue
-        if job.offset >= committed or (isinstance(job, Job) and job.letter_due):
+        if job.offset >= committed or (isinstance(job, Job) and (job.letter_due or job.webhook_due)):
             return
         entries.popleft()
         yield job

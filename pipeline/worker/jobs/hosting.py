@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.core.delivery import Delivery
+from pipeline.core.jobs import delivering
 from pipeline.core.jobs.board import Board
-from pipeline.core.jobs.entries import DropBlobs, Effect, Entry, Interrupt, Letter, Packing, Settle
+from pipeline.core.jobs.entries import DeliveryWritten, DropBlobs, Effect, Entry, Interrupt, Letter, Packing, Settle
 from pipeline.core.jobs.sharing import Sharing
 from pipeline.core.jobs.telling import told
 from pipeline.core.unit import Unit
@@ -299,6 +300,9 @@ class JobExecutor:
             self._engine.count_dead_letter(error.error_class if error is not None else "")
             self._parts.alert(host.unit, done)
             host.board.lettered(done.record.request.id, done.record.version)
+            self._engine.wake()
+        elif isinstance(done, DeliveryWritten):
+            delivering.written(host.board, done)
             self._engine.wake()
 
     # -- time

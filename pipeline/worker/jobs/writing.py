@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from pipeline.core.jobs.entries import DropBlobs, Entry, Letter, Settle
+from pipeline.core.jobs.entries import DeliveryWritten, DropBlobs, Entry, Letter, Settle
 from pipeline.model.cluster import Acknowledgements, Headers, OutRecord
 from pipeline.model.errors import BufferFull, ClusterError
 from pipeline.model.store_keys import job_key, schedule_key
 from pipeline.worker.sending import RESEND_MS
 
-Written = Entry | Letter | Settle | DropBlobs
+Behind = Settle | DropBlobs | DeliveryWritten
+"""What is not sent: it is done when all before it is."""
+Written = Entry | Letter | Behind
 JOBS, SCHEDULES = job_key(""), schedule_key("")
 
 
@@ -54,7 +56,7 @@ class _Item:
 
     def __init__(self, what: Written) -> None:
         self.what = what
-        self.acknowledged = isinstance(what, Settle | DropBlobs)
+        self.acknowledged = isinstance(what, Behind)
         self.alone = isinstance(what, Entry) and what.key.startswith(SCHEDULES)
 
 
@@ -203,7 +205,7 @@ class StoreWriter:
             return max(self._again_ms, now_ms + 1)
         self._again_ms = None
         self._unsent.clear()
-        waiting = [item for item in self._items if not isinstance(item.what, Settle | DropBlobs)]
+        waiting = [item for item in self._items if not isinstance(item.what, Behind)]
         first = next((at for at, item in enumerate(waiting) if not item.acknowledged), len(waiting))
         again = waiting[first:]
         _newest(again)

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 import pytest
 import structlog
 from pydantic import BaseModel
 
-from pipeline.core.jobs.entries import Effect, Entry
+from pipeline.codec.jobs import StoreCodec
+from pipeline.core.jobs.entries import Effect, Entry, Letter
 from pipeline.model.errors import ConfigurationError
 from pipeline.model.job_policies import INLINE_BYTES_MAX, JobPolicy, RetentionPolicy
-from pipeline.model.job_states import JobState
+from pipeline.model.job_states import TERMINAL, JobState
 from pipeline.model.job_webhooks import DELIVERY, body_of, delivery_of
 from pipeline.model.jobs import Completed, JobOutcome, JobRecord, JobRequest, RetryJob
 from pipeline.model.store_keys import job_key
+from pipeline.worker.jobs.writing import StoreWriter, Written
+from pipeline.worker.sending import RESEND_MS
+from tests.unit.jobs.test_store_writer import REFUSED, Producer, writer
 from tests.unit.jobs.worlds import World, application, play, until
 from tests.unit.test_alerting import Receiver
 from tests.unit.test_core_jobs_board import NEVER, NOW, Bench
 
-DEAD = "jobs.default.default.dlq"
+STATE, DEAD = "jobs.default.default.state", "jobs.default.default.dlq"
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +82,13 @@ def test_b7_an_ending_is_posted_signed_and_timestamped(receiver: Receiver) -> No
         assert (told["id"], told["state"], told["error"]["class"]) == (failed.id, "dead_letter", "RuntimeError")
         assert told["error"]["message"] == "no api_key=[secret] here"
         await until(lambda: len(world.read(DEAD)) == 1)
+        codec = StoreCodec(app.codec, STATE)
+        for job_id in (handle.id, failed.id):
+            key = job_key(job_id)
+            values = [message.value() or b"" for message in world.read(STATE) if message.key() == key]
+            records = [cast(JobRecord, codec.unpack(key, value)) for value in values]
+            ended = [(record.letter_due, record.webhook_due) for record in records if record.state in TERMINAL]
+            assert ended == [(job_id == failed.id, True), (False, False)], "it is on its way, and that is written"
 
     play(app, story)
 
@@ -152,29 +165,99 @@ def deliveries(bench: Bench) -> list[str]:
     return [job_id for job_id in bench.board.jobs if job_id.startswith("webhook/")]
 
 
+def heard(bench: Bench, done: Effect) -> None:
+    if isinstance(done, Letter):
+        bench.board.lettered("a", done.record.version)
+    bench.acknowledge([done])
+
+
 @pytest.mark.parametrize("ending", [Completed(b"1"), NEVER])
 def test_b7_one_delivery_for_an_ending_wherever_a_crash_comes(bench: Bench, ending: Completed) -> None:
     bench.ask("a", webhook="crm")
     (job,) = bench.take()
     bench.end(job, ending)
-    effects: list[Effect] = bench.effects()
-    entries = [effect for effect in effects if isinstance(effect, Entry)]
-    stored = list(bench.log)
-    assert len(entries) == (3 if isinstance(ending, Completed) else 2)
-    for kept in range(1, len(entries) + 1):
-        bench.log = stored + [(entry.key, entry.value) for entry in entries[:kept]]
-        bench.restart()
+    stored = len(bench.log)
+    for effect in bench.effects():
+        heard(bench, effect)
+    bench.store()
+    entries = list(bench.log)
+    assert len(entries) == stored + 3, "it ended and is due, its delivery, it is not due any more"
+    for kept in range(stored + 1, len(entries) + 1):
+        bench.log = entries[:kept]
+        bench.acknowledge(bench.restart())
         (delivery,) = deliveries(bench)
-        bench.restart()
+        bench.acknowledge(bench.restart())
         assert deliveries(bench) == [delivery]
         record = bench.board.jobs["a"]
         assert not record.webhook_due  # type: ignore[union-attr]
         (running,) = bench.take()
         bench.end(running)
         ended = [(e.key, e.value) for e in bench.effects() if isinstance(e, Entry) and e.key == job_key(delivery)]
-        bench.log = stored + [(entry.key, entry.value) for entry in entries[:kept]] + ended
-        bench.restart()
+        bench.log = entries[:kept] + ended
+        bench.acknowledge(bench.restart())
         assert bench.take() == []
+
+
+@pytest.mark.parametrize("ending", [Completed(b"1"), NEVER])
+def test_b7_an_ending_is_told_whichever_of_its_writes_fail_before_its_owner_dies(ending: Completed) -> None:
+    """Each may fail while those behind it land, and again when they are written again."""
+    for landed in itertools.product((True, False), repeat=7):
+        bench = Bench(t=JobPolicy(attempts=1), **{DELIVERY: JobPolicy()})
+        bench.ask("a", webhook="crm")
+        (job,) = bench.take()
+        bench.end(job, ending)
+        producer = Producer()
+        store = writer(producer)
+        stored = [entry for entry in _written(bench, producer, store, landed) if entry[0] != b"letter"]
+        bench.log = stored
+        bench.restart()
+        assert len(deliveries(bench)) == (len(stored) > 0), landed
+
+
+def _written(
+    bench: Bench, producer: Producer, store: StoreWriter, landed: Iterable[bool]
+) -> list[tuple[bytes, bytes | None]]:
+    """What the store has when the owner dies: it goes on for as long as it is known which writes land."""
+    there, now_ms = list[tuple[bytes, bytes | None]](), 0
+    for number, lands in enumerate(landed):
+        store.write(cast(list[Written], bench.board.effects()), now_ms)
+        if not producer.waiting:
+            now_ms += RESEND_MS[-1]
+            store.resend_due(now_ms)
+        if not producer.waiting:
+            break
+        if lands:
+            there.append((producer.sent[number], producer.values[number]))
+        producer.answer(None if lands else REFUSED)
+        for done in store.hear(now_ms):
+            heard(bench, done)
+    return there
+
+
+def test_b7_nobody_is_told_of_an_ending_that_a_crash_may_take_back(bench: Bench) -> None:
+    bench.ask("a", webhook="crm")
+    (job,) = bench.take()
+    bench.end(job, Completed(b"1"))
+    effects = bench.effects()
+    assert bench.take() == []
+    bench.acknowledge(effects)
+    assert bench.ids() == deliveries(bench)
+
+
+def test_b7_a_job_whose_delivery_is_not_acknowledged_is_kept() -> None:
+    """Forgotten meanwhile, it would take its delivery with it, should that be refused and its owner die."""
+    kept = RetentionPolicy(completed=0)
+    bench = Bench(t=JobPolicy(retention=kept), **{DELIVERY: JobPolicy()})
+    bench.ask("a", webhook="crm")
+    (job,) = bench.take()
+    bench.end(job, Completed(b"1"))
+    bench.board.committed = bench.offset
+    effects = bench.effects()
+    bench.board.due(bench.now_ms)
+    assert bench.effects() == []
+    bench.acknowledge(effects)
+    bench.board.due(bench.now_ms)
+    assert "a" not in bench.board.jobs
 
 
 def test_b7_a_delivery_that_is_forgotten_before_its_job_is_not_made_again() -> None:
