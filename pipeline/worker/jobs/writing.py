@@ -6,7 +6,7 @@ job, and of a job only the newest entry is written again, also in the place of a
 seem to run for a while, and run once more if its owner died just then.)
 
 A schedule's entry goes out when all before it are acknowledged: written behind a tick's job whose own write fails, it would lose
-that tick if its owner died just then.
+that tick if its owner died just then. Those of several schedules that follow each other go out together: there is no job between them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ Behind = Settle | DropBlobs | DeliveryWritten
 """What is not sent: it is done when all before it is."""
 Written = Entry | Letter | Behind
 JOBS, SCHEDULES = job_key(""), schedule_key("")
+ENTRY, LETTER, SCHEDULE = range(3)
 
 
 class Outlet(Protocol):
@@ -50,14 +51,18 @@ class Place:
 
 
 class _Item:
-    """`alone`: it is not sent while anything is under way."""
+    """`sort`: one call sends items of one sort. SCHEDULE: it is not sent while anything is under way."""
 
-    __slots__ = ("acknowledged", "alone", "what")
+    __slots__ = ("acknowledged", "sort", "what")
 
     def __init__(self, what: Written) -> None:
         self.what = what
         self.acknowledged = isinstance(what, Behind)
-        self.alone = isinstance(what, Entry) and what.key.startswith(SCHEDULES)
+        self.sort = ENTRY
+        if isinstance(what, Letter):
+            self.sort = LETTER
+        elif isinstance(what, Entry) and what.key.startswith(SCHEDULES):
+            self.sort = SCHEDULE
 
 
 @dataclass(slots=True)
@@ -120,12 +125,10 @@ class StoreWriter:
     def _go_on(self, now_ms: int) -> None:
         """Send what may go out now."""
         held = self._held
-        while held and not (self._under_way and held[0].alone):
+        while held and not (self._under_way and held[0].sort == SCHEDULE):
             batch = [held.popleft()]
-            if not batch[0].alone:
-                letters = isinstance(batch[0].what, Letter)
-                while held and not held[0].alone and isinstance(held[0].what, Letter) is letters:
-                    batch.append(held.popleft())
+            while held and held[0].sort == batch[0].sort:
+                batch.append(held.popleft())
             if not self._send(batch, now_ms):
                 return
 

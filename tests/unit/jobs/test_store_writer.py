@@ -164,6 +164,27 @@ def test_a_schedule_s_entry_waits_for_those_before_it() -> None:
     assert store.hear(0) == given[1:]
 
 
+def test_schedules_of_one_instant_go_out_together_behind_their_ticks() -> None:
+    """One by one, each was a round trip, and the endings of jobs stood behind all of them."""
+    producer = Producer()
+    store = writer(producer)
+    ticks = [Entry(b"j/%d@1" % number, b"") for number in range(100)]
+    schedules = [Entry(b"s/%d" % number, b"") for number in range(100)]
+    store.write(given := [*ticks, *schedules, Entry(b"j/a", b"")], 0)
+    producer.answer(*[None] * 99)
+    store.hear(0)
+    assert producer.batches == [("s", 100)], "the last tick's job is not there"
+    producer.answer(None)
+    store.hear(0)
+    assert producer.batches[1:] == [("s", 100), ("s", 1)]
+    producer.answer(*[None] * 50, REFUSED, *[None] * 50)
+    assert store.hear(0) == given[100:150]
+    assert store.resend_due(RESEND_MS[0]) is None
+    assert producer.sent[201:] == [entry.key for entry in (*schedules[50:], given[-1])]
+    producer.answer(*[None] * 51)
+    assert store.hear(0) == given[150:]
+
+
 def test_what_is_given_at_once_goes_out_at_once_and_the_last_answer_wakes() -> None:
     producer, woken = Producer(), list[int]()
     store = writer(producer, woken)
