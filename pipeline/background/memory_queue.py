@@ -20,7 +20,8 @@ from pipeline.core.jobs.entries import Entry, Interrupt, Letter
 from pipeline.core.jobs.job import Job
 from pipeline.core.jobs.telling import told
 from pipeline.jobs.asking import Asker
-from pipeline.jobs.following import Ends, Followed, Found
+from pipeline.jobs.followed import Followed
+from pipeline.jobs.following import Ends, Found
 from pipeline.jobs.handle import JobHandle, Reach
 from pipeline.model.background import ConsumeOptions, check_options, consuming, given_options
 from pipeline.model.errors import BufferFull, ConfigurationError, PublishError

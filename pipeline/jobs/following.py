@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from pipeline.inspect.scan import read_to_end
+from pipeline.jobs.followed import Answer, Followed
 from pipeline.model.cluster import Cluster, Message, PartitionReader, TopicPartition
 from pipeline.model.errors import CodecError, NotAuthorized, PipelineError, SchemaUnavailable
 from pipeline.model.headers import epoch_of, headers_in
@@ -28,9 +28,7 @@ STEPS_TO_LET_GO = 200
 """So often a reader looks which partitions nobody waits for any more."""
 STEPS_TO_ASK_AGAIN = 20
 """And so often for what could not be read, since the registry was away."""
-NOWHERE = -1
 
-Answer = JobRecord | JobDuplicate
 Ends = Mapping[TopicPartition, int]
 
 
@@ -41,81 +39,6 @@ class Found(NamedTuple):
     epoch: int
     partition: int | None
     ends: Ends
-
-
-class Followed:
-    """What is known of a job, and the `epoch` of the owner that said so. `partition`: where its entries are, once somebody waits."""
-
-    __slots__ = ("__weakref__", "_over", "_waiters", "denied", "entry", "epoch", "job_id", "partition")
-
-    def __init__(self, job_id: str) -> None:
-        self.job_id = job_id
-        self.partition = NOWHERE
-        self.entry: Answer | None = None
-        self.epoch = 0
-        self.denied: PipelineError | None = None
-        self._over = -1
-        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
-
-    def tell(self, entry: Answer, epoch: int) -> None:
-        """Of the same owner what was read later may be older, as what it said when a write failed stands twice; an earlier owner's
-        says nothing."""
-        known = self.entry
-        if isinstance(entry, JobRecord) and entry.version <= self._over:
-            return
-        older = isinstance(known, JobRecord) and isinstance(entry, JobRecord) and _is_older(entry, known)
-        if epoch < self.epoch or (epoch == self.epoch and older):
-            return
-        self.entry, self.epoch, self.denied = entry, epoch, None
-        self._wake()
-
-    def deny(self, error: PipelineError) -> None:
-        """It can't be read, or is not any more: whoever waits is told, instead of waiting for ever."""
-        self.denied = error
-        self._wake()
-
-    def allow(self) -> None:
-        """It can be read again."""
-        if isinstance(self.denied, NotAuthorized):
-            self.denied = None
-
-    def let_go(self) -> None:
-        """Nobody follows it any more, since its application or its queue was closed."""
-        self.deny(PipelineError(f"job {self.job_id} is not followed any more: what it was asked for with was closed"))
-
-    def _wake(self) -> None:
-        for loop, event in tuple(self._waiters):
-            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits there any more
-                loop.call_soon_threadsafe(event.set)
-
-    def again(self, version: int) -> None:
-        """It was asked for one more round: what it was in this version and before says nothing any more."""
-        self._over = max(self._over, version)
-        if isinstance(self.entry, JobRecord) and self.entry.version <= version:
-            self.entry = None
-
-    async def wait(self, until: Callable[[Answer], bool]) -> Answer:
-        """The first entry of which this holds. Raises NotAuthorized when entries may not be read, PipelineError when they are not any
-        more."""
-        event = asyncio.Event()
-        waiter = (asyncio.get_running_loop(), event)
-        self._waiters.append(waiter)
-        try:
-            while self.entry is None or not until(self.entry):
-                if self.denied is not None:
-                    raise self.denied
-                await event.wait()
-                event.clear()
-            return self.entry
-        finally:
-            self._waiters.remove(waiter)
-
-
-def _is_older(entry: JobRecord, known: JobRecord) -> bool:
-    if entry.version != known.version:
-        return entry.version < known.version
-    told, before = entry.outcome.progress, known.outcome.progress
-    return before is not None and (told is None or told.at_ms < before.at_ms)
 
 
 class Reading:
@@ -158,10 +81,10 @@ class Reading:
                 if not self._changed and tp in self._at:  # else it is wanted from further back, and comes again
                     self._at[tp] = message.offset() + 1
 
-    def keep(self, partitions: Iterable[TopicPartition]) -> None:
-        """The others are not read any more."""
+    def keep(self, waited_for: Callable[[], Iterable[TopicPartition]]) -> None:
+        """The others are not read any more. Asked for under the lock: one that is wanted meanwhile is wanted again behind this."""
         with self._lock:
-            kept = set(partitions)
+            kept = set(waited_for())
             for tp in [tp for tp in self._from if tp not in kept]:
                 del self._from[tp], self._at[tp]
                 self._changed = True
@@ -196,6 +119,7 @@ class Follower:
         self._fetch = fetch
         self._in_memory = in_memory
         self._watched: WeakValueDictionary[str, Followed] = WeakValueDictionary()
+        self._watching = threading.RLock()
         self.since: Ends = {}
         self._since_ms = 0
         self._looking = threading.Lock()
@@ -247,15 +171,19 @@ class Follower:
 
     def watch(self, job_id: str) -> Followed:
         """From now on its entries are kept, for as long as what is returned is."""
-        found = self._watched.get(job_id)
-        if found is None:
-            found = self._watched[job_id] = Followed(job_id)
-        return found
+        with self._watching:  # two threads that watch one job share what is known of it: only one would be told
+            found = self._watched.get(job_id)
+            if found is None:
+                found = self._watched[job_id] = Followed(job_id)
+            return found
 
     def _all(self) -> list[Followed]:
         """Those that somebody holds. Other threads add some at any moment, so nothing of ours may run while they are gone through: what
         `values` gives can't be."""
         return [followed for ref in self._watched.valuerefs() if (followed := ref()) is not None]
+
+    def _waited_for(self) -> set[TopicPartition]:
+        return {TopicPartition(self._topic, followed.partition) for followed in self._all()}
 
     def again(self, job_id: str, version: int) -> None:
         """Whoever waits for this job waits for its next round."""
@@ -321,8 +249,7 @@ class Follower:
             for job_id, message in unread.items():
                 self._tell_one(job_id, message)
         if reading.steps % STEPS_TO_LET_GO == 0:
-            waited_for = {followed.partition for followed in self._all()}
-            reading.keep(TopicPartition(self._topic, number) for number in waited_for)
+            reading.keep(self._waited_for)
 
     def _tell(self, messages: list[Message]) -> None:
         for message in messages:

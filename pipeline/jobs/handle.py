@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.jobs.endings import result_of
-from pipeline.jobs.following import NOWHERE, Answer, Ends, Followed, Found
+from pipeline.jobs.followed import NOWHERE, Answer, Followed
+from pipeline.jobs.following import Ends, Found
 from pipeline.model.blobs import Blobs
 from pipeline.model.durations import parse_duration_ms
 from pipeline.model.errors import InvalidJob, JobMissing, ResultTimeout, UndecodableError

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ import structlog
 
 from pipeline import Pipeline, Settings
 from pipeline.background import MemoryQueue
-from pipeline.jobs.following import REFRESH_MS, Followed, Follower, Reading
+from pipeline.jobs.followed import Followed
+from pipeline.jobs.following import REFRESH_MS, STEPS_TO_LET_GO, Follower, Reading
 from pipeline.memory.cluster import MemoryCluster
 from pipeline.memory.log import MemoryMessage
 from pipeline.memory.loop import VirtualClockLoop, run
@@ -135,7 +137,7 @@ def test_what_is_wanted_from_further_back_is_read_again() -> None:
     reading.want(other, 5)
     reading.want(tp, 3)
     assert reading.changed() == {tp: 3, other: 5}
-    reading.keep([other])
+    reading.keep(lambda: [other])
     assert reading.changed() == {other: 5}
     assert REFRESH_MS < 3_600_000
 
@@ -283,3 +285,86 @@ def test_b7_who_waits_for_a_job_of_a_queue_in_memory_hears_that_it_is_closed() -
         waiting.cancel()
 
     run(main)
+
+
+def a_follower() -> Follower:
+    """Of an empty store; its thread is not started, the test takes its steps."""
+
+    def unpack(_key: bytes, _value: bytes) -> Any: ...
+
+    follower = Follower(STATE, MemoryCluster("alone"), "test", unpack, lambda _id: None, in_memory=False)
+    follower._begin_reading = lambda: None  # type: ignore[method-assign]
+    return follower
+
+
+def test_a_partition_is_not_let_go_just_as_somebody_begins_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread begins between the look who waits and the letting go: nobody read for it, for ever."""
+    follower, place = a_follower(), TopicPartition(STATE, 0)
+    assigned: dict[TopicPartition, int] = {}
+
+    class Reader:
+        def assign(self, positions: dict[TopicPartition, int]) -> None:
+            assigned.clear()
+            assigned.update(positions)
+
+        def poll(self, _most: int, _timeout_s: float) -> list[Message]:
+            return []
+
+    followed = follower.watch("a")
+    begins = threading.Thread(target=follower.follow, args=(followed, 0, {}))
+    look = follower._all
+
+    def looked() -> list[Followed]:
+        found = look()
+        waited_for = [each.partition for each in found]
+        if begins.ident is None:
+            begins.start()
+            if not follower._reading._lock.locked():  # else it waits for us
+                begins.join(5)
+        return [SimpleNamespace(partition=number) for number in waited_for]  # type: ignore[misc]
+
+    monkeypatch.setattr(follower, "_all", looked)
+    follower._reading.steps = STEPS_TO_LET_GO - 1
+    reader: Any = Reader()
+    follower._step(reader, 0)
+    begins.join(5)
+    follower._step(reader, 0)
+    assert assigned == {place: 0}
+
+
+def test_two_threads_that_watch_one_job_share_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that came first waited for ever: only what was put down last was told."""
+    follower = a_follower()
+    seen: list[Followed] = []
+    came = threading.Event()
+
+    def watches() -> None:
+        seen.append(follower.watch("a"))
+        came.set()
+
+    second = threading.Thread(target=watches)
+
+    class Lock:
+        """That tells when the second one waits for it."""
+
+        lock = threading.RLock()
+
+        def __enter__(self) -> None:
+            if threading.current_thread() is second:
+                came.set()
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+
+    def made(job_id: str) -> Followed:
+        if second.ident is None:
+            second.start()
+            assert came.wait(5)
+        return Followed(job_id)
+
+    monkeypatch.setattr("pipeline.jobs.following.Followed", made)
+    monkeypatch.setattr(follower, "_watching", Lock(), raising=False)
+    first = follower.watch("a")
+    second.join(5)
+    assert seen == [first]
