@@ -268,9 +268,10 @@ class Pipeline(JobRequests, JobOperations):
             if found is None:
                 return None
             queue, declared = found
-            topics = next(entry.topics for entry in self.layouts() if entry.group == self.group_name(queue))
+            group = self.group_name(queue)
+            topics = next(entry.topics for entry in self.layouts() if entry.group == group)
             assert topics.state is not None
-            return declared, Place(topics.source, topics.state)
+            return declared, Place(topics.source, topics.state, group)
 
         return self.job_client(find, lambda: self._queues.names)
 
