@@ -283,7 +283,7 @@ class Pipeline(JobRequests, JobOperations):
         from pipeline.worker.parts import wall_clock_ms
 
         cluster = self.cluster
-        now_ms = getattr(cluster, "clock", wall_clock_ms)
+        now_ms = getattr(cluster, "clock", wall_clock_ms)  # callers have no right to the topic that tells Kafka's time
         in_memory = self.settings.broker.startswith("memory://")
         parts = ClientParts(
             cluster,

@@ -52,7 +52,8 @@ class _Queue:
 
 @dataclass(frozen=True, slots=True)
 class ClientParts:
-    """What the composition root hands in. `find` gives type and place of a job by name; `names` are all of them."""
+    """What the composition root hands in. `find` gives type and place of a job by name; `names` are all of them. `now_ms` is this
+    machine's time, on a cluster in memory that one's: workers know the cluster's (`worker.cluster_time`), callers do not."""
 
     cluster: Cluster
     codec: AvroCodec
@@ -133,7 +134,9 @@ class JobClient:
         records = self._records(queue, requests)
         if (outbox := self._outbox(queue)) is not None:
             return self._hand_on(outbox, asker, queue, requests, records)
-        not_heard = (lambda: True) if self._parts.in_memory else None  # asked for, but nobody waits for the acknowledgement
+        not_heard = (
+            (lambda: True) if self._parts.in_memory else None
+        )  # asked for, but nobody waits for the acknowledgement
         handles = self._handles(queue, declared, requests, not_heard)
         heard = threading.Event()
         answers = Acknowledgements(count=len(records), done=heard.set)
@@ -188,7 +191,7 @@ class JobClient:
         return self._asker(self._queue(place), declared)
 
     def now_ms(self) -> int:
-        """The cluster's time."""
+        """As of `ClientParts`."""
         return self._parts.now_ms()
 
     def again(self, inbox: str, job_id: str, version: int) -> None:

@@ -49,7 +49,7 @@ FRESH_MS = 3_600_000
 
 @dataclass(frozen=True, slots=True)
 class DeskParts:
-    """What the composition root hands in. `kept_ms`: for how long finished jobs are kept at most; `now_ms` is the cluster's time."""
+    """What the composition root hands in. `kept_ms`: for how long finished jobs are kept at most; `now_ms` as of `ClientParts`."""
 
     reader: QueueReader
     codec: AvroCodec

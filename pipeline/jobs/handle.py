@@ -75,7 +75,7 @@ class Following(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How a handle gets to its queue. `off_loop` runs what may wait; `now_ms` is the cluster's time. `inbox`: where what was asked for
+    """How a handle gets to its queue. `off_loop` runs what may wait; `now_ms` as of `ClientParts`. `inbox`: where what was asked for
     went, if it may be told from that when a job is forgotten."""
 
     follower: Following

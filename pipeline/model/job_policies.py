@@ -129,7 +129,8 @@ def Exponential(delay: Duration = "1s", *, max_delay: Duration = "10m", factor: 
 class JobOptions:
     """What one request may ask for, as people write it: durations as "5m" or seconds, `run_at` as milliseconds since the epoch.
 
-    None: as the type's policy says. `expires`: not started within this time after it was asked for (or after `run_at`), never.
+    None: as the type's policy says. `delay` and `expires` count from now by the caller's clock, and are kept by the workers', which is
+    the cluster's; `run_at` is in the latter. `expires`: not started within this time after it was asked for (or after `run_at`), never.
     `webhook`: the name of one that the application declared, which hears of the job's ending.
     """
 
