@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.core.flow import Gate
 from pipeline.core.unit import LaneSpec
 from pipeline.model.cluster import FetchFault, GroupConsumer, Position, TopicPartition
 from pipeline.model.errors import ClusterError, ClusterUnavailable, PipelineError, TopologyError
@@ -65,6 +66,7 @@ class Fetcher:
         self._tenure = Tenure(consumer, monotonic, wait)
         self._vouching: deque[tuple[Collection[TopicPartition], Callable[[Membership | None], None]]] = deque()
         self._ends_told: dict[TopicPartition, int] = {}
+        self._room = Gate(policy.buffered)
         self._full_since: float | None = None
         self._held = False
         self._fetched = 0
@@ -241,8 +243,7 @@ class Fetcher:
 
     def _hold_if_full(self) -> bool:
         """True when nothing should be fetched now. A short while is waited out; a longer one pauses every partition."""
-        buffered = self._backlog(self._fetched)
-        if buffered < (self._policy.buffered // 2 if self._full_since is not None else self._policy.buffered):
+        if not self._room.update(self._backlog(self._fetched)):
             self._full_since = None
             if self._held:
                 self._held = False

@@ -240,6 +240,7 @@ BREAKS = (
     Break("commit-text-of-any-length", "kafka.commits", "> METADATA_MAX_CHARACTERS:", "> METADATA_MAX_CHARACTERS << 20:", f"{REMEDIES}::test_what_can_not_be_committed_is_not_sent_with_the_others"),
     Break("commit-text-with-nul", "kafka.commits", "if \"\\0\" in position.metadata:", "if False:", f"{REMEDIES}::test_what_can_not_be_committed_is_not_sent_with_the_others"),
     Break("one-refusal-blurs-all", "kafka.commits", "                answer[tp] = None", "                pass", f"{REMEDIES}::test_what_was_stored_beside_a_refused_partition_is_told_apart"),
+    Break("full-for-ever", "worker.fetcher", "self._room = Gate(policy.buffered)", "self._room = Gate(policy.buffered, policy.buffered // 2 - 1)", f"{REVIEW}::test_a_worker_that_may_buffer_one_record_goes_on_after_it"),
     Break("first-tries-wait-long", "worker.fetcher", "TRY_TIMEOUTS_S[min(tries, len(TRY_TIMEOUTS_S) - 1)]", "TRY_TIMEOUTS_S[-1]", "tests/unit/test_worker_review.py::test_the_first_tries_to_open_a_partition_wait_shorter"),
     Break("commits-under-the-next-id", "kafka.commits", "if member_id is not None and self._consumer.memberid() != member_id:", "if False:", f"{REMEDIES}::test_a_commit_goes_out_as_the_member_that_asked_for_it_or_not_at_all"),
     Break("commits-outlive-their-assignment", "kafka.commits", "gone & each.positions.keys()]", "False]", f"{REMEDIES}::test_of_what_is_let_go_nothing_is_sent_any_more_and_what_is_under_way_is_waited_for"),

@@ -1197,6 +1197,23 @@ def test_outputs_that_wait_for_their_contract_are_bounded(monkeypatch: pytest.Mo
     play(app, story)
 
 
+@pytest.mark.parametrize("buffered", [1, 2, 3])
+def test_a_worker_that_may_buffer_one_record_goes_on_after_it(buffered: int) -> None:
+    """It waited for fewer than none to be buffered, for ever."""
+    ran: list[bytes] = []
+
+    @application(flow=FlowPolicy(concurrency=1, buffered=buffered))
+    async def app(value: bytes, ctx: Context) -> None:
+        await asyncio.sleep(1)
+        ran.append(value)
+
+    async def story(loop: VirtualClockLoop, cluster: MemoryCluster, worker: Worker) -> None:
+        publish(cluster, *(b"%d" % number for number in range(10)))
+        await until(lambda: len(ran) == 10, 60)
+
+    play(app, story)
+
+
 def test_records_of_a_lane_that_wait_for_a_schema_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """As those of the source: with the registry away a whole redrive went into memory."""
     away = [True]
