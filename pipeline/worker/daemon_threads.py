@@ -20,8 +20,10 @@ class DaemonThreads(Executor):
         self._most = most
         self._name = name
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
         self._threads: list[threading.Thread] = []
+        self._under_way = 0
+        """Calls that wait or run. Counted instead of threads that rest: one that is about to rest may find a call all the same."""
+        self._counting = threading.Lock()
         self._ended = False
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -31,18 +33,28 @@ class DaemonThreads(Executor):
             if self._ended:
                 future.cancel()
             if not future.set_running_or_notify_cancel():
+                self._is_over()
                 return
             try:
                 result = fn(*args, **kwargs)
             except BaseException as error:
+                self._is_over()
                 future.set_exception(error)
             else:
+                self._is_over()
                 future.set_result(result)
 
         self._work.put(work)
-        if not self._idle.acquire(blocking=False) and len(self._threads) < self._most:
-            self._grow(future)
+        with self._counting:
+            self._under_way += 1
+            if len(self._threads) < min(self._under_way, self._most):
+                self._grow(future)
         return future
+
+    def _is_over(self) -> None:
+        """Told before the call's end: who hears of that may submit the next one, for which this thread is free."""
+        with self._counting:
+            self._under_way -= 1
 
     def _grow(self, future: Future[T]) -> None:
         thread = threading.Thread(target=self._run, name=f"{self._name}_{len(self._threads)}", daemon=True)
@@ -57,11 +69,7 @@ class DaemonThreads(Executor):
 
     def _run(self) -> None:
         while True:
-            try:
-                work = self._work.get_nowait()
-            except queue.Empty:
-                self._idle.release()
-                work = self._work.get()
+            work = self._work.get()
             if work is None:
                 return
             work()

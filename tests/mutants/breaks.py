@@ -374,6 +374,8 @@ BREAKS = (
     Break("jobs-let-go-wait-for-their-threads", "worker.jobs.running", "(run.thread is None or reason != LET_GO)", "True", "tests/unit/jobs/test_job_runs.py"),
     Break("jobs-late-count-as-done", "worker.jobs.running", "        if run.thread is not None and run.ended_by:\n            return self.stopped(run)\n", "", "tests/unit/jobs/test_job_runs.py"),
     Break("jobs-wait-for-threads", "worker.jobs.running", "DaemonThreads(self._shell.places,", "DaemonThreads(64,", "tests/unit/jobs/test_job_runs.py"),
+    Break("threads-for-what-waits-alone", "worker.daemon_threads", "min(self._under_way, self._most)", "min(self._work.qsize(), self._most)", "tests/unit/test_daemon_threads.py"),
+    Break("threads-one-more-for-each-call", "worker.daemon_threads", "                self._is_over()\n                future.set_result(result)", "                future.set_result(result)", "tests/unit/test_daemon_threads.py"),
     Break("jobs-words-as-they-are", "worker.jobs.values", ".encode(\"utf-8\", \"replace\").decode()", "", "tests/unit/jobs/test_hostile_handlers.py"),
     Break("jobs-words-without-end", "worker.jobs.values", "str(words)[:most]", "str(words)", "tests/unit/jobs/test_hostile_handlers.py"),
     Break("jobs-refused-for-ever", "worker.jobs.handing_on", "isinstance(error, RecordTooLarge | NotAuthorized)", "isinstance(error, RecordTooLarge)", "tests/unit/jobs/test_hostile_handlers.py"),
