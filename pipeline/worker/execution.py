@@ -113,16 +113,17 @@ def _typed(subscription: Subscription, source: str, codec: Any) -> Decode:
     return typed
 
 
-def _text_of(error: BaseException) -> str:
+def text_of(words: object) -> str:
+    """Of whatever a handler raised or said."""
     try:
-        return str(error)
+        return str(words)
     except Exception:
-        return f"{type(error).__name__}, which can't be turned into text"
+        return f"{type(words).__name__}, which can't be turned into text"
 
 
 def failure_of(error: BaseException, terminal: tuple[type[BaseException], ...]) -> Failure:
     """The failure that an exception stands for."""
-    name, text = type(error).__name__, _text_of(error)
+    name, text = type(error).__name__, text_of(error)
     stack = "".join(traceback.format_exception(error, limit=-STACK_FRAMES))
     if isinstance(error, Retry):
         return Failure(FailureKind.RETRYABLE, "Retry", name, text, stack, error.after_ms)

@@ -11,8 +11,6 @@ import time
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from pipeline.core.jobs.job import Job, Kind
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import JobOutcome, JobProgress, JobRequest
@@ -23,7 +21,7 @@ from pipeline.worker.execution import failure_of
 from pipeline.worker.jobs.context import Home, JobContext
 from pipeline.worker.jobs.processes import progress_in, said
 from pipeline.worker.jobs.telling import TELL_EVERY_S, Said
-from pipeline.worker.jobs.values import dump_of, kept, misfit
+from pipeline.worker.jobs.values import WARNING_CHARS, dump_of, kept, plain_text, reader_of
 from pipeline.worker.logs import logger
 
 if TYPE_CHECKING:
@@ -64,7 +62,7 @@ class JobWork:
     def __init__(self, app: Pipeline, name: str, channel: socket.socket) -> None:
         self._type: JobType = app.job_types[name]
         self._channel = channel
-        self._read = TypeAdapter[Any](self._type.takes).validate_json
+        self._read = reader_of(self._type)
         self._dump = dump_of(self._type)
         self._log = logger(app=app.name, pid=os.getpid(), job_type=name)
         self._runner = asyncio.Runner()
@@ -90,19 +88,18 @@ class JobWork:
     def _outcome(
         self, context: JobContext, timeout_ms: int, payload: bytes
     ) -> Failure | tuple[bytes | None, str | None]:
-        try:
-            given = self._read(payload)
-        except ValidationError as error:
-            return misfit(self._type.name, error)
-        arguments = (given,) if self._type.alone else (given, context)
+        given = self._read(payload)
+        if isinstance(given, Failure):
+            return given
+        arguments = (given.value,) if self._type.alone else (given.value, context)
         try:
             returned: Any = self._type.handler(*arguments)
             if self._type.is_async:
                 returned = self._runner.run(self._in_time(returned, timeout_ms), context=copy_context())
         except BaseException as error:  # also SystemExit: nobody would answer for the job
             return failure_of(error, self._type.policy.terminal)
-        if isinstance(returned, Warn):
-            return None, returned.reason
+        if isinstance(returned, Warn):  # a frame takes nothing but text
+            return None, None if returned.reason is None else plain_text(returned.reason, WARNING_CHARS)
         if returned is None:
             return None, None
         result = self._dump(returned)

@@ -19,6 +19,7 @@ from pipeline.model.permissions import Permissions
 from pipeline.model.scrubbing import Sensitive
 from pipeline.model.secret_shapes import mask_secrets
 from pipeline.model.validation import first_fault
+from pipeline.worker.execution import failure_of, text_of
 from pipeline.worker.jobs.blobs import PayloadBlobs
 
 WARNING_CHARS = 2_000
@@ -46,8 +47,25 @@ class _Adapted:
     __slots__ = ("dump", "read")
 
     def __init__(self, declared: JobType) -> None:
-        self.read: Callable[[bytes], Any] = TypeAdapter[Any](declared.takes).validate_json
+        self.read = reader_of(declared)
         self.dump = dump_of(declared)
+
+
+def reader_of(declared: JobType) -> Callable[[bytes], Given | Failure]:
+    """What makes an input of this type of its JSON, or the failure of one that does not fit."""
+    validate, name, terminal = TypeAdapter[Any](declared.takes).validate_json, declared.name, declared.policy.terminal
+
+    def read(payload: bytes) -> Given | Failure:
+        try:
+            return Given(validate(payload))
+        except ValidationError as error:
+            return misfit(name, error)
+        except (Exception, SystemExit) as error:  # pydantic takes only some of what a validator raises for a misfit
+            failure = failure_of(error, terminal)
+            text = f"the input of {name} can't be checked: a validator raised {failure.error_type}: {failure.message}"
+            return replace(failure, message=text)
+
+    return read
 
 
 def dump_of(declared: JobType) -> Callable[[Any], bytes | Failure]:
@@ -116,12 +134,7 @@ class Values:
         return await self._blobs.input(request.payload_ref)
 
     def read(self, job: Job, payload: bytes | Failure) -> Given | Failure:
-        if isinstance(payload, Failure):
-            return payload
-        try:
-            return Given(self._adapted[job.kind.name].read(payload))
-        except ValidationError as error:
-            return misfit(job.kind.name, error)
+        return payload if isinstance(payload, Failure) else self._adapted[job.kind.name].read(payload)
 
     def completed(self, job: Job, returned: object, warning: str | None = None) -> Completed | Failure | Large:
         """The ending of an execution that returned this. What is `Large` is to be `stored`."""
@@ -172,7 +185,7 @@ def _not_permitted(type_name: str, missing: list[str]) -> Failure:
 def plain_text(words: object, most: int) -> str:
     """What a handler says, as it is kept and shown: nothing in it may look like a secret, and every store of texts must take it.
     (A file name that is not UTF-8 is no text that Avro has.)"""
-    return mask_secrets(str(words)[:most]).encode("utf-8", "replace").decode()
+    return mask_secrets(text_of(words)[:most]).encode("utf-8", "replace").decode()
 
 
 def kept(failure: Failure) -> Failure:

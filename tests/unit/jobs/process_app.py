@@ -7,7 +7,9 @@ import os
 import signal
 import time
 
-from pipeline import JobContext, Pipeline, Reject, Resources, Settings
+from pydantic import BaseModel, field_validator
+
+from pipeline import JobContext, Pipeline, Reject, Resources, Settings, Warn
 
 app = Pipeline("processes", settings=Settings(broker="memory://processes"))
 
@@ -60,3 +62,32 @@ def misfit(_given: None) -> int:
 def fails(_given: None, job: JobContext) -> None:
     job.log.warning("about to")
     raise Reject("password=hunter2222 is wrong")
+
+
+class Textless:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+WARNINGS = {"an error": ValueError("partly done"), "bytes": b"partly", "no text": Textless(), "nothing": None}
+
+
+@app.job("warns", executor="process")
+def warns(how: str) -> Warn:
+    return Warn(WARNINGS[how])  # type: ignore[arg-type]
+
+
+class Weight(BaseModel):
+    unit: str
+
+    @field_validator("unit")
+    @classmethod
+    def known(cls, unit: str) -> str:
+        if unit == "exit":
+            raise SystemExit(3)
+        return {"kg": "kilogram"}[unit]
+
+
+@app.job("weighs", executor="process", terminal=(KeyError,))
+def weighs(weight: Weight) -> str:
+    return weight.unit

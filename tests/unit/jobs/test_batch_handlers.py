@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import structlog
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from pipeline import Batch, ItemResult
 from pipeline.model.errors import ConfigurationError, JobUnsuccessful
@@ -135,6 +135,38 @@ def test_d6_an_input_that_does_not_fit_leaves_its_batch_and_the_others_go_on() -
         assert await handles[0].result("10s") == 1
         assert await handles[2].result("10s") == 3
         with pytest.raises(JobUnsuccessful, match="does not fit what index takes: n: Field required"):
+            await handles[1].result("10s")
+        caller.jobs.close()
+
+    play(app, story, partitions=1)
+
+
+class Weight(BaseModel):
+    unit: str
+
+    @field_validator("unit")
+    @classmethod
+    def known(cls, unit: str) -> str:
+        return {"kg": "kilogram"}[unit]
+
+
+def test_d6_a_validator_that_raises_fails_its_own_job_and_not_its_batch() -> None:
+    app, caller = application(), application("caller")
+
+    @app.job("weigh", batch=Batch(size=3, wait="50ms"), attempts=1)
+    async def weigh(weights: list[Weight]) -> list[ItemResult[str]]:
+        return [{"status": "completed", "result": weight.unit} for weight in weights]
+
+    @caller.job("weigh")
+    async def lenient(_given: dict[str, str]) -> str: ...
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        handles = await caller.enqueue_many("weigh", [{"unit": unit} for unit in ("kg", "lb", "kg")])
+        assert await handles[0].result("10s") == await handles[2].result("10s") == "kilogram"
+        with pytest.raises(
+            JobUnsuccessful, match="the input of weigh can't be checked: a validator raised KeyError: 'lb'"
+        ):
             await handles[1].result("10s")
         caller.jobs.close()
 

@@ -20,9 +20,17 @@ from tests.unit.jobs.worlds import World, application, play, until
 STATE = "jobs.default.default.state"
 NOT_UTF8 = b"caf\xe9.txt".decode("utf-8", "surrogateescape")
 """A file's name as `os.listdir` gives it."""
+
+
+class Textless:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
 WORDS = {
     "a warning": lambda _job: Warn(f"skipped {NOT_UTF8}"),
     "a warning that is no text": lambda _job: Warn(ValueError("partly done")),  # type: ignore[arg-type]
+    "a warning without text": lambda _job: Warn(Textless()),  # type: ignore[arg-type]
     "a warning without end": lambda _job: Warn("x" * 3_000_000),
     "a note": lambda job: job.progress(1, 2, NOT_UTF8),
     "a line of the log": lambda job: job.log(f"skipped {NOT_UTF8}"),

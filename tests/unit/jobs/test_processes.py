@@ -144,6 +144,43 @@ def test_b10_a_process_that_ends_with_its_job_is_a_stall() -> None:
     play(story)
 
 
+@pytest.mark.parametrize(
+    ("how", "warning"),
+    [
+        ("an error", "partly done"),
+        ("bytes", "b'partly'"),
+        ("no text", "Textless, which can't be turned into text"),
+        ("nothing", None),
+    ],
+)
+def test_b10_a_warning_that_is_no_text_is_a_warning_all_the_same(how: str, warning: str | None) -> None:
+    """No frame takes it: the process ended, for stalls and a dead letter."""
+    here, there = socket.socketpair()
+    with here, there:
+        work = child_work.JobWork(app, "warns", there)
+        job = Job(Kind("warns", app.job_types["warns"].policy), JobRequest("a", "warns"), 0, 0)
+        frame = work.run(head_of(job, 1_000), [f'"{how}"'.encode()])
+    ((head, blobs),) = FrameBuffer().feed(frame)
+    assert (head["kind"], head["warning"], blobs) == ("done", warning, [None])
+
+
+def test_b10_what_a_validator_raises_is_its_jobs_failure() -> None:
+    """Pydantic takes only some exceptions for a misfit. Others ended the process."""
+
+    async def story(bench: Bench) -> None:
+        assert await bench.run("weighs", b'{"unit": "kg"}') == Completed(b'"kilogram"')
+        failed = await bench.run("weighs", b'{"unit": "lb"}')
+        assert isinstance(failed, Failure)
+        assert (failed.kind, failed.error_class) == (FailureKind.TERMINAL, "KeyError")
+        assert failed.message == "the input of weighs can't be checked: a validator raised KeyError: 'lb'"
+        assert "in known" in failed.stack
+        failed = await bench.run("weighs", b'{"unit": "exit"}')
+        assert isinstance(failed, Failure)
+        assert (failed.kind, failed.error_class) == (FailureKind.RETRYABLE, "SystemExit")
+
+    play(story)
+
+
 @pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux bounds the address space and the processors of a process"
 )
