@@ -30,7 +30,9 @@ class Runner(Protocol):
 
     def finish(self, run: Run, ending: JobEnding) -> None: ...
 
-    def call(self, declared: JobType, arguments: tuple[object, ...], runs: Sequence[Run]) -> Awaitable[object]: ...
+    def call(
+        self, declared: JobType, arguments: tuple[object, ...], contexts: Sequence[JobContext], runs: Sequence[Run]
+    ) -> Awaitable[object]: ...
 
     def context(self, run: Run) -> JobContext: ...
 
@@ -111,7 +113,7 @@ class Batches:
         contexts = [runner.context(run) for run in runs]
         arguments = (inputs,) if self._declared.alone else (inputs, contexts)
         try:
-            returned = await runner.call(self._declared, arguments, runs)
+            returned = await runner.call(self._declared, arguments, contexts, runs)
             results = by_job(returned, [run.job.id for run in runs])
         except asyncio.CancelledError:
             raise
@@ -120,8 +122,9 @@ class Batches:
                 runner.finish(run, runner.stopped(run) if run.ended_by else runner.failed(run, error))
             return
         finally:
-            for context in contexts:
-                context.ended = True
+            if self._declared.is_async:
+                for context in contexts:
+                    context.ended = True
         for run in runs:
             if run in runner.running:
                 item = results.get(run.job.id)

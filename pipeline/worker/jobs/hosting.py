@@ -108,7 +108,7 @@ class JobExecutor:
     def _shell(self, engine: Engine) -> Shell:
         return Shell(
             self._loop, self._run_ended, self._run_told, engine.clock.read, engine.log, self._parts.home, engine.fail,
-            engine.stalls, self._concurrency,
+            engine.stalls, self._concurrency, engine.wake,
         )  # fmt: skip
 
     # -- the step
@@ -213,8 +213,10 @@ class JobExecutor:
             return
         able = {host.board: host for host in self._hosts.values() if not host.unit.draining and not _waits(host)}
         boards = [host.board for host in self._hosts.values()]
-        room = self._concurrency - len(self._runs.running) - len(self._hand_ons)
-        for board, job in self._sharing.take(boards, list(able), room, self._left_over, now_ms):
+        left = self._runs.left
+        room = self._concurrency - len(self._runs.running) - len(self._hand_ons) - len(left)
+        elsewhere = self._left_over + Counter(run.job.kind.name for run in left) if left else self._left_over
+        for board, job in self._sharing.take(boards, list(able), room, elsewhere, now_ms):
             self._runs.start(able[board], job)
 
     def _run_ended(self, run: Run, ending: JobEnding) -> None:

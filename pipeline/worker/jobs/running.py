@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +16,6 @@ from pipeline.model.outbox import UNDER_WAY
 from pipeline.model.outcome import Cancelled, Failure
 from pipeline.worker.child import failure_in
 from pipeline.worker.child_jobs import Death
-from pipeline.worker.daemon_threads import DaemonThreads
 from pipeline.worker.execution import failure_of, timed_out
 from pipeline.worker.jobs.batching import Batches
 from pipeline.worker.jobs.context import Home, JobContext
@@ -27,6 +24,7 @@ from pipeline.worker.jobs.pool import Pool
 from pipeline.worker.jobs.processes import JobProcesses, asked_in
 from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.telling import Teller
+from pipeline.worker.jobs.threads import HandlerThreads
 from pipeline.worker.jobs.values import WARNING_CHARS, Large, Values, kept, plain_text
 from pipeline.worker.stalls import Stalls, stack_of
 
@@ -36,7 +34,8 @@ LET_GO = "let go"
 @dataclass(frozen=True, slots=True)
 class Shell:
     """Where jobs run. `ended` hears of every ending, `told` of what handlers say (and whether it is to be written now), both in the loop's
-    thread; `failed` of a defect of our own. `stalls`: what does not end at its deadline. `places`: so many jobs run at once at most."""
+    thread; `failed` of a defect of our own. `stalls`: what does not end at its deadline. `places`: so many jobs run at once at most.
+    `freed`: one of them is free again that was taken by an execution without a job, which had been let go."""
 
     loop: asyncio.AbstractEventLoop
     ended: Callable[[Run, JobEnding], None]
@@ -47,6 +46,7 @@ class Shell:
     failed: Callable[[BaseException], None]
     stalls: Stalls
     places: int
+    freed: Callable[[], None] = lambda: None
 
 
 class JobRuns:
@@ -67,7 +67,8 @@ class JobRuns:
         }
         self._deadlines = Deadlines(shell.loop, self._late)
         self._pool = Pool(shell.loop, self._run, shell.failed)
-        self._threads: DaemonThreads | None = None
+        self._threads = HandlerThreads(shell.loop, shell.places, self._returned)
+        self.left = self._threads.left
         self.running: dict[Run, None] = {}  # a set that keeps its order
 
     def start(self, host: Any, job: Job) -> None:
@@ -86,9 +87,14 @@ class JobRuns:
 
     def _late(self, run: Run) -> None:
         """Its time is over. What can't be stopped is told as stalled, and so is what did not stop in as much time again."""
+        if run not in self.running and run not in self.left:
+            return
+        if run.thread is not None and (left_s := self._threads.time_left_s(run)) > 0:
+            self._loop.call_later(left_s, self._late, run)
+            return
         again = bool(run.ended_by)
         self.interrupt(run, "timeout")
-        if run not in self.running:
+        if run not in self.running and run not in self.left:
             return
         if run.thread is None and not again:
             self._deadlines.begin(run)
@@ -100,13 +106,15 @@ class JobRuns:
 
     def interrupt(self, run: Run, reason: str) -> None:
         """Stop it, as far as it can be stopped. A thread goes on to its end, and may still have its effect: so its job has no ending
-        before that, and its key and its place wait. Only when it is let go nobody looks at what comes of it."""
-        if run not in self.running or (run.ended_by and (run.thread is None or reason != LET_GO)):
+        before that, and its key and its place wait. When it is let go nobody looks at what comes of it, but its place waits."""
+        if run not in self.running or run.let_go or (run.ended_by and (run.thread is None or reason != LET_GO)):
             return
         run.ended_by = run.ended_by or reason
         if run.thread is not None and reason != LET_GO:
             return
-        run.thread = None
+        if run.thread is not None:
+            run.let_go = True
+            self._threads.leave(run)
         if run.job.kind.name in self._batches:
             self.finish(run, self.stopped(run))
             self._batches[run.job.kind.name].left(run)
@@ -128,8 +136,9 @@ class JobRuns:
 
     def finish(self, run: Run, ending: JobEnding) -> None:
         """It has its ending; another one changes nothing."""
-        self._deadlines.end(run)
-        self._shell.stalls.end(run)
+        if run not in self.left:
+            self._deadlines.end(run)
+            self._shell.stalls.end(run)
         if run.ended_by == "abandoned" or run not in self.running:
             return
         if run.teller is not None:
@@ -140,6 +149,12 @@ class JobRuns:
         elif isinstance(ending, Completed) and ending.warning is not None:
             ending = ending._replace(warning=plain_text(ending.warning, WARNING_CHARS))
         self._shell.ended(run, ending)
+
+    def _returned(self, run: Run) -> None:
+        """The handler of one that was let go."""
+        self._deadlines.end(run)
+        self._shell.stalls.end(run)
+        self._shell.freed()
 
     async def _execute(self, run: Run) -> JobEnding:
         processes = self._processes.get(run.job.kind.name)
@@ -154,13 +169,15 @@ class JobRuns:
         declared, context = self._types[job.kind.name], self.context(run)
         UNDER_WAY.set(context)
         try:
-            returned = await self.call(declared, (given.value,) if declared.alone else (given.value, context), (run,))
+            arguments = (given.value,) if declared.alone else (given.value, context)
+            returned = await self.call(declared, arguments, (context,), (run,))
         except asyncio.CancelledError:
             raise
         except (Exception, SystemExit) as error:
             return self.stopped(run) if run.thread is not None and run.ended_by else self.failed(run, error)
         finally:
-            context.ended = True
+            if declared.is_async:
+                context.ended = True
         if run.thread is not None and run.ended_by:
             return self.stopped(run)
         ending = values.completed(job, returned)
@@ -182,16 +199,14 @@ class JobRuns:
         ending = self._values.encoded(run.job, how.blobs[0], how.head["warning"])
         return await self._values.stored_if_large(run.job, ending)
 
-    def call(self, declared: JobType, arguments: tuple[object, ...], runs: Sequence[Run]) -> Awaitable[object]:
-        """The handler, for these."""
+    def call(
+        self, declared: JobType, arguments: tuple[object, ...], contexts: Sequence[JobContext], runs: Sequence[Run]
+    ) -> Awaitable[object]:
+        """The handler, for these. In a thread it ends their contexts itself."""
         if declared.is_async:
             called: Awaitable[object] = declared.handler(*arguments)  # type: ignore[assignment]
             return called
-        for run in runs:
-            run.thread = 0
-        return self._loop.run_in_executor(
-            self._executor(), partial(copy_context().run, _in_thread, runs, declared.handler, arguments)
-        )
+        return self._threads.call(declared.handler, arguments, contexts, runs)
 
     def context(self, run: Run) -> JobContext:
         shell = self._shell
@@ -222,11 +237,6 @@ class JobRuns:
             return Cancelled()
         return failure_of(RuntimeError("the handler was cancelled from inside: something it awaited was cancelled"), ())
 
-    def _executor(self) -> DaemonThreads:
-        if self._threads is None:
-            self._threads = DaemonThreads(self._shell.places, "pipeline-jobs")
-        return self._threads
-
     def tasks(self) -> set[asyncio.Task[None]]:
         """What is under way."""
         return {*self._pool.tasks(), *(run.task for run in self.running if run.task is not None)}
@@ -244,16 +254,5 @@ class JobRuns:
             batches.abandon()
         for processes in self._processes.values():
             processes.abandon()
+        self._threads.abandon((*self.running, *self.left))
         self.running.clear()
-        if self._threads is not None:
-            self._threads.shutdown()
-
-
-def _in_thread(runs: Sequence[Run], handler: Callable[..., object], arguments: tuple[object, ...]) -> object:
-    for run in runs:
-        if run.thread is not None:
-            run.thread = threading.get_ident()
-    try:
-        return handler(*arguments)
-    except StopIteration as error:  # a `next` too many: no asyncio future takes it, and the job would never end
-        raise RuntimeError("the handler raised StopIteration") from error

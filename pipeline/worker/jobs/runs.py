@@ -13,11 +13,16 @@ from pipeline.worker.sending import OutRecord
 class Run:
     """A job that runs; `version` is what its ending names. `ended_by` says why it was stopped: "timeout", "cancelled", "let go".
 
-    `asked`: records of jobs that it asked for. `task`: what runs it, from when it begins; the jobs of a batch share one. `thread`: that
-    of a `def` handler, which can't be stopped (0: it has none yet), None for any other and for one that was let go.
+    `asked`: records of jobs that it asked for. `task`: what runs it, from when it begins; the jobs of a batch share one.
+
+    `thread`: that of a `def` handler, which can't be stopped (0: it has none yet), None for any other. `call`: what comes of it there;
+    `called_s`: when it was called, by the loop's time. `let_go`: nobody waits for that any more.
     """
 
-    __slots__ = ("asked", "ended_by", "host", "job", "task", "teller", "thread", "timeout_ms", "version")
+    __slots__ = (
+        *("asked", "call", "called_s", "ended_by", "host", "job", "let_go"),
+        *("task", "teller", "thread", "timeout_ms", "version"),
+    )
 
     def __init__(self, host: Any, job: Job, timeout_ms: int) -> None:
         self.host = host
@@ -29,3 +34,6 @@ class Run:
         self.task: asyncio.Task[None] | None = None
         self.teller: Teller | None = None
         self.thread: int | None = None
+        self.call: asyncio.Future[object] | None = None
+        self.called_s: float | None = None
+        self.let_go = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from pipeline.core.jobs.job import Job, Kind
 from pipeline.model.job_policies import JobPolicy
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import Completed, JobEnding, JobRequest
+from pipeline.model.outbox import Outbox, current
 from pipeline.model.outcome import Cancelled, Failure
 from pipeline.model.permissions import Permissions
 from pipeline.worker.jobs.blobs import PayloadBlobs
@@ -28,11 +30,12 @@ from pipeline.worker.stalls import Stalls
 
 
 class Bench:
-    """In a running loop: jobs of one type, and what came of them."""
+    """In a running loop: jobs of one type, and what came of them. `async with`: it ends with a failure too."""
 
     def __init__(self, handler: Callable[..., object], places: int = 10) -> None:
         self.ended: list[tuple[Run, JobEnding]] = []
         self.failed: list[BaseException] = []
+        self.freed: list[None] = []
         log = structlog.get_logger()
         self.stalls = Stalls(log)
         declared = JobType("j", handler, is_async=asyncio.iscoroutinefunction(handler), alone=True)
@@ -42,10 +45,16 @@ class Bench:
 
         shell = Shell(
             asyncio.get_running_loop(), lambda run, ending: self.ended.append((run, ending)), lambda *_: None, lambda: 0, log,
-            Home("memory://", "", never), self.failed.append, self.stalls, places,
+            Home("memory://", "", never), self.failed.append, self.stalls, places, lambda: self.freed.append(None),
         )  # fmt: skip
         values = Values({"j": declared}, Permissions(), PayloadBlobs("jobs.q", None))
         self.runs = JobRuns({"j": declared}, shell, values, {})
+
+    async def __aenter__(self) -> Bench:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.runs.abandon()
 
     def start(self, timeout_ms: int = 60_000) -> Run:
         self.runs.start(None, Job(Kind("j", JobPolicy()), JobRequest("1", "j", b"null", timeout_ms=timeout_ms), 0, 0))
@@ -66,16 +75,16 @@ def test_one_that_is_stopped_ends_also_before_its_first_turn(turns: int) -> None
         await asyncio.sleep(3_600)
 
     async def main() -> None:
-        bench = Bench(handler)
-        run = bench.start()
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        bench.runs.interrupt(run, "cancelled")
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert bench.ended == [(run, Cancelled())]
-        assert not bench.runs.running
-        assert not bench.failed
+        async with Bench(handler) as bench:
+            run = bench.start()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            bench.runs.interrupt(run, "cancelled")
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert bench.ended == [(run, Cancelled())]
+            assert not bench.runs.running
+            assert not bench.failed
 
     asyncio.run(main())
     assert len(began) == (turns > 0)
@@ -92,27 +101,27 @@ def test_a_thread_that_goes_on_has_no_ending_before_it_returns(reason: str) -> N
         return "late"
 
     async def main() -> None:
-        bench = Bench(handler)
-        run = bench.start(30 if reason == "timeout" else 60_000)
-        await bench.until(lambda: run.thread)
-        if reason == "cancelled":
-            bench.runs.interrupt(run, reason)
-        await bench.until(lambda: run.ended_by == reason)
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert list(bench.runs.running) == [run]
-        assert bench.ended == []
-        assert [found["job"] for found in bench.stalls.seen()] == (["1"] if reason == "timeout" else [])
-        gate.set()
-        await bench.until(lambda: bench.ended)
-        ((_, ending),) = bench.ended
-        if reason == "timeout":
-            assert isinstance(ending, Failure)
-            assert "longer than timeout=0.03s" in ending.message
-        else:
-            assert ending == Cancelled()
-        assert not bench.stalls.current
-        assert bench.stalls.count == (reason == "timeout")
+        async with Bench(handler) as bench:
+            run = bench.start(30 if reason == "timeout" else 60_000)
+            await bench.until(lambda: run.thread)
+            if reason == "cancelled":
+                bench.runs.interrupt(run, reason)
+            await bench.until(lambda: run.ended_by == reason)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert list(bench.runs.running) == [run]
+            assert bench.ended == []
+            assert [found["job"] for found in bench.stalls.seen()] == (["1"] if reason == "timeout" else [])
+            gate.set()
+            await bench.until(lambda: bench.ended)
+            ((_, ending),) = bench.ended
+            if reason == "timeout":
+                assert isinstance(ending, Failure)
+                assert "longer than timeout=0.03s" in ending.message
+            else:
+                assert ending == Cancelled()
+            assert not bench.stalls.current
+            assert bench.stalls.count == (reason == "timeout")
 
     asyncio.run(main())
     assert returned.is_set()
@@ -120,23 +129,30 @@ def test_a_thread_that_goes_on_has_no_ending_before_it_returns(reason: str) -> N
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_thread_that_is_let_go_is_not_waited_for(late: bool) -> None:
-    """The next owner waits for this one's last word. One that is past its deadline has used its attempt."""
+    """The next owner waits for this one's last word. One that is past its deadline has used its attempt. Its thread goes on, and takes its
+    place until it returns, which is told as stalled at its deadline."""
     gate = threading.Event()
 
     async def main() -> None:
-        bench = Bench(lambda _given: gate.wait(40))
-        run = bench.start(30 if late else 60_000)
-        await bench.until(lambda: run.ended_by == "timeout" if late else run.thread)
-        for _ in range(3):
-            bench.runs.interrupt(run, "let go")
-        await bench.until(lambda: bench.ended)
-        ((_, ending),) = bench.ended
-        assert isinstance(ending, Failure) if late else ending == Cancelled()
-        assert not bench.stalls.current
-        gate.set()
-        other = bench.start()
-        await bench.until(lambda: len(bench.ended) == 2)
-        assert bench.ended[1] == (other, Completed(b"true"))
+        async with Bench(lambda _given: gate.wait(40)) as bench:
+            run = bench.start(30 if late else 1_000)
+            await bench.until(lambda: run.ended_by == "timeout" if late else run.thread)
+            for _ in range(3):
+                bench.runs.interrupt(run, "let go")
+            await bench.until(lambda: bench.ended)
+            ((_, ending),) = bench.ended
+            assert isinstance(ending, Failure) if late else ending == Cancelled()
+            assert list(bench.runs.left) == [run]
+            await bench.until(lambda: bench.stalls.current)
+            assert [found["job"] for found in bench.stalls.seen()] == ["1"]
+            assert bench.freed == []
+            gate.set()
+            await bench.until(lambda: bench.freed)
+            assert not bench.stalls.current
+            assert not bench.runs.left
+            other = bench.start()
+            await bench.until(lambda: len(bench.ended) == 2)
+            assert bench.ended[1] == (other, Completed(b"true"))
 
     try:
         asyncio.run(main())
@@ -153,13 +169,13 @@ def test_one_that_swallows_its_cancellation_is_told_as_stalled() -> None:
     gate = threading.Event()
 
     async def main() -> None:
-        bench = Bench(handler)
-        bench.start(30)
-        await bench.until(lambda: bench.stalls.current)
-        gate.set()
-        await bench.until(lambda: bench.ended)
-        assert not bench.stalls.current
-        assert bench.stalls.count == 1
+        async with Bench(handler) as bench:
+            bench.start(30)
+            await bench.until(lambda: bench.stalls.current)
+            gate.set()
+            await bench.until(lambda: bench.ended)
+            assert not bench.stalls.current
+            assert bench.stalls.count == 1
 
     asyncio.run(main())
 
@@ -170,11 +186,11 @@ def test_there_is_a_thread_for_each_place() -> None:
     together = threading.Barrier(at_once)
 
     async def main() -> None:
-        bench = Bench(lambda _given: together.wait(20) >= 0, places=at_once)
-        for _ in range(at_once):
-            bench.start(15_000)
-        await bench.until(lambda: len(bench.ended) == at_once)
-        assert {ending for _, ending in bench.ended} == {Completed(b"true")}
+        async with Bench(lambda _given: together.wait(20) >= 0, places=at_once) as bench:
+            for _ in range(at_once):
+                bench.start(15_000)
+            await bench.until(lambda: len(bench.ended) == at_once)
+            assert {ending for _, ending in bench.ended} == {Completed(b"true")}
 
     asyncio.run(main())
 
@@ -187,13 +203,138 @@ def test_time_begins_when_the_handler_does() -> None:
         return 7
 
     async def main() -> None:
-        bench = Bench(handler)
-        bench.start(50)
-        time.sleep(0.1)
-        await bench.until(lambda: bench.ended)
-        assert [ending for _, ending in bench.ended] == [Completed(b"7")]
+        async with Bench(handler) as bench:
+            bench.start(50)
+            time.sleep(0.1)
+            await bench.until(lambda: bench.ended)
+            assert [ending for _, ending in bench.ended] == [Completed(b"7")]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("timeout_ms", [50, 1_000])
+def test_time_does_not_pass_while_one_waits_for_a_thread(timeout_ms: int) -> None:
+    """One that was let go has it: the next one's time passed, and it was told as stalled, before its handler was called."""
+    gate, called = threading.Event(), list[float]()
+
+    def handler(_given: object) -> int:
+        called.append(time.monotonic())
+        gate.wait(20)
+        if len(called) > 1 and timeout_ms < 100:
+            later.wait(20)
+        return len(called)
+
+    later = threading.Event()
+
+    async def main() -> None:
+        async with Bench(handler, places=1) as bench:
+            first = bench.start()
+            await bench.until(lambda: first.thread)
+            bench.runs.interrupt(first, "let go")
+            await bench.until(lambda: bench.ended)
+            second = bench.start(timeout_ms)
+            waits_until = asyncio.get_running_loop().time() + timeout_ms / 1000 * 1.5
+            await bench.until(lambda: asyncio.get_running_loop().time() > waits_until)
+            assert (second.ended_by, len(called)) == ("", 1)
+            assert not bench.stalls.current
+            gate.set()
+            if timeout_ms < 100:
+                await bench.until(lambda: second.ended_by == "timeout")
+                assert time.monotonic() - called[1] >= timeout_ms / 1000, "its whole time"
+                later.set()
+            await bench.until(lambda: len(bench.ended) == 2)
+            ending = bench.ended[1][1]
+            assert isinstance(ending, Failure) if timeout_ms < 100 else ending == Completed(b"2")
+
+    try:
+        asyncio.run(main())
+    finally:
+        gate.set()
+        later.set()
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "let go"])
+def test_one_that_is_stopped_while_it_waits_for_a_thread_does_not_begin(reason: str) -> None:
+    gate, called = threading.Event(), list[None]()
+
+    def handler(_given: object) -> None:
+        called.append(None)
+        gate.wait(20)
+
+    async def main() -> None:
+        async with Bench(handler, places=1) as bench:
+            first = bench.start()
+            await bench.until(lambda: first.thread)
+            waits = bench.start()
+            await bench.until(lambda: waits.thread == 0)
+            bench.runs.interrupt(waits, reason)
+            if reason == "let go":
+                await bench.until(lambda: bench.ended)
+            gate.set()
+            await bench.until(lambda: len(bench.ended) == 2 and not bench.runs.left)
+            assert dict(bench.ended)[waits] == Cancelled()
+            third = bench.start()
+            await bench.until(lambda: len(bench.ended) == 3)
+            assert bench.ended[2] == (third, Completed(None))
+            assert len(called) == 2, "the first one, and the third"
+
+    try:
+        asyncio.run(main())
+    finally:
+        gate.set()
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_what_one_asks_for_after_it_was_let_go_goes_nowhere(raises: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """It went out at once, under a new id: what its next execution asks for came beside it."""
+    gate, found = threading.Event(), list[Outbox | None]()
+
+    def handler(_given: object) -> None:
+        found.append(current("memory://", "jobs.q"))
+        gate.wait(20)
+        found.append(current("memory://", "jobs.q"))
+        if raises:
+            raise RuntimeError("nobody hears of it")
+
+    async def main() -> None:
+        async with Bench(handler) as bench:
+            run = bench.start()
+            await bench.until(lambda: run.thread)
+            bench.runs.interrupt(run, "let go")
+            await bench.until(lambda: bench.ended)
+            gate.set()
+            await bench.until(lambda: bench.freed)
+            assert found[0] is not None
+            assert found[1] is found[0]
+            assert [ending for _, ending in bench.ended] == [Cancelled()]
+
+    try:
+        asyncio.run(main())
+    finally:
+        gate.set()
+    gc.collect()
+    assert not caplog.records, "an error that nobody asks for is not told as forgotten"
+
+
+def test_a_thread_that_returns_after_its_loop_has_gone_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
+    gate, began = threading.Event(), list[threading.Thread]()
+
+    def handler(_given: object) -> None:
+        began.append(threading.current_thread())
+        gate.wait(20)
+
+    async def main() -> None:
+        async with Bench(handler) as bench:
+            runs = [bench.start(), bench.start()]
+            await bench.until(lambda: len(began) == 2)
+            bench.runs.interrupt(runs[0], "let go")
+
+    asyncio.run(main())
+    gate.set()
+    for thread in began:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert not caplog.records
 
 
 def test_a_next_too_many_in_a_thread_is_a_failure() -> None:
@@ -203,13 +344,12 @@ def test_a_next_too_many_in_a_thread_is_a_failure() -> None:
         return next(iter(()))
 
     async def main() -> None:
-        bench = Bench(handler)
-        bench.start()
-        await bench.until(lambda: bench.ended)
-        ending = bench.ended[0][1]
-        assert isinstance(ending, Failure)
-        assert "StopIteration" in ending.message
-        bench.runs.abandon()
+        async with Bench(handler) as bench:
+            bench.start()
+            await bench.until(lambda: bench.ended)
+            ending = bench.ended[0][1]
+            assert isinstance(ending, Failure)
+            assert "StopIteration" in ending.message
 
     asyncio.run(main())
 

@@ -1,0 +1,87 @@
+"""Calls of `def` handlers of jobs, each in a thread, which can't be stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextvars import copy_context
+from functools import partial
+
+from pipeline.worker.daemon_threads import DaemonThreads
+from pipeline.worker.jobs.context import JobContext
+from pipeline.worker.jobs.runs import Run
+
+
+class HandlerThreads:
+    """A thread for each of `places`. `left`: executions that were let go while their handlers go on; each takes a place, as one that
+    nobody stopped does, until `returned` hears of it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, places: int, returned: Callable[[Run], None]) -> None:
+        self._loop = loop
+        self._places = places
+        self._returned = returned
+        self._threads: DaemonThreads | None = None
+        self.left: dict[Run, None] = {}  # a set that keeps its order
+
+    def call(
+        self,
+        handler: Callable[..., object],
+        arguments: tuple[object, ...],
+        contexts: Sequence[JobContext],
+        runs: Sequence[Run],
+    ) -> Awaitable[object]:
+        """What the handler gives. Who awaits it may be cancelled; the call goes on."""
+        for run in runs:
+            run.thread = 0
+        if self._threads is None:
+            self._threads = DaemonThreads(self._places, "pipeline-jobs")
+        work = partial(copy_context().run, _in_thread, self._loop.time, handler, arguments, contexts, runs)
+        call = self._loop.run_in_executor(self._threads, work)
+        for run in runs:
+            run.call = call
+        return asyncio.shield(call)
+
+    def leave(self, run: Run) -> None:
+        """It is let go, and nobody awaits its call."""
+        if run.call is not None and not run.call.done():
+            self.left[run] = None
+            run.call.add_done_callback(partial(self._over, run))
+
+    def _over(self, run: Run, call: asyncio.Future[object]) -> None:
+        if not call.cancelled():
+            call.exception()  # nobody else asks for it, and asyncio would say so
+        if run in self.left:
+            del self.left[run]
+            self._returned(run)
+
+    def time_left_s(self, run: Run) -> float:
+        """Its time begins when its handler is called: not while it waits for a thread."""
+        timeout_s = run.timeout_ms / 1000
+        return timeout_s if run.called_s is None else run.called_s + timeout_s - self._loop.time()
+
+    def abandon(self, runs: Iterable[Run]) -> None:
+        for run in runs:
+            if run.call is not None:
+                run.call.cancel()  # its loop may be closed when the handler returns
+        self.left.clear()
+        if self._threads is not None:
+            self._threads.shutdown()
+
+
+def _in_thread(
+    time: Callable[[], float],
+    handler: Callable[..., object],
+    arguments: tuple[object, ...],
+    contexts: Sequence[JobContext],
+    runs: Sequence[Run],
+) -> object:
+    for run in runs:
+        run.called_s, run.thread = time(), threading.get_ident()
+    try:
+        return None if all(run.ended_by for run in runs) else handler(*arguments)
+    except StopIteration as error:  # a `next` too many: no asyncio future takes it, and the job would never end
+        raise RuntimeError("the handler raised StopIteration") from error
+    finally:
+        for context in contexts:  # not before: what one that was let go asks for is of an attempt that did not succeed
+            context.ended = True
