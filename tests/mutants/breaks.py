@@ -387,7 +387,7 @@ BREAKS = (
     Break("jobs-time-of-another-passes-in-a-thread", "worker.jobs.threads", "timeout_s if run.called_s is None else run.called_s + timeout_s - self._loop.time()", "timeout_s if run.called_s is None else 0.0", "tests/unit/jobs/test_job_runs.py"),
     Break("jobs-cancelled-run-in-their-thread", "worker.jobs.threads", "None if all(run.ended_by for run in runs) else ", "", "tests/unit/jobs/test_job_runs.py"),
     Break("jobs-let-go-fail-aloud", "worker.jobs.threads", "            call.exception()  # nobody", "            pass  # nobody", "tests/unit/jobs/test_job_runs.py"),
-    Break("jobs-threads-answer-a-closed-loop", "worker.jobs.threads", "                run.call.cancel()  # its loop", "                pass  # its loop", "tests/unit/jobs/test_job_runs.py"),
+    Break("jobs-abandoned-fail-aloud", "worker.jobs.threads", "                run.call.cancel()  # nobody", "                pass  # nobody", "tests/unit/jobs/test_job_runs.py"),
     Break("jobs-words-as-they-are", "worker.jobs.values", ".encode(\"utf-8\", \"replace\").decode()", "", "tests/unit/jobs/test_hostile_handlers.py"),
     Break("jobs-words-that-are-no-text", "worker.jobs.values", "text_of(words)[:most]", "str(words)[:most]", "tests/unit/jobs/test_hostile_handlers.py"),
     Break("jobs-warnings-kill-their-child", "worker.jobs.child_work", "plain_text(returned.reason, WARNING_CHARS)", "returned.reason", "tests/unit/jobs/test_processes.py::test_b10_a_warning_that_is_no_text_is_a_warning_all_the_same"),

@@ -63,7 +63,7 @@ class HandlerThreads:
     def abandon(self, runs: Iterable[Run]) -> None:
         for run in runs:
             if run.call is not None:
-                run.call.cancel()  # its loop may be closed when the handler returns
+                run.call.cancel()  # nobody looks at what comes of it
         self.left.clear()
         if self._threads is not None:
             self._threads.shutdown()

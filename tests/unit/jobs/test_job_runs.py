@@ -287,9 +287,10 @@ def test_one_that_is_stopped_while_it_waits_for_a_thread_does_not_begin(reason: 
 @pytest.mark.parametrize("raises", [False, True])
 def test_what_one_asks_for_after_it_was_let_go_goes_nowhere(raises: bool, caplog: pytest.LogCaptureFixture) -> None:
     """It went out at once, under a new id: what its next execution asks for came beside it."""
-    gate, found = threading.Event(), list[Outbox | None]()
+    gate, found, threads = threading.Event(), list[Outbox | None](), list[threading.Thread]()
 
     def handler(_given: object) -> None:
+        threads.append(threading.current_thread())
         found.append(current("memory://", "jobs.q"))
         gate.wait(20)
         found.append(current("memory://", "jobs.q"))
@@ -312,28 +313,38 @@ def test_what_one_asks_for_after_it_was_let_go_goes_nowhere(raises: bool, caplog
         asyncio.run(main())
     finally:
         gate.set()
+    threads[0].join(10)
+    found.clear()  # all that holds what came of it
     gc.collect()
     assert not caplog.records, "an error that nobody asks for is not told as forgotten"
 
 
-def test_a_thread_that_returns_after_its_loop_has_gone_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_thread_that_fails_after_its_worker_has_gone_is_quiet(closed: bool, caplog: pytest.LogCaptureFixture) -> None:
     gate, began = threading.Event(), list[threading.Thread]()
 
     def handler(_given: object) -> None:
         began.append(threading.current_thread())
         gate.wait(20)
+        raise RuntimeError("nobody hears of it")
+
+    def let_them_return() -> None:
+        gate.set()
+        for thread in began:
+            thread.join(10)
+            assert not thread.is_alive()
 
     async def main() -> None:
         async with Bench(handler) as bench:
             runs = [bench.start(), bench.start()]
             await bench.until(lambda: len(began) == 2)
             bench.runs.interrupt(runs[0], "let go")
+        if not closed:
+            await asyncio.to_thread(let_them_return)
 
     asyncio.run(main())
-    gate.set()
-    for thread in began:
-        thread.join(10)
-        assert not thread.is_alive()
+    let_them_return()
+    gc.collect()
     assert not caplog.records
 
 
