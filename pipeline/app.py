@@ -268,10 +268,9 @@ class Pipeline(JobRequests, JobOperations):
             if found is None:
                 return None
             queue, declared = found
-            group = self.group_name(queue)
-            topics = next(entry.topics for entry in self.layouts() if entry.group == group)
+            topics = next(entry.topics for entry in self.layouts() if entry.group == self.group_name(queue))
             assert topics.state is not None
-            return declared, Place(topics.source, topics.state, group)
+            return declared, Place(topics.source, topics.state)
 
         return self.job_client(find, lambda: self._queues.names)
 

@@ -114,9 +114,9 @@ class KafkaQueue:
         found = self._queues.find(topic)
         if found is None:
             return None
-        place = layout(self._subscription(topic), self._app.settings.prefix)
-        assert place.topics.state is not None
-        return found[1], Place(place.topics.source, place.topics.state, place.group)
+        topics = layout(self._subscription(topic), self._app.settings.prefix).topics
+        assert topics.state is not None
+        return found[1], Place(topics.source, topics.state)
 
     def _declare(self, topic: str) -> None:
         with self._declaring:

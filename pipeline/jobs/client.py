@@ -15,7 +15,6 @@ from pipeline.codec.jobs import InboxCodec, StoreCodec, prepare_queue
 from pipeline.jobs.asking import Asker
 from pipeline.jobs.following import Follower
 from pipeline.jobs.handle import JobHandle, Reach
-from pipeline.jobs.inbox import Inbox
 from pipeline.model.blobs import Blobs
 from pipeline.model.cluster import Acknowledgements, Cluster, RecordProducer
 from pipeline.model.errors import ConfigurationError, InvalidJob, PublishError
@@ -32,11 +31,10 @@ MANY, HEAR_S = 64, 0.001
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where jobs of one queue go, and whose they are then: real names."""
+    """Where jobs of one queue go: real names."""
 
     inbox: str
     state: str
-    group: str
 
 
 @dataclass(slots=True)
@@ -44,7 +42,6 @@ class _Queue:
     place: Place
     inbox: InboxCodec
     follower: Follower
-    asked: Inbox
     prepared: bool = False
     askers: dict[str, Asker] = field(default_factory=dict)
     reaches: dict[str, Reach] = field(default_factory=dict)
@@ -134,10 +131,7 @@ class JobClient:
         records = self._records(queue, requests)
         if (outbox := self._outbox(queue)) is not None:
             return self._hand_on(outbox, asker, queue, requests, records)
-        not_heard = (
-            (lambda: True) if self._parts.in_memory else None
-        )  # asked for, but nobody waits for the acknowledgement
-        handles = self._handles(queue, declared, requests, not_heard)
+        handles = self._handles(queue, declared, requests)
         heard = threading.Event()
         answers = Acknowledgements(count=len(records), done=heard.set)
         left: Sequence[tuple[bytes, bytes]] = records
@@ -230,8 +224,7 @@ class JobClient:
             lambda schema_id: parts.codec.fetch(place.state, schema_id),
             parts.in_memory,
         )
-        asked = Inbox(parts.cluster, place.inbox, place.group)
-        return _Queue(place, InboxCodec(parts.codec, place.inbox), follower, asked)
+        return _Queue(place, InboxCodec(parts.codec, place.inbox), follower)
 
     def _prepare(self, queue: _Queue) -> None:
         """Look up contracts, and where the store stands. May wait, the first time."""
@@ -266,8 +259,7 @@ class JobClient:
     ) -> JobHandle:
         reach = queue.reaches.get(declared.name)
         if reach is None:
-            parts = self._parts
-            reach = Reach(queue.follower, declared, self._off_loop, parts.now_ms, parts.blobs, queue.asked)
+            reach = Reach(queue.follower, declared, self._off_loop, self._parts.now_ms, self._parts.blobs)
             queue.reaches[declared.name] = reach
         return JobHandle(reach, job_id, record_key, sent)
 

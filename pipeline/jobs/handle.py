@@ -12,10 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.jobs.endings import result_of
 from pipeline.jobs.followed import NOWHERE, Answer, Followed
 from pipeline.jobs.following import Ends, Found
-from pipeline.jobs.inbox import Inbox
 from pipeline.model.blobs import Blobs
 from pipeline.model.durations import parse_duration_ms
-from pipeline.model.errors import InvalidJob, JobMissing, PipelineError, ResultTimeout, UndecodableError
+from pipeline.model.errors import InvalidJob, JobMissing, ResultTimeout, UndecodableError
 from pipeline.model.job_ids import absent, made_ms
 from pipeline.model.job_policies import check_written
 from pipeline.model.job_states import TERMINAL, JobState
@@ -25,8 +24,6 @@ from pipeline.model.validation import first_fault
 
 LOOK_AGAIN_S = 0.1
 """And twice as long each time."""
-FORGOTTEN_S = 60.0
-"""So often it is looked at most whether a job is forgotten that nothing is heard of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +72,13 @@ class Following(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How a handle gets to its queue. `off_loop` runs what may wait; `now_ms` as of `ClientParts`. `inbox`: where what was asked for
-    went, if it may be told from that when a job is forgotten."""
+    """How a handle gets to its queue. `off_loop` runs what may wait; `now_ms` as of `ClientParts`."""
 
     follower: Following
     type: JobType | None
     off_loop: Callable[[Callable[[], Any]], Awaitable[Any]]
     now_ms: Callable[[], int]
     blobs: Blobs | None = None
-    inbox: Inbox | None = None
 
 
 class JobHandle:
@@ -91,9 +86,6 @@ class JobHandle:
 
     `record_key`: of its request, which says where its entries are. Without one it is looked for in the store first. `sent` says of
     one that a handler asked for whether that handler has ended: before that nobody is asked.
-
-    One that is awaited for the first time when its job was forgotten long ago says so, if it knows that its request was acknowledged
-    (`sent` is None) and its group may be looked at; else it waits.
     """
 
     __slots__ = ("_absent", "_first", "_followed", "_reach", "_record_key", "_sent", "_since")
@@ -133,6 +125,13 @@ class JobHandle:
         except TimeoutError:
             if self._absent is not None:
                 raise self._missing(self._absent) from None
+            if (
+                self._followed.entry is None
+            ):  # it waits, or has only just begun; or its entries were compacted away before we looked
+                so_far = f"job {self.id} had no ending within {timeout}, and nothing was heard of it"
+                raise ResultTimeout(
+                    f"{so_far}: it goes on, ask again, unless it is forgotten (`status()` looks)"
+                ) from None
             raise ResultTimeout(f"job {self.id} had no ending within {timeout}: it goes on, ask again") from None
         return await self._result(record)
 
@@ -169,35 +168,8 @@ class JobHandle:
         follower, followed = self._reach.follower, self._followed
         if self._record_key is not None:
             follower.follow(followed, follower.partition_of(self._record_key), self._since)
-            if wait and self._reach.inbox is not None and self._sent is None:  # else it may not be in the inbox yet
-                await self._heard(followed, self._reach.inbox)
         elif followed.entry is None or followed.partition == NOWHERE:
             await (self._find_soon(followed) if wait else self._find(followed))
-
-    async def _heard(self, followed: Followed, inbox: Inbox) -> None:
-        """Its first entry. Of a job that was forgotten before anybody waited for it none may be left to come, while one that no worker
-        has come to has none yet: it is missing if the store lacks it when all is settled that the inbox held meanwhile."""
-        pause_s, ends = self._reach.follower.settling_ms / 1000, None
-        while followed.entry is None:
-            try:
-                async with asyncio.timeout(pause_s):
-                    await followed.wait(lambda _entry: True)
-            except TimeoutError:
-                try:
-                    ends = ends or await self._reach.off_loop(inbox.ends)
-                    if await self._settled(inbox, ends):
-                        await self._find(followed, everywhere=True)
-                        return
-                except JobMissing:
-                    raise
-                except PipelineError:
-                    pass  # the brokers are away, or the group may not be looked at: it is waited for as any other
-                pause_s = min(2 * pause_s, FORGOTTEN_S)
-
-    async def _settled(self, inbox: Inbox, ends: Ends) -> bool:
-        now_s = asyncio.get_running_loop().time()
-        settled: bool = await self._reach.off_loop(lambda: inbox.settled(ends, now_s))
-        return settled
 
     async def _find_soon(self, followed: Followed) -> None:
         """It may have been asked for a moment ago, and is not unknown for not being in the store yet."""
@@ -215,10 +187,10 @@ class JobHandle:
             await asyncio.sleep(min(pause_s, max(0.0, until_s - clock())))
             pause_s *= 2
 
-    async def _find(self, followed: Followed, everywhere: bool = False) -> Answer:
+    async def _find(self, followed: Followed) -> Answer:
         """In the store as it is; what comes later is followed."""
         follower = self._reach.follower
-        known = None if everywhere or followed.partition == NOWHERE else followed.partition
+        known = None if followed.partition == NOWHERE else followed.partition
         found: Found = await self._reach.off_loop(lambda: follower.look_up(followed.job_id, known))
         if found.entry is None or found.partition is None:
             raise self._missing(followed.job_id)

@@ -131,7 +131,8 @@ def test_a_job_that_is_not_waited_for_long_enough_is_told_with_its_id(operator: 
     (late,) = operator.json(*words, code=1)
     assert (late["state"], late["error"]) == (
         None,
-        f"job {late['id']} had no ending within 300ms: it goes on, ask again",
+        f"job {late['id']} had no ending within 300ms, and nothing was heard of it: "
+        "it goes on, ask again, unless it is forgotten (`status()` looks)",
     )
     while not (before := operator.json("jobs", "list")["total"]):  # it has no entry before it has run for a while
         time.sleep(0.1)
