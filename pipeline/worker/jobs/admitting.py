@@ -19,8 +19,6 @@ from pipeline.worker.execution import failure_of
 from pipeline.worker.jobs.host import Host
 
 ADMITTED_AT_ONCE = 1_000
-KEPT_MAX = 20_000
-"""Records of partitions whose boards are still being made, or whose first record waits for its schema, at which nothing more is taken."""
 
 
 class Admission:
@@ -31,6 +29,8 @@ class Admission:
         self._codec = codec
         self._hosts = hosts
         self._kept: dict[Unit, list[Delivery]] = {}
+        """Of partitions whose boards are still being made, or whose first record waits for its schema: a full one is not read on
+        (`Regulator`)."""
         self._awaiting: dict[Unit, Delivery] = {}
 
     def admit(self, now_ms: int) -> None:
@@ -38,18 +38,15 @@ class Admission:
         engine = self._engine
         if not engine.ready and not engine.resumed:
             return
-        most = ADMITTED_AT_ONCE
-        if self._kept and sum(map(len, self._kept.values())) > KEPT_MAX:
-            most = min(most, len(engine.resumed))  # what all the others are kept for comes all the same
         taken: list[Delivery] = []
-        engine.take_many(taken, most)
+        engine.take_many(taken, ADMITTED_AT_ONCE)
         self._give(self._in_turn(taken), now_ms)
         if taken and (engine.ready or engine.resumed):  # none: the group is paused
             engine.wake()
 
     def opened(self, host: Host, now_ms: int) -> None:
         """It has its board: what came before."""
-        self._give(self._kept.pop(host.unit, []), now_ms)
+        self._give(self._release(host.unit), now_ms)
 
     def forget(self, unit: Unit) -> None:
         self._kept.pop(unit, None)
@@ -64,8 +61,18 @@ class Admission:
             found.append(delivery)
             if self._awaiting.get(delivery.unit) is delivery:
                 del self._awaiting[delivery.unit]
-                found += self._kept.pop(delivery.unit, ())
+                found += self._release(delivery.unit)
         return found
+
+    def _keep(self, delivery: Delivery) -> None:
+        self._kept.setdefault(delivery.unit, []).append(delivery)
+        delivery.unit.waiting.enter(delivery)
+
+    def _release(self, unit: Unit) -> list[Delivery]:
+        kept = self._kept.pop(unit, [])
+        for delivery in kept:
+            unit.waiting.leave(delivery)
+        return kept
 
     def _give(self, taken: list[Delivery], now_ms: int) -> None:
         runs: dict[Host, list[tuple[int, JobRequest]]] = {}
@@ -73,7 +80,7 @@ class Admission:
             host = self._hosts.get(delivery.unit)
             if host is None or delivery.unit in self._awaiting:
                 if delivery.unit.open:  # else it was let go in this very step: its next owner reads it again
-                    self._kept.setdefault(delivery.unit, []).append(delivery)
+                    self._keep(delivery)
                 continue
             read = self._read(delivery)
             if read is None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 import structlog
 
-from pipeline import Pipeline
+from pipeline import FlowPolicy, Pipeline
 from pipeline.codec import wire
 from pipeline.codec.catalogue import product_catalogue
 from pipeline.codec.jobs import REQUEST, InboxCodec
@@ -19,7 +20,6 @@ from pipeline.model.errors import SchemaUnavailable
 from pipeline.model.job_ids import job_id
 from pipeline.model.job_states import JobState
 from pipeline.model.jobs import CancelJob, JobDuplicate, JobRecord, JobRequest
-from pipeline.worker.jobs import admitting
 from tests.unit.jobs.worlds import World, application, play, until
 
 INBOX, STATE, DEAD = "jobs.default", "jobs.default.default.state", "jobs.default.default.dlq"
@@ -184,31 +184,36 @@ def test_a_partition_that_waits_for_a_schema_is_its_next_owner_s_in_the_same_ord
     play(app, story, partitions=1)
 
 
-def test_what_all_are_kept_for_comes_however_many_are_kept(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admitting, "KEPT_MAX", 5)
+def test_a_partition_that_waits_is_read_no_further_than_it_has_room_and_the_others_go_on(registry: Registry) -> None:
+    """They stood still where there was much in the one."""
     app = application()
+    app.queue("default", flow=FlowPolicy(buffered=50))
     ran = steps(app)
 
     async def story(world: World) -> None:
         await world.start(app)
         inbox = Inbox(world, app)
         inbox.ask(0, newer=True)
-        for number in range(1, 30):
+        for number in range(1, 1_000):
             inbox.ask(number)
-            await asyncio.sleep(0.01)
         await waits_for(registry)
-        assert ran == []
+        inbox.ask(-1, partition=1)
+        await until(lambda: ran == [-1])
+        assert 100 <= kept(world) < 400
         registry.away = False
-        await until(lambda: len(ran) == 30)
-        assert ran == list(range(30))
+        await until(lambda: len(ran) == 1_001)
+        assert ran == [-1, *range(1_000)]
+        assert kept(world) == 0
 
-    play(app, story, partitions=1)
+    play(app, story)
 
 
-def test_what_was_kept_for_a_partition_that_is_another_s_by_now_takes_no_room(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(admitting, "KEPT_MAX", 5)
+def kept(world: World) -> int:
+    executors: list[Any] = [worker.running[0].engine.executor for worker in world.workers]
+    return sum(len(records) for executor in executors for records in executor._admission._kept.values())
+
+
+def test_what_was_kept_for_a_partition_that_is_another_s_by_now_is_let_go(registry: Registry) -> None:
     app, other = application("one"), application("other")
     ran, later = steps(app), steps(other)
 
@@ -220,8 +225,10 @@ def test_what_was_kept_for_a_partition_that_is_another_s_by_now_takes_no_room(
             for _ in range(10):
                 inbox.ask(2, partition=partition)
         await waits_for(registry)
+        assert kept(world) == 20
         await world.start(other)
         await asyncio.sleep(20)
+        assert kept(world) == 20
         registry.away = False
         await until(lambda: len(ran) == len(later) == 11)
         for partition in (0, 1):
