@@ -8,12 +8,11 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from pipeline.model.durations import parse_duration_ms
-from pipeline.model.errors import ConfigurationError
 from pipeline.model.job_batches import by_job
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import JobEnding
 from pipeline.model.outcome import Failure, FailureKind, Reject
-from pipeline.worker.execution import failure_of
+from pipeline.worker.execution import failure_of, text_of
 from pipeline.worker.jobs.context import JobContext
 from pipeline.worker.jobs.runs import Run
 from pipeline.worker.jobs.values import Values
@@ -139,14 +138,14 @@ class Batches:
         if status == "completed":
             return await self._completed(run, item, None)
         if status == "completed_with_warning":
-            return await self._completed(run, item, str(error or "no reason given"))
+            return await self._completed(run, item, _words(error, "no reason given"))
         if isinstance(error, Exception):
             failure = self._runner.failed(run, error)
         elif status == "rejected":
-            failure = self._runner.failed(run, Reject(str(error or "the batch handler rejected the job")))
+            failure = self._runner.failed(run, Reject(_words(error, "the batch handler rejected the job")))
         else:
             failure = Failure(
-                FailureKind.RETRYABLE, "Failed", "Failed", str(error or "the batch handler gave no error")
+                FailureKind.RETRYABLE, "Failed", "Failed", _words(error, "the batch handler gave no error")
             )
         if status == "rejected" and failure.kind is not FailureKind.TERMINAL:
             failure = self._runner.failed(run, Reject(failure.message))
@@ -160,10 +159,14 @@ class Batches:
             return failure
         try:
             return replace(failure, after_ms=parse_duration_ms(after, "after"))
-        except ConfigurationError as error:
+        except Exception as error:  # also of what can't be shown
             return self._runner.failed(run, error)
 
     def abandon(self) -> None:
         self._gathered.clear()
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _words(said: object, otherwise: str) -> str:
+    return text_of(said) if said is not None and said != "" else otherwise

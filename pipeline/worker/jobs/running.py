@@ -67,9 +67,10 @@ class JobRuns:
         }
         self._deadlines = Deadlines(shell.loop, self._late)
         self._pool = Pool(shell.loop, self._run, shell.failed)
-        self._threads = HandlerThreads(shell.loop, shell.places, self._returned)
-        self.left = self._threads.left
+        self._threads = HandlerThreads(shell.loop, shell.places)
         self.running: dict[Run, None] = {}  # a set that keeps its order
+        self.left: dict[Run, None] = {}
+        """What has its ending while its handler goes on: it takes a place, as one that nobody stopped does, until that returns."""
 
     def start(self, host: Any, job: Job) -> None:
         assert job.request is not None
@@ -89,14 +90,14 @@ class JobRuns:
         """Its time is over. What can't be stopped is told as stalled, and so is what did not stop in as much time again."""
         if run not in self.running and run not in self.left:
             return
-        if run.thread is not None and (left_s := self._threads.time_left_s(run)) > 0:
+        if run.in_thread and (left_s := self._threads.time_left_s(run)) > 0:
             self._loop.call_later(left_s, self._late, run)
             return
         again = bool(run.ended_by)
         self.interrupt(run, "timeout")
         if run not in self.running and run not in self.left:
             return
-        if run.thread is None and not again:
+        if not run.in_thread and not again:
             self._deadlines.begin(run)
             return
         job, since_s = run.job, time.monotonic() - run.timeout_ms / 1000
@@ -107,15 +108,18 @@ class JobRuns:
     def interrupt(self, run: Run, reason: str) -> None:
         """Stop it, as far as it can be stopped. A thread goes on to its end, and may still have its effect: so its job has no ending
         before that, and its key and its place wait. When it is let go nobody looks at what comes of it, but its place waits."""
-        if run not in self.running or run.let_go or (run.ended_by and (run.thread is None or reason != LET_GO)):
+        if run not in self.running or run.let_go or (run.ended_by and not (run.in_thread and reason == LET_GO)):
             return
         run.ended_by = run.ended_by or reason
-        if run.thread is not None and reason != LET_GO:
-            return
-        if run.thread is not None:
+        if run.in_thread:
+            if reason != LET_GO:
+                return
             run.let_go = True
-            self._threads.leave(run)
+            if run.call is not None:
+                self._leave(run, run.call)
         if run.job.kind.name in self._batches:
+            if run.task is not None and run not in self.left:
+                self._leave(run, run.task)
             self.finish(run, self.stopped(run))
             self._batches[run.job.kind.name].left(run)
         elif run.task is not None:  # else it has not begun, and does not
@@ -150,11 +154,19 @@ class JobRuns:
             ending = ending._replace(warning=plain_text(ending.warning, WARNING_CHARS))
         self._shell.ended(run, ending)
 
-    def _returned(self, run: Run) -> None:
-        """The handler of one that was let go."""
-        self._deadlines.end(run)
-        self._shell.stalls.end(run)
-        self._shell.freed()
+    def _leave(self, run: Run, call: asyncio.Future[Any]) -> None:
+        self.left[run] = None
+        call.add_done_callback(partial(self._returned, run))
+
+    def _returned(self, run: Run, call: asyncio.Future[Any]) -> None:
+        """The handler of one that had its ending before."""
+        if not call.cancelled():
+            call.exception()  # nobody else asks for it, and asyncio would say so
+        if run in self.left:
+            del self.left[run]
+            self._deadlines.end(run)
+            self._shell.stalls.end(run)
+            self._shell.freed()
 
     async def _execute(self, run: Run) -> JobEnding:
         processes = self._processes.get(run.job.kind.name)
@@ -239,7 +251,7 @@ class JobRuns:
 
     def tasks(self) -> set[asyncio.Task[None]]:
         """What is under way."""
-        return {*self._pool.tasks(), *(run.task for run in self.running if run.task is not None)}
+        return {*self._pool.tasks(), *(run.task for run in (*self.running, *self.left) if run.task is not None)}
 
     def abandon(self) -> None:
         for run in self.running:
@@ -255,4 +267,7 @@ class JobRuns:
         for processes in self._processes.values():
             processes.abandon()
         self._threads.abandon((*self.running, *self.left))
+        for run in self.left:
+            self._shell.stalls.end(run)
+        self.left.clear()
         self.running.clear()

@@ -15,8 +15,8 @@ class Run:
 
     `asked`: records of jobs that it asked for. `task`: what runs it, from when it begins; the jobs of a batch share one.
 
-    `thread`: that of a `def` handler, which can't be stopped (0: it has none yet), None for any other. `call`: what comes of it there;
-    `called_s`: when it was called, by the loop's time. `let_go`: nobody waits for that any more.
+    `thread`: that of a `def` handler (0: it has none yet), None for any other. `call`: what comes of it there; `called_s`: when it was
+    called, by the loop's time. `let_go`: nobody waits for that any more.
     """
 
     __slots__ = (
@@ -37,3 +37,8 @@ class Run:
         self.call: asyncio.Future[object] | None = None
         self.called_s: float | None = None
         self.let_go = False
+
+    @property
+    def in_thread(self) -> bool:
+        """It can't be stopped."""
+        return self.thread is not None and not (self.call is not None and self.call.done())

@@ -14,15 +14,12 @@ from pipeline.worker.jobs.runs import Run
 
 
 class HandlerThreads:
-    """A thread for each of `places`. `left`: executions that were let go while their handlers go on; each takes a place, as one that
-    nobody stopped does, until `returned` hears of it."""
+    """A thread for each of `places`."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, places: int, returned: Callable[[Run], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, places: int) -> None:
         self._loop = loop
         self._places = places
-        self._returned = returned
         self._threads: DaemonThreads | None = None
-        self.left: dict[Run, None] = {}  # a set that keeps its order
 
     def call(
         self,
@@ -40,20 +37,7 @@ class HandlerThreads:
         call = self._loop.run_in_executor(self._threads, work)
         for run in runs:
             run.call = call
-        return asyncio.shield(call)
-
-    def leave(self, run: Run) -> None:
-        """It is let go, and nobody awaits its call."""
-        if run.call is not None and not run.call.done():
-            self.left[run] = None
-            run.call.add_done_callback(partial(self._over, run))
-
-    def _over(self, run: Run, call: asyncio.Future[object]) -> None:
-        if not call.cancelled():
-            call.exception()  # nobody else asks for it, and asyncio would say so
-        if run in self.left:
-            del self.left[run]
-            self._returned(run)
+        return _outcome(call)
 
     def time_left_s(self, run: Run) -> float:
         """Its time begins when its handler is called: not while it waits for a thread."""
@@ -64,9 +48,14 @@ class HandlerThreads:
         for run in runs:
             if run.call is not None:
                 run.call.cancel()  # nobody looks at what comes of it
-        self.left.clear()
         if self._threads is not None:
             self._threads.shutdown()
+
+
+async def _outcome(call: asyncio.Future[object]) -> object:
+    """`asyncio.shield` tells the loop's handler of an error that nobody waits for any more (from Python 3.14 on)."""
+    await asyncio.wait((call,))
+    return call.result()
 
 
 def _in_thread(
@@ -80,8 +69,9 @@ def _in_thread(
         run.called_s, run.thread = time(), threading.get_ident()
     try:
         return None if all(run.ended_by for run in runs) else handler(*arguments)
-    except StopIteration as error:  # a `next` too many: no asyncio future takes it, and the job would never end
-        raise RuntimeError("the handler raised StopIteration") from error
+    except (StopIteration, GeneratorExit) as error:
+        # No asyncio future takes the one (a `next` too many), no task goes on after the other: the job would never end.
+        raise RuntimeError(f"the handler raised {type(error).__name__}") from error
     finally:
         for context in contexts:  # not before: what one that was let go asks for is of an attempt that did not succeed
             context.ended = True

@@ -119,6 +119,40 @@ def test_d6_a_handler_that_raises_fails_all_of_its_batch_and_a_def_handler_may_b
     play(app, story, partitions=1)
 
 
+class NoText(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("status", ["failed", "rejected", "completed_with_warning"])
+def test_d6_words_that_are_no_text_are_those_of_one_job_and_not_of_its_batch(status: str) -> None:
+    """All of them failed, and their handler was called for all of them again."""
+    app, calls = application(), list[int]()
+
+    @app.job("index", batch=Batch(size=4, wait="50ms"), attempts=1)
+    async def index(docs: list[Doc], jobs: list[JobContext]) -> list[dict[str, Any]]:
+        calls.append(len(docs))
+        odd: list[dict[str, Any]] = [
+            {"status": status, "result": 1, "error": NoText()},
+            {"status": status, "result": 1, "error": [NoText()]},
+            {"status": "failed", "after": NoText()},
+            {"status": "completed", "result": 2},
+        ]
+        return [{"id": job.id, **item} for job, item in zip(jobs, odd, strict=True)]
+
+    async def story(world: World) -> None:
+        await world.start(app)
+        handles = await app.enqueue_many(index, [Doc(n=n) for n in range(4)])
+        assert await handles[3].result("20s") == 2
+        ended = status if status == "completed_with_warning" else "dead_letter"
+        assert [(await handle.status()).state.value for handle in handles[:2]] == [ended] * 2
+        assert calls == [4]
+
+    play(app, story, partitions=1)
+
+
 def test_d6_an_input_that_does_not_fit_leaves_its_batch_and_the_others_go_on() -> None:
     app, caller = application(), application("caller")
 

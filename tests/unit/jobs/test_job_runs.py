@@ -10,17 +10,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import structlog
 
+from pipeline.blobs.folder import FolderBlobs
 from pipeline.core.jobs.job import Job, Kind
+from pipeline.model.blobs import BlobPolicy, Blobs
 from pipeline.model.job_policies import JobPolicy
 from pipeline.model.job_types import JobType
 from pipeline.model.jobs import Completed, JobEnding, JobRequest
 from pipeline.model.outbox import Outbox, current
 from pipeline.model.outcome import Cancelled, Failure
 from pipeline.model.permissions import Permissions
+from pipeline.model.policies import BatchPolicy
 from pipeline.worker.jobs.blobs import PayloadBlobs
 from pipeline.worker.jobs.context import Home
 from pipeline.worker.jobs.running import JobRuns, Shell
@@ -32,13 +36,21 @@ from pipeline.worker.stalls import Stalls
 class Bench:
     """In a running loop: jobs of one type, and what came of them. `async with`: it ends with a failure too."""
 
-    def __init__(self, handler: Callable[..., object], places: int = 10) -> None:
+    def __init__(
+        self,
+        handler: Callable[..., object],
+        places: int = 10,
+        policy: JobPolicy | None = None,
+        blobs: Blobs | None = None,
+    ) -> None:
         self.ended: list[tuple[Run, JobEnding]] = []
         self.failed: list[BaseException] = []
         self.freed: list[None] = []
         log = structlog.get_logger()
         self.stalls = Stalls(log)
-        declared = JobType("j", handler, is_async=asyncio.iscoroutinefunction(handler), alone=True)
+        self.policy = policy or JobPolicy()
+        is_async = asyncio.iscoroutinefunction(handler)
+        declared = JobType("j", handler, is_async=is_async, alone=True, policy=self.policy)
 
         async def never(*_: object) -> None:
             raise AssertionError("it asks for nothing")
@@ -47,7 +59,7 @@ class Bench:
             asyncio.get_running_loop(), lambda run, ending: self.ended.append((run, ending)), lambda *_: None, lambda: 0, log,
             Home("memory://", "", never), self.failed.append, self.stalls, places, lambda: self.freed.append(None),
         )  # fmt: skip
-        values = Values({"j": declared}, Permissions(), PayloadBlobs("jobs.q", None))
+        values = Values({"j": declared}, Permissions(), PayloadBlobs("jobs.q", blobs))
         self.runs = JobRuns({"j": declared}, shell, values, {})
 
     async def __aenter__(self) -> Bench:
@@ -57,7 +69,7 @@ class Bench:
         self.runs.abandon()
 
     def start(self, timeout_ms: int = 60_000) -> Run:
-        self.runs.start(None, Job(Kind("j", JobPolicy()), JobRequest("1", "j", b"null", timeout_ms=timeout_ms), 0, 0))
+        self.runs.start(None, Job(Kind("j", self.policy), JobRequest("1", "j", b"null", timeout_ms=timeout_ms), 0, 0))
         return list(self.runs.running)[-1]
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -178,6 +190,87 @@ def test_one_that_swallows_its_cancellation_is_told_as_stalled() -> None:
             assert bench.stalls.count == 1
 
     asyncio.run(main())
+
+
+def test_a_batch_that_is_stopped_takes_its_places_until_it_has_ended() -> None:
+    """Its jobs have their endings at once; the next one began beside what its handler still cleaned up."""
+    began, cleaning, cleaned = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def handler(_given: object) -> None:
+        began.set()
+        try:
+            await asyncio.sleep(3_600)
+        finally:
+            cleaning.set()
+            await cleaned.wait()
+
+    async def main() -> None:
+        async with Bench(handler, policy=JobPolicy(batch=BatchPolicy(2, 5))) as bench:
+            one, other = bench.start(80), bench.start(80)
+            await bench.until(began.is_set)
+            bench.runs.interrupt(one, "cancelled")
+            assert [run for run, _ in bench.ended] == [one]
+            assert list(bench.runs.left) == [one]
+            bench.runs.interrupt(other, "cancelled")
+            await bench.until(cleaning.is_set)
+            assert (len(bench.ended), list(bench.runs.left), bench.freed) == (2, [one, other], [])
+            await bench.until(lambda: len(bench.stalls.current) == 2)
+            assert other.task in bench.runs.tasks()
+            cleaned.set()
+            await bench.until(lambda: len(bench.freed) == 2)
+            assert (list(bench.runs.left), bench.stalls.current, len(bench.ended)) == ([], (), 2)
+
+    asyncio.run(main())
+
+
+def test_what_is_abandoned_is_stalled_no_more() -> None:
+    gate = threading.Event()
+
+    async def main() -> None:
+        async with Bench(lambda _given: gate.wait(20)) as bench:
+            run = bench.start(30)
+            await bench.until(lambda: run.thread)
+            bench.runs.interrupt(run, "let go")
+            await bench.until(lambda: bench.stalls.current)
+            bench.runs.abandon()
+            assert not bench.stalls.current
+
+    try:
+        asyncio.run(main())
+    finally:
+        gate.set()
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_one_whose_result_is_being_stored_can_be_stopped(is_async: bool, tmp_path: Path) -> None:
+    """Its thread has returned: it was told as stalled there, and neither its deadline nor a cancel ended it."""
+    gate = threading.Event()
+
+    class Slow(FolderBlobs):
+        def put(self, name: str, data: bytes) -> None:
+            gate.wait(20)
+
+    async def waits(_given: object) -> str:
+        return "x" * 100_000
+
+    def returns(_given: object) -> str:
+        return "x" * 100_000
+
+    async def main() -> None:
+        blobs = Blobs(Slow(tmp_path), BlobPolicy(inline_bytes=10))
+        async with Bench(waits if is_async else returns, blobs=blobs) as bench:
+            bench.start(50)
+            await bench.until(lambda: bench.ended or bench.stalls.current)
+            assert not bench.stalls.current
+            ending = bench.ended[0][1]
+            assert isinstance(ending, Failure)
+            assert ending.error_type == "TimeoutError"
+            gate.set()
+
+    try:
+        asyncio.run(main())
+    finally:
+        gate.set()
 
 
 def test_there_is_a_thread_for_each_place() -> None:
@@ -348,11 +441,12 @@ def test_a_thread_that_fails_after_its_worker_has_gone_is_quiet(closed: bool, ca
     assert not caplog.records
 
 
-def test_a_next_too_many_in_a_thread_is_a_failure() -> None:
-    """No asyncio future takes a StopIteration: its job never ended."""
+@pytest.mark.parametrize("raised", [StopIteration, GeneratorExit])
+def test_a_next_too_many_in_a_thread_is_a_failure(raised: type[BaseException]) -> None:
+    """No asyncio future takes a StopIteration, and no task goes on after a GeneratorExit: its job never ended."""
 
     def handler(_given: object) -> object:
-        return next(iter(()))
+        raise raised
 
     async def main() -> None:
         async with Bench(handler) as bench:
@@ -360,7 +454,7 @@ def test_a_next_too_many_in_a_thread_is_a_failure() -> None:
             await bench.until(lambda: bench.ended)
             ending = bench.ended[0][1]
             assert isinstance(ending, Failure)
-            assert "StopIteration" in ending.message
+            assert raised.__name__ in ending.message
 
     asyncio.run(main())
 
