@@ -158,10 +158,8 @@ class JobRuns:
         self.left[run] = None
         call.add_done_callback(partial(self._returned, run))
 
-    def _returned(self, run: Run, call: asyncio.Future[Any]) -> None:
+    def _returned(self, run: Run, _call: asyncio.Future[Any]) -> None:
         """The handler of one that had its ending before."""
-        if not call.cancelled():
-            call.exception()  # nobody else asks for it, and asyncio would say so
         if run in self.left:
             del self.left[run]
             self._deadlines.end(run)
@@ -266,7 +264,7 @@ class JobRuns:
             batches.abandon()
         for processes in self._processes.values():
             processes.abandon()
-        self._threads.abandon((*self.running, *self.left))
+        self._threads.abandon()
         for run in self.left:
             self._shell.stalls.end(run)
         self.left.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
 from functools import partial
 
@@ -35,6 +35,7 @@ class HandlerThreads:
             self._threads = DaemonThreads(self._places, "pipeline-jobs")
         work = partial(copy_context().run, _in_thread, self._loop.time, handler, arguments, contexts, runs)
         call = self._loop.run_in_executor(self._threads, work)
+        call.add_done_callback(_heard)
         for run in runs:
             run.call = call
         return _outcome(call)
@@ -44,12 +45,15 @@ class HandlerThreads:
         timeout_s = run.timeout_ms / 1000
         return timeout_s if run.called_s is None else run.called_s + timeout_s - self._loop.time()
 
-    def abandon(self, runs: Iterable[Run]) -> None:
-        for run in runs:
-            if run.call is not None:
-                run.call.cancel()  # nobody looks at what comes of it
+    def abandon(self) -> None:
         if self._threads is not None:
             self._threads.shutdown()
+
+
+def _heard(call: asyncio.Future[object]) -> None:
+    """Of one that was stopped just then, or let go, nobody asks for the error, and asyncio would say so."""
+    if not call.cancelled():
+        call.exception()
 
 
 async def _outcome(call: asyncio.Future[object]) -> object:

@@ -412,6 +412,31 @@ def test_what_one_asks_for_after_it_was_let_go_goes_nowhere(raises: bool, caplog
     assert not caplog.records, "an error that nobody asks for is not told as forgotten"
 
 
+def test_one_that_is_stopped_just_when_its_thread_has_failed_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
+    def handler(_given: object) -> None:
+        gate.wait(20)
+        raise RuntimeError("nobody hears of it")
+
+    gate = threading.Event()
+
+    async def main() -> None:
+        async with Bench(handler) as bench:
+            run = bench.start()
+            await bench.until(lambda: run.thread)
+            assert run.call is not None
+            run.call.add_done_callback(lambda _: bench.runs.interrupt(run, "let go"))
+            gate.set()
+            await bench.until(lambda: bench.ended)
+            assert [ending for _, ending in bench.ended] == [Cancelled()]
+
+    try:
+        asyncio.run(main())
+    finally:
+        gate.set()
+    gc.collect()
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("closed", [False, True])
 def test_a_thread_that_fails_after_its_worker_has_gone_is_quiet(closed: bool, caplog: pytest.LogCaptureFixture) -> None:
     gate, began = threading.Event(), list[threading.Thread]()
