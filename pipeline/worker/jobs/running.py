@@ -108,13 +108,12 @@ class JobRuns:
     def interrupt(self, run: Run, reason: str) -> None:
         """Stop it, as far as it can be stopped. A thread goes on to its end, and may still have its effect: so its job has no ending
         before that, and its key and its place wait. When it is let go nobody looks at what comes of it, but its place waits."""
-        if run not in self.running or run.let_go or (run.ended_by and not (run.in_thread and reason == LET_GO)):
+        if run not in self.running or run in self.left or (run.ended_by and not (run.in_thread and reason == LET_GO)):
             return
         run.ended_by = run.ended_by or reason
         if run.in_thread:
             if reason != LET_GO:
                 return
-            run.let_go = True
             if run.call is not None:
                 self._leave(run, run.call)
         if run.job.kind.name in self._batches:

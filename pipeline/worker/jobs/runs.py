@@ -16,11 +16,11 @@ class Run:
     `asked`: records of jobs that it asked for. `task`: what runs it, from when it begins; the jobs of a batch share one.
 
     `thread`: that of a `def` handler (0: it has none yet), None for any other. `call`: what comes of it there; `called_s`: when it was
-    called, by the loop's time. `let_go`: nobody waits for that any more.
+    called, by the loop's time.
     """
 
     __slots__ = (
-        *("asked", "call", "called_s", "ended_by", "host", "job", "let_go"),
+        *("asked", "call", "called_s", "ended_by", "host", "job"),
         *("task", "teller", "thread", "timeout_ms", "version"),
     )
 
@@ -36,7 +36,6 @@ class Run:
         self.thread: int | None = None
         self.call: asyncio.Future[object] | None = None
         self.called_s: float | None = None
-        self.let_go = False
 
     @property
     def in_thread(self) -> bool:
