@@ -344,6 +344,32 @@ def test_the_checker_is_content_with_a_history_that_holds() -> None:
     assert not checker.problems
 
 
+@pytest.mark.parametrize(
+    ("exactly_once", "second", "fine"), [(False, ok(3), True), (False, failed(3), False), (True, ok(3), False)]
+)
+def test_a_repeat_may_end_otherwise_than_the_dead_letter_of_an_owner_that_died(
+    exactly_once: bool, second: Ended, fine: bool
+) -> None:
+    """Its time ran out while the loop stood still; the letter was in flight (as in seed 60386). Not in `exactly_once`, and not when
+    only the output of one that failed again makes it done."""
+    checker = Checker(replace(TERMS, exactly_once=exactly_once))
+    first = [source(0), *CLAIM, began(1, 0), failed(1), began(2, 0, attempt=2, at_ms=1_000), failed(2)]
+    checker.take([*first, stored(T, 0, epoch=2), began(3, 0, epoch=2, attempt=2, at_ms=1_000), second, letter(0, 2)])
+    if not fine and not exactly_once:
+        checker.take([began(4, 0, epoch=2, attempt=1, at_ms=1_000), ok(4)])
+    checker.check_end()
+    assert any("done and in the dead letters" in problem for problem in checker.problems) is not fine
+
+
+@pytest.mark.parametrize(("began_ms", "obeyed"), [(4_700, True), (5_800, False)])
+def test_the_time_in_which_a_pause_is_heard_counts_from_the_last_jump_of_the_clock(began_ms: int, obeyed: bool) -> None:
+    """Back, and then on: the second one set in before the time of day at which the group was paused (as in seed 58717)."""
+    jumps = [Happened(1_000, "pause"), Happened(1_050, "jump", "-800"), Happened(270, "jump", "4000")]
+    checker = Checker(TERMS)
+    checker.take([source(0), *CLAIM, *jumps, began(1, 0, at_ms=began_ms)])
+    assert ("pause" not in {promise(problem) for problem in checker.problems}) is obeyed
+
+
 def test_the_checker_reads_commits_as_they_are_written() -> None:
     for opened in ((), (5,), (5, 7, 30), tuple(range(5, 200, 3))):
         progress = Progress(5, 200, opened, 3, {"1s": 9, "replay": 0})

@@ -26,11 +26,13 @@ LANE_BOUND = 2 * sum(LANES) + len(LANES)
 
 @dataclass(slots=True)
 class Doing:
-    """What an owner has done so far. `over`: jobs that it saw end. `left`: by key, what has begun before its time, as the store says."""
+    """What an owner has done so far. `over`: jobs that it saw end. `begun`: what began before its time, as the store says (also where
+    the worker died before it called the handler, which no owner can know); `left`: by key."""
 
     life: Life
     ran: Counter[tuple[str, int]] = field(default_factory=Counter)
     holding: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    begun: set[str] = field(default_factory=set)
     left: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     over: set[str] = field(default_factory=set)
     first: list[Request] = field(default_factory=list)
@@ -63,8 +65,10 @@ class JobChecker:
                 held = entry.state in ("RUNNING", "RETRYING") or (
                     entry.state == "QUEUED" and entry.fields["started_ms"]
                 )
-                if request is not None and request.key is not None and held:
-                    self._doing[key].left[request.key].add(name)
+                if request is not None and held:
+                    self._doing[key].begun.add(name)
+                    if request.key is not None:
+                        self._doing[key].left[request.key].add(name)
         for index, fact in enumerate(facts):
             if isinstance(fact, JobBegan):
                 found += self._on_began(index, fact)
@@ -213,10 +217,12 @@ class JobChecker:
         )  # fmt: skip
 
     def _check_turn(self, index: int, fact: JobBegan, request: Request, doing: Doing) -> Iterator[str]:
-        """J8: of one tenant, type and priority first come, first served; no lane in which something waits is passed over for long."""
+        """J8: of one tenant, type and priority first come, first served, after what had begun when its owner came; no lane in which
+        something waits is passed over for long."""
         history = self.history
         free = self._plain(request) and request.key is None and not request.kind.concurrency
-        if free and request.id not in self._started:
+        first = free and request.id not in self._started and request.id not in doing.begun
+        if first:
             doing.first.append(request)
         last = max((each.offset for each in doing.first), default=-1)
         waiting = [
@@ -226,7 +232,7 @@ class JobChecker:
             and not each.kind.concurrency and each.id not in self._started and each is not request
             and not self._released(each.id, index, fact.at_ms, doing)
         ]  # fmt: skip
-        if free and request.id not in self._started:
+        if first:
             for each in waiting:
                 same = all(each.fields[name] == request.fields[name] for name in ("type", "tenant", "priority"))
                 if same and each.offset < request.offset:

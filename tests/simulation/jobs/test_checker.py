@@ -1,0 +1,69 @@
+"""The checker of jobs, told histories that were written by hand: who may go first."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.codec.jobs import InboxCodec, StoreCodec
+from pipeline.core.progress import Progress, encode
+from pipeline.model.jobs import JobRecord, JobRequest, JobState
+from tests.simulation.facts import Fact, JobBegan, Landed, Stored
+from tests.simulation.jobs.checker import JobChecker
+from tests.simulation.jobs.fleet import codec
+from tests.simulation.jobs.scenario import INBOX, STORE, Asked, JobScenario
+
+JOBS = [JobRequest(f"job-{offset}", "steady", b"%d" % offset, tenant="a") for offset in range(3)]
+
+
+def asked(offset: int) -> Fact:
+    inbox = InboxCodec(codec(), INBOX)
+    inbox.prepare()
+    return Landed(0, (INBOX, 0, offset), None, inbox.request(JOBS[offset]), [])
+
+
+def entry(at: int, offset: int, state: JobState, started_ms: int = 0) -> Fact:
+    store = StoreCodec(codec(), STORE)
+    store.prepare()
+    packed = store.pack(JobRecord(JOBS[offset], state, number=offset, offset=offset, started_ms=started_ms))
+    return Landed(0, (STORE, 0, at), f"j/job-{offset}".encode(), packed, [("pl.epoch", b"1")])
+
+
+def claim(epoch: int, fence: int) -> Fact:
+    return Stored(0, (INBOX, 0), 0, encode(Progress(0, 0, (), epoch, {"state": fence})))
+
+
+def began(number: int, offset: int, epoch: int) -> Fact:
+    return JobBegan(0, number, "w", 0, epoch, f"job-{offset}", 1, 0)
+
+
+def out_of_turn(*facts: Fact) -> list[str]:
+    scenario = JobScenario(0, asked=tuple(Asked(number, 0, "steady") for number in range(len(JOBS))))
+    inbox = [asked(offset) for offset in range(len(JOBS))]
+    return [told for told in JobChecker(scenario).check([claim(1, 0), *inbox, *facts]) if told.startswith("J8")]
+
+
+def test_one_that_overtakes_another_of_its_tenant_is_seen() -> None:
+    assert len(out_of_turn(began(1, 1, epoch=1))) == 1
+    assert not out_of_turn(began(1, 0, epoch=1), began(2, 1, epoch=1))
+
+
+@pytest.mark.parametrize(
+    ("state", "started_ms", "first"),
+    [
+        (JobState.RUNNING, 5, True),
+        (JobState.RETRYING, 5, True),
+        (JobState.QUEUED, 5, True),
+        (JobState.QUEUED, 0, False),
+    ],
+)
+def test_what_the_store_says_has_begun_goes_first_whoever_owns_it(
+    state: JobState, started_ms: int, first: bool
+) -> None:
+    """The worker died before it called the handler, as in seed 56223: no owner can know that."""
+    facts = [entry(0, 1, state, started_ms), claim(2, fence=1), began(1, 1, epoch=2)]
+    assert (not out_of_turn(*facts)) is first
+
+
+def test_who_had_begun_excuses_no_other() -> None:
+    facts = [entry(0, 1, JobState.RUNNING, 5), claim(2, fence=1), began(1, 1, epoch=2), began(2, 2, epoch=2)]
+    assert len(out_of_turn(*facts)) == 1
