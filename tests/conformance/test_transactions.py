@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from pipeline.memory.cluster import MemoryCluster
 from pipeline.model.cluster import Position, TopicPartition
 from pipeline.model.errors import ClusterError, ClusterUnavailable, ProducerFenced
 from pipeline.model.transactions import Membership, TransactionalProducer, TransactionPolicy
@@ -110,6 +111,26 @@ def test_what_is_aborted_never_was(grouped: Side) -> None:
     asked.send(out, b"a")
     assert asked.commit({source: Position(1)}, membership(member)) is None
     wait_until(lambda: visible(grouped, out) == [b"a"], "the second alone", member.poll)
+
+
+def test_an_abort_does_not_overtake_the_commit_that_was_asked_before_it(grouped: Side) -> None:
+    member, group, source, out = scene(grouped)
+    if isinstance(grouped.cluster, MemoryCluster):
+        grouped.cluster.faults.commit_delay_ms = (0, 40)
+    asked = Asked(grouped, group)
+    told: list[tuple[str, ClusterError | None]] = []
+    for number in range(1, 9):
+        asked.begin()
+        asked.send(out, b"%d" % number)
+        told.clear()
+        asked.producer.commit(
+            {source: Position(number)}, membership(member), lambda error: told.append(("commit", error))
+        )
+        asked.producer.abort(lambda error: told.append(("abort", error)))
+        wait_until(lambda: len(told) == 2, "both answered", member.poll)
+        assert told == [("commit", None), ("abort", None)]
+        assert member.consumer.committed([source], 10.0)[source] == Position(number)
+    wait_until(lambda: visible(grouped, out) == [b"%d" % number for number in range(1, 9)], "all are seen", member.poll)
 
 
 def test_an_open_transaction_holds_back_what_others_write_behind_it(side: Side) -> None:

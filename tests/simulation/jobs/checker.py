@@ -122,6 +122,9 @@ class JobChecker:
             yield f"J1: #{fact.number}: {fact.job_id} began, and was {before.state} when its owner came"
         for at, entry in self.history.of(fact.job_id):
             if at < index and entry.state in TERMINAL and entry.epoch <= fact.epoch:
+                if self.history.brought_back(fact.job_id, index):
+                    self.seen["forgotten, and brought back by a commit that landed late"] += 1
+                    return
                 yield f"J1: #{fact.number}: {fact.job_id} began after it was {entry.state}"
                 return
 

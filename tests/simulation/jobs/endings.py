@@ -252,8 +252,10 @@ def _same(told: str, last: Entry) -> bool:
     if told.startswith("is "):
         return told[3:] == state
     if told.startswith("completed "):
+        if not state.startswith("completed"):
+            return False  # an owner that had lost it wrote of it what has no outcome
         result = last.fields["outcome"]["result"]
-        return state.startswith("completed") and told[10:] == (result.decode() if result else "None")
+        return told[10:] == (result.decode() if result else "None")
     return told == state
 
 

@@ -73,9 +73,17 @@ class History:
     settled: dict[int, tuple[int, int]] = field(default_factory=dict)
     ends: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     put_back: set[int] = field(default_factory=set)
+    overtaken: set[int] = field(default_factory=set)
+    """Partitions of which a commit landed behind a later one of the same owner, so that the inbox is read again from there."""
     told: list[JobAsked] = field(default_factory=list)
     began: dict[int, JobBegan] = field(default_factory=dict)
     ended: dict[int, JobEnded] = field(default_factory=dict)
+
+    def brought_back(self, job_id: str, index: int) -> bool:
+        """It was forgotten by then, and a commit that landed late has it read from the inbox again."""
+        request = self.requests[job_id]
+        forgotten = any(at < index and not entry.what for at, entry in self.of(job_id))
+        return forgotten and request.partition in self.overtaken
 
     def of(self, job_id: str) -> list[tuple[int, Entry]]:
         """Its entries that are believed, with the index of their fact."""
@@ -137,7 +145,11 @@ def _stored(found: History, index: int, fact: Stored) -> None:
     now = read_progress(fact.offset, fact.metadata)
     known = max((epoch for of, epoch in found.lives if of == partition), default=0)
     open_ = min(now.open, default=now.end)
-    found.settled[partition] = (fact.offset if fact.offset == now.end else open_, now.epoch)
+    settled = (fact.offset if fact.offset == now.end else open_, now.epoch)
+    before = found.settled.get(partition, settled)
+    if now.epoch == before[1] and settled < before:
+        found.overtaken.add(partition)
+    found.settled[partition] = settled
     if now.epoch < known:
         found.put_back.add(partition)
     elif now.epoch > known:

@@ -1,4 +1,4 @@
-"""The checker of jobs, told histories that were written by hand: who may go first."""
+"""The checker of jobs, told histories that were written by hand: who may go first, and who again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.codec.jobs import InboxCodec, StoreCodec
 from pipeline.core.progress import Progress, encode
-from pipeline.model.jobs import JobRecord, JobRequest, JobState
+from pipeline.model.jobs import JobOutcome, JobRecord, JobRequest, JobState
 from tests.simulation.facts import Fact, JobBegan, Landed, Stored
 from tests.simulation.jobs.checker import JobChecker
 from tests.simulation.jobs.fleet import codec
@@ -24,7 +24,9 @@ def asked(offset: int) -> Fact:
 def entry(at: int, offset: int, state: JobState, started_ms: int = 0) -> Fact:
     store = StoreCodec(codec(), STORE)
     store.prepare()
-    packed = store.pack(JobRecord(JOBS[offset], state, number=offset, offset=offset, started_ms=started_ms))
+    outcome = JobOutcome(result=b"1")
+    record = JobRecord(JOBS[offset], state, number=offset, offset=offset, started_ms=started_ms, outcome=outcome)
+    packed = store.pack(record)
     return Landed(0, (STORE, 0, at), f"j/job-{offset}".encode(), packed, [("pl.epoch", b"1")])
 
 
@@ -36,10 +38,22 @@ def began(number: int, offset: int, epoch: int) -> Fact:
     return JobBegan(0, number, "w", 0, epoch, f"job-{offset}", 1, 0)
 
 
-def out_of_turn(*facts: Fact) -> list[str]:
+def forgotten(at: int, offset: int) -> Fact:
+    return Landed(0, (STORE, 0, at), f"j/job-{offset}".encode(), None, [("pl.epoch", b"1")])
+
+
+def commit(offset: int) -> Fact:
+    return Stored(0, (INBOX, 0), offset, encode(Progress(offset, offset, (), 1, {"state": 0})))
+
+
+def problems(*facts: Fact) -> list[str]:
     scenario = JobScenario(0, asked=tuple(Asked(number, 0, "steady") for number in range(len(JOBS))))
     inbox = [asked(offset) for offset in range(len(JOBS))]
-    return [told for told in JobChecker(scenario).check([claim(1, 0), *inbox, *facts]) if told.startswith("J8")]
+    return JobChecker(scenario).check([claim(1, 0), *inbox, *facts])
+
+
+def out_of_turn(*facts: Fact) -> list[str]:
+    return [told for told in problems(*facts) if told.startswith("J8")]
 
 
 def test_one_that_overtakes_another_of_its_tenant_is_seen() -> None:
@@ -67,3 +81,14 @@ def test_what_the_store_says_has_begun_goes_first_whoever_owns_it(
 def test_who_had_begun_excuses_no_other() -> None:
     facts = [entry(0, 1, JobState.RUNNING, 5), claim(2, fence=1), began(1, 1, epoch=2), began(2, 2, epoch=2)]
     assert len(out_of_turn(*facts)) == 1
+
+
+@pytest.mark.parametrize("overtaken", [True, False])
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_job_that_is_forgotten_may_come_back_only_by_a_commit_that_landed_late(overtaken: bool, gone: bool) -> None:
+    """As in seed 67375."""
+    facts = [began(1, 0, epoch=1), entry(0, 0, JobState.COMPLETED, 5)]
+    facts += [forgotten(1, 0)] if gone else []
+    facts += [commit(2), commit(1)] if overtaken else [commit(1), commit(2)]
+    told = problems(*facts, claim(2, fence=2), began(2, 0, epoch=2))
+    assert any("began after it was COMPLETED" in each for each in told) is not (overtaken and gone)
