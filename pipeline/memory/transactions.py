@@ -94,8 +94,8 @@ class MemoryTransactions:
         self._failed: ClusterError | None = None
         self._began_ms = 0
         self._sent = 0
-        self._asked: deque[tuple[Callable[[], None], Answered]] = deque()
-        self._held = False
+        self._held: deque[Callable[[], None]] = deque()
+        self._last_due_ms = 0
         self._frozen = self._killed = self._closed = False
 
     # -- requests
@@ -113,32 +113,24 @@ class MemoryTransactions:
         """Every answer comes."""
 
     def _ask(self, request: Callable[[], None], done: Answered) -> None:
-        """A request and its answer, one after the other as in the Kafka adapter's thread: an abort never overtakes a commit."""
-        self._asked.append((request, done))
-        if len(self._asked) == 1:
-            self._send_next()
+        """A request and its answer, behind those asked before; a process that is stopped sends neither until it goes on."""
+        cluster = self._cluster
 
-    def _send_next(self) -> None:
-        faults = self._cluster.faults
-        self._cluster.later(faults.drawn(faults.commit_delay_ms), self._arrive)
+        def arrive() -> None:
+            if self._frozen:
+                self._held.append(arrive)
+                return
+            error: ClusterError | None = None
+            with cluster.changed:
+                try:
+                    request()
+                except ClusterError as problem:
+                    self._failed = self._failed or problem
+                    error = problem
+            done(error)
 
-    def _arrive(self) -> None:
-        """A process that is stopped neither asks nor hears until it goes on."""
-        if self._frozen:
-            self._held = True
-            return
-        request, done = self._asked[0]
-        error: ClusterError | None = None
-        with self._cluster.changed:
-            try:
-                request()
-            except ClusterError as problem:
-                self._failed = self._failed or problem
-                error = problem
-        self._asked.popleft()
-        if self._asked:
-            self._send_next()
-        done(error)
+        due_ms = max(self._last_due_ms, cluster.clock() + cluster.faults.drawn(cluster.faults.commit_delay_ms))
+        self._last_due_ms = cluster.at(due_ms, arrive)
 
     def _begin(self) -> None:
         self._find_coordinator()
@@ -257,13 +249,12 @@ class MemoryTransactions:
         self._frozen = True
 
     def thaw(self) -> None:
-        """What it was about to ask arrives now."""
+        """What it was about to ask arrives now, in order."""
         self._frozen = False
-        if self._held:
-            self._held = False
-            self._cluster.later(0, self._arrive)
+        while self._held:
+            self._cluster.later(0, self._held.popleft())
 
     def kill(self, late_ms: int | None) -> None:
         """What is open stays so until it times out, or the next producer of its id begins."""
         self._killed = self._frozen = True
-        self._asked.clear()
+        self._held.clear()

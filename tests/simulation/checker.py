@@ -589,10 +589,10 @@ class Checker:
             self._exactly.check_end()
         repeatable = self.terms.whole or self.terms.moved
         for identity, story in self.stories.items():
-            excused = story.skipped or repeatable or (self._exactly is None and story.ended_otherwise)
+            both = story.done and story.dead > story.behind and not story.skipped and not repeatable
             if not story.ended:
                 self._wrong("I1", f"{identity} has no ending")
-            elif story.done and story.dead > story.behind and not excused:
+            elif both and (self._exactly is not None or not story.ended_otherwise):
                 self._wrong("I2", f"{identity} is done and in the dead letters")
             if self.terms.calm and story.dead - story.behind > 1:
                 self._wrong("I2", f"{identity} has {story.dead - story.behind} dead letters")

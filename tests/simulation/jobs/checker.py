@@ -26,13 +26,11 @@ LANE_BOUND = 2 * sum(LANES) + len(LANES)
 
 @dataclass(slots=True)
 class Doing:
-    """What an owner has done so far. `over`: jobs that it saw end. `begun`: what began before its time, as the store says (also where
-    the worker died before it called the handler, which no owner can know); `left`: by key."""
+    """What an owner has done so far. `over`: jobs that it saw end. `left`: by key, what has begun before its time, as the store says."""
 
     life: Life
     ran: Counter[tuple[str, int]] = field(default_factory=Counter)
     holding: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    begun: set[str] = field(default_factory=set)
     left: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     over: set[str] = field(default_factory=set)
     first: list[Request] = field(default_factory=list)
@@ -62,13 +60,8 @@ class JobChecker:
             self._doing[key] = Doing(life)
             for name, entry in life.durable.items():
                 request = history.requests.get(name)
-                held = entry.state in ("RUNNING", "RETRYING") or (
-                    entry.state == "QUEUED" and entry.fields["started_ms"]
-                )
-                if request is not None and held:
-                    self._doing[key].begun.add(name)
-                    if request.key is not None:
-                        self._doing[key].left[request.key].add(name)
+                if request is not None and request.key is not None and entry.begun:
+                    self._doing[key].left[request.key].add(name)
         for index, fact in enumerate(facts):
             if isinstance(fact, JobBegan):
                 found += self._on_began(index, fact)
@@ -224,7 +217,8 @@ class JobChecker:
         something waits is passed over for long."""
         history = self.history
         free = self._plain(request) and request.key is None and not request.kind.concurrency
-        first = free and request.id not in self._started and request.id not in doing.begun
+        before = doing.life.durable.get(request.id)  # may say so where the worker died before it called the handler
+        first = free and request.id not in self._started and not (before is not None and before.begun)
         if first:
             doing.first.append(request)
         last = max((each.offset for each in doing.first), default=-1)

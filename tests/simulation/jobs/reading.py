@@ -33,6 +33,11 @@ class Entry:
         return str(self.fields.get("state", ""))
 
     @property
+    def begun(self) -> bool:
+        """Not over, and it has begun before."""
+        return self.state in ("RUNNING", "RETRYING") or (self.state == "QUEUED" and bool(self.fields["started_ms"]))
+
+    @property
     def over(self) -> bool:
         """Nothing more is to come of it."""
         return self.what != "JobRecord" or (self.state in TERMINAL and not self.fields["letter_due"])
