@@ -84,6 +84,9 @@ def _dedup(history: History, seen: Counter[str]) -> Iterator[str]:
     same = duplicates(history)
     seen["duplicate"] += len(same)
     firsts: dict[tuple[int, str, str], str] = {}
+    older: set[tuple[int, str, str, str | None]] = set()
+    """Jobs whose window begins before the one that was known: the broker's clock was put back. It counts when the one that was known is
+    over, where a new owner finds the job."""
     for request in sorted(history.requests.values(), key=lambda each: each.offset):
         dedup_id = request.fields["dedup_id"]
         if dedup_id is None:
@@ -93,7 +96,13 @@ def _dedup(history: History, seen: Counter[str]) -> Iterator[str]:
         until_ms = first.at_ms + first.fields["dedup_window_ms"] if first is not None else 0
         inside = request.at_ms < until_ms
         if first is not None and request.at_ms < first.at_ms:
-            continue  # the clock was put back
+            if request.id not in same:
+                older.add((*place, request.id))
+            continue
+        if not inside and (*place, same.get(request.id)) in older:
+            first = history.requests[same[request.id]]
+            until_ms = first.at_ms + first.fields["dedup_window_ms"]
+            inside = request.at_ms < until_ms
         if inside and request.latest_ms >= until_ms:
             seen["asked for in a window that was over once"] += 1  # put back, too: the window may be forgotten by now
             if request.id not in same:

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.codec.jobs import InboxCodec, StoreCodec
 from pipeline.core.progress import Progress, encode
-from pipeline.model.jobs import JobOutcome, JobRecord, JobRequest, JobState
+from pipeline.model.jobs import JobDuplicate, JobOutcome, JobRecord, JobRequest, JobState
 from tests.simulation.facts import Fact, JobBegan, Landed, Stored
 from tests.simulation.jobs.checker import JobChecker
 from tests.simulation.jobs.fleet import codec
@@ -92,3 +92,47 @@ def test_a_job_that_is_forgotten_may_come_back_only_by_a_commit_that_landed_late
     facts += [commit(2), commit(1)] if overtaken else [commit(1), commit(2)]
     told = problems(*facts, claim(2, fence=2), began(2, 0, epoch=2))
     assert any("began after it was COMPLETED" in each for each in told) is not (overtaken and gone)
+
+
+def same_work(*asked: tuple[int, int]) -> list[Fact]:
+    """Requests of one dedup id: when they got into the inbox, and for how long their windows last."""
+    inbox = InboxCodec(codec(), INBOX)
+    inbox.prepare()
+    return [
+        Landed(
+            at_ms,
+            (INBOX, 0, offset),
+            None,
+            inbox.request(
+                JobRequest(f"job-{offset}", "steady", b"%d" % offset, dedup_id="d", dedup_window_ms=window_ms)
+            ),
+            [],
+        )
+        for offset, (at_ms, window_ms) in enumerate(asked)
+    ]
+
+
+def duplicate(at: int, offset: int, of: int) -> Fact:
+    store = StoreCodec(codec(), STORE)
+    store.prepare()
+    packed = store.pack(JobDuplicate(f"job-{offset}", "steady", f"job-{of}", 0, offset))
+    return Landed(0, (STORE, 0, at), f"j/job-{offset}".encode(), packed, [("pl.epoch", b"1")])
+
+
+@pytest.mark.parametrize(
+    ("second", "third_ms", "of", "wrong"),
+    [
+        ((800, 60_000), 3_000, 1, False),  # as in seed 71715
+        ((800, 60_000), 3_000, 0, True),  # the window of the first was over
+        ((800, 60_000), 1_200, 1, True),  # it was not
+        ((800, 500), 3_000, 1, True),  # nor does one count that was over
+        ((1_500, 60_000), 3_000, 1, False),  # no clock was put back
+    ],
+)
+def test_a_window_from_before_the_one_that_was_known_may_count_when_that_is_over(
+    second: tuple[int, int], third_ms: int, of: int, wrong: bool
+) -> None:
+    facts = [claim(1, 0), *same_work((1_000, 400), second, (third_ms, 400)), duplicate(0, 2, of)]
+    scenario = JobScenario(0, asked=tuple(Asked(number, 0, "steady") for number in range(3)))
+    told = JobChecker(scenario).check(facts)
+    assert any(each.startswith("J2") for each in told) is wrong
