@@ -339,7 +339,8 @@ class Engine:
         await self.executor.stop()
 
     def abandon(self) -> None:
-        """See `Worker.abandon`."""
+        """See `Worker.abandon`. What is posted already, or still comes, is not heard: it could have a dead worker begin something."""
+        self.broken = self.broken or RuntimeError("abandoned")
         self._stop_timers()
         self._ownership.abandon()
         self.executor.abandon()

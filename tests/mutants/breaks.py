@@ -357,6 +357,7 @@ BREAKS = (
     Break("jobs-writes-done-out-of-order", "worker.jobs.writing", "while items and items[0].acknowledged:\n            done.append(items.popleft().what)", "for item in [each for each in items if each.acknowledged]:\n            items.remove(item)\n            done.append(item.what)", WRITER),
     Break("jobs-answers-heard-twice", "worker.jobs.writing", "        batch.heard = now\n", "", WRITER),
     Break("jobs-writes-resent-as-they-were", "worker.jobs.writing", "        _newest(again)\n", "", WRITER),
+    Break("jobs-forgotten-before-their-ending-is-written", "worker.jobs.writing", "            values.pop(entry.key, None)\n", "            pass\n", WRITER),
     Break("jobs-outlive-their-loop", "worker.jobs.pool", "self._abandoned or task.cancelling() > bool(run.ended_by)", "self._abandoned", POOL),
     Break("jobs-see-the-cancellation-before", "worker.jobs.pool", "                forget_cancellation(task)\n", "", POOL),
     Break("jobs-see-the-variables-before", "worker.jobs.pool", "if contextvars.copy_context() != clean:", "if False:", POOL),

@@ -3,7 +3,8 @@
 What survives a crash must be a beginning of them. So when a write fails nothing more goes out until all that is under way was
 answered; then everything from the failed one on is written again. What was written in between stands twice: dead letters name their
 job, and of a job only the newest entry is written again, also in the place of an older one. (Else one that has its ending would
-seem to run for a while, and run once more if its owner died just then.)
+seem to run for a while, and run once more if its owner died just then.) One that is forgotten by then has its ending written before
+its tombstone: whoever waits for it would hear that it is missing.
 
 A schedule's entry goes out when all before it are acknowledged: written behind a tick's job whose own write fails, it would lose
 that tick if its owner died just then. Those of several schedules that follow each other go out together: there is no job between them.
@@ -222,11 +223,15 @@ class StoreWriter:
         return None
 
 
-def _newest(items: Iterable[_Item]) -> None:
-    """Each entry of a job is as its last one. (Windows and schedules stand for what was true of jobs around them.)"""
-    values: dict[bytes, bytes | None] = {}
-    jobs = [(item, item.what) for item in items if isinstance(item.what, Entry) and item.what.key.startswith(JOBS)]
-    for _, entry in jobs:
-        values[entry.key] = entry.value
-    for item, entry in jobs:
-        item.what = entry._replace(value=values[entry.key])
+def _newest(items: Sequence[_Item]) -> None:
+    """Each entry of a job is as its last one, or as the last before it was forgotten: whoever waits for its ending is told that before.
+    (Windows and schedules stand for what was true of jobs around them.)"""
+    values: dict[bytes, bytes] = {}
+    for item in reversed(items):
+        entry = item.what
+        if not isinstance(entry, Entry) or not entry.key.startswith(JOBS):
+            continue
+        if entry.value is None:
+            values.pop(entry.key, None)
+        else:
+            item.what = entry._replace(value=values.setdefault(entry.key, entry.value))

@@ -147,6 +147,18 @@ def test_what_is_written_again_of_a_job_is_its_newest_entry() -> None:
     assert [done.settles for done in store.hear(0) if isinstance(done, Entry)] == [7, -1, -1, -1]
 
 
+def test_a_job_that_is_forgotten_by_then_has_its_ending_written_first() -> None:
+    """Nobody had seen it, and its caller was told that the job is missing."""
+    producer = Producer()
+    store = writer(producer)
+    store.write([Entry(b"j/a", b"1"), Entry(b"j/a", b"2")], 0)
+    producer.answer(REFUSED, REFUSED)
+    store.hear(0)
+    store.write([Entry(b"j/a", None), Entry(b"j/b", b"1"), Entry(b"j/a", b"new"), Entry(b"j/a", b"newer")], 0)
+    assert store.resend_due(RESEND_MS[0]) is None
+    assert producer.values[2:] == [b"2", b"2", None, b"1", b"newer", b"newer"]
+
+
 def test_a_schedule_s_entry_waits_for_those_before_it() -> None:
     """Landed behind a tick's job that was refused, it would lose that tick for an owner that comes just then."""
     producer = Producer()
