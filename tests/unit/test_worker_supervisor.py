@@ -20,6 +20,7 @@ import pytest
 import structlog
 
 from pipeline import Context, FlowPolicy, Pipeline, Settings
+from pipeline.model.errors import ConfigurationError
 from pipeline.model.restarts import RestartPolicy, ending
 from pipeline.topology import Defaults, apply
 from pipeline.worker import process
@@ -146,6 +147,17 @@ def test_no_memory_while_the_application_is_imported_is_no_wrong_configuration(
     (tmp_path / "poor_app.py").write_text(f"raise {raised}()\n")
     command = [sys.executable, "-m", "pipeline.worker.process", str(os.getpid()), "poor_app:app", "0", "-", "127.0.0.1"]
     assert subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, timeout=60).returncode == code
+
+
+@pytest.mark.parametrize(("raised", "told"), [(MemoryError, MemoryError), (ValueError, ConfigurationError)])
+def test_no_memory_at_an_import_is_told_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: type[Exception], told: type[Exception]
+) -> None:
+    name = f"poor_app_{raised.__name__}"
+    (tmp_path / f"{name}.py").write_text(f"raise {raised.__name__}()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(told):
+        process.load(f"{name}:app")
 
 
 def test_sigterm_while_one_waits_for_its_restart_stops_the_others_in_order(said: list[dict[str, Any]]) -> None:
