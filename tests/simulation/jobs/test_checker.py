@@ -15,19 +15,23 @@ from tests.simulation.jobs.scenario import INBOX, STORE, Asked, JobScenario
 JOBS = [JobRequest(f"job-{offset}", "steady", b"%d" % offset, tenant="a") for offset in range(3)]
 
 
-def asked(offset: int) -> Fact:
+def asked(offset: int, request: JobRequest, at_ms: int = 0) -> Fact:
     inbox = InboxCodec(codec(), INBOX)
     inbox.prepare()
-    return Landed(0, (INBOX, 0, offset), None, inbox.request(JOBS[offset]), [])
+    return Landed(at_ms, (INBOX, 0, offset), None, inbox.request(request), [])
+
+
+def written(at: int, offset: int, what: JobRecord | JobDuplicate | None) -> Fact:
+    store = StoreCodec(codec(), STORE)
+    store.prepare()
+    packed = None if what is None else store.pack(what)
+    return Landed(0, (STORE, 0, at), f"j/job-{offset}".encode(), packed, [("pl.epoch", b"1")])
 
 
 def entry(at: int, offset: int, state: JobState, started_ms: int = 0) -> Fact:
-    store = StoreCodec(codec(), STORE)
-    store.prepare()
     outcome = JobOutcome(result=b"1")
     record = JobRecord(JOBS[offset], state, number=offset, offset=offset, started_ms=started_ms, outcome=outcome)
-    packed = store.pack(record)
-    return Landed(0, (STORE, 0, at), f"j/job-{offset}".encode(), packed, [("pl.epoch", b"1")])
+    return written(at, offset, record)
 
 
 def claim(epoch: int, fence: int) -> Fact:
@@ -38,17 +42,13 @@ def began(number: int, offset: int, epoch: int) -> Fact:
     return JobBegan(0, number, "w", 0, epoch, f"job-{offset}", 1, 0)
 
 
-def forgotten(at: int, offset: int) -> Fact:
-    return Landed(0, (STORE, 0, at), f"j/job-{offset}".encode(), None, [("pl.epoch", b"1")])
-
-
 def commit(offset: int) -> Fact:
     return Stored(0, (INBOX, 0), offset, encode(Progress(offset, offset, (), 1, {"state": 0})))
 
 
-def problems(*facts: Fact) -> list[str]:
+def problems(*facts: Fact, inbox: list[Fact] | None = None) -> list[str]:
     scenario = JobScenario(0, asked=tuple(Asked(number, 0, "steady") for number in range(len(JOBS))))
-    inbox = [asked(offset) for offset in range(len(JOBS))]
+    inbox = inbox or [asked(offset, request) for offset, request in enumerate(JOBS)]
     return JobChecker(scenario).check([claim(1, 0), *inbox, *facts])
 
 
@@ -88,35 +88,18 @@ def test_who_had_begun_excuses_no_other() -> None:
 def test_a_job_that_is_forgotten_may_come_back_only_by_a_commit_that_landed_late(overtaken: bool, gone: bool) -> None:
     """As in seed 67375."""
     facts = [began(1, 0, epoch=1), entry(0, 0, JobState.COMPLETED, 5)]
-    facts += [forgotten(1, 0)] if gone else []
+    facts += [written(1, 0, None)] if gone else []
     facts += [commit(2), commit(1)] if overtaken else [commit(1), commit(2)]
     told = problems(*facts, claim(2, fence=2), began(2, 0, epoch=2))
     assert any("began after it was COMPLETED" in each for each in told) is not (overtaken and gone)
 
 
-def same_work(*asked: tuple[int, int]) -> list[Fact]:
+def same_work(*windows: tuple[int, int]) -> list[Fact]:
     """Requests of one dedup id: when they got into the inbox, and for how long their windows last."""
-    inbox = InboxCodec(codec(), INBOX)
-    inbox.prepare()
     return [
-        Landed(
-            at_ms,
-            (INBOX, 0, offset),
-            None,
-            inbox.request(
-                JobRequest(f"job-{offset}", "steady", b"%d" % offset, dedup_id="d", dedup_window_ms=window_ms)
-            ),
-            [],
-        )
-        for offset, (at_ms, window_ms) in enumerate(asked)
+        asked(offset, JOBS[offset]._replace(dedup_id="d", dedup_window_ms=window_ms), at_ms)
+        for offset, (at_ms, window_ms) in enumerate(windows)
     ]
-
-
-def duplicate(at: int, offset: int, of: int) -> Fact:
-    store = StoreCodec(codec(), STORE)
-    store.prepare()
-    packed = store.pack(JobDuplicate(f"job-{offset}", "steady", f"job-{of}", 0, offset))
-    return Landed(0, (STORE, 0, at), f"j/job-{offset}".encode(), packed, [("pl.epoch", b"1")])
 
 
 @pytest.mark.parametrize(
@@ -132,7 +115,6 @@ def duplicate(at: int, offset: int, of: int) -> Fact:
 def test_a_window_from_before_the_one_that_was_known_may_count_when_that_is_over(
     second: tuple[int, int], third_ms: int, of: int, wrong: bool
 ) -> None:
-    facts = [claim(1, 0), *same_work((1_000, 400), second, (third_ms, 400)), duplicate(0, 2, of)]
-    scenario = JobScenario(0, asked=tuple(Asked(number, 0, "steady") for number in range(3)))
-    told = JobChecker(scenario).check(facts)
+    duplicate = written(0, 2, JobDuplicate("job-2", "steady", f"job-{of}", 0, 2))
+    told = problems(duplicate, inbox=same_work((1_000, 400), second, (third_ms, 400)))
     assert any(each.startswith("J2") for each in told) is wrong
