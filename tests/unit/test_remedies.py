@@ -6,9 +6,10 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
+from statistics import median
 from typing import Any, Literal
 
 import pytest
@@ -88,21 +89,24 @@ def prepared(*topics: str) -> AvroCodec:
 
 
 def test_a_value_is_read_in_less_time_than_fastavro_takes() -> None:
-    """By half as a rule; the bound leaves room for a busy machine. (Confluent's deserializer takes three times fastavro's.)"""
+    """By two fifths as a rule. (Confluent's deserializer takes three times fastavro's.)
+
+    In turn, and by the thread's own time: what else the machine does slows neighbours in time alike, and a middle
+    ratio needs that more than half of the pairs agree."""
     codec = prepared(TOPIC)
     data, schema = codec.encode(EVENT, topic=TOPIC), parse_schema(product_catalogue().present[NAME].node)
 
-    def quickest_s(read: Any) -> float:
-        found = []
-        for _ in range(15):
-            began = time.perf_counter()
-            for _ in range(200):
-                read()
-            found.append(time.perf_counter() - began)
-        return min(found)
+    def took_s(read: Callable[[], object]) -> float:
+        began_s = time.thread_time()
+        for _ in range(200):
+            read()
+        return time.thread_time() - began_s
 
-    theirs_s = quickest_s(lambda: schemaless_reader(BytesIO(data[5:]), schema))
-    assert quickest_s(lambda: codec.decode_dict(TOPIC, data)) < theirs_s
+    ratios = []
+    for _ in range(31):
+        theirs_s = took_s(lambda: schemaless_reader(BytesIO(data[5:]), schema))
+        ratios.append(took_s(lambda: codec.decode_dict(TOPIC, data)) / theirs_s)
+    assert median(ratios) < 1
 
 
 def test_one_schema_has_one_reader_whatever_its_ids_and_topics(monkeypatch: pytest.MonkeyPatch) -> None:
